@@ -1,0 +1,217 @@
+"""params.yaml as validated, frozen models: the one place where a key is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from custom_transformer.errors import UserError, one_line
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A group of keys: every key required, none unknown, no value converted, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DataParams(Section):
+    """Where the text comes from and how it becomes tokens."""
+
+    dataset: Text  # primer, a registered name, a Hub id, or a path or glob of local files
+    revision: str | None  # branch, tag or commit of a Hub dataset
+    text_column: str | None  # null: the registered dataset's own, else "text"
+    train_split: Text
+    val_split: str | None  # null: a fraction of the training split is kept for validation
+    val_fraction: Fraction
+    subset_size: Count | None  # documents; null: all of them
+    val_subset_size: Count | None
+    tokenizer: Text  # bpe, gpt2, or a path or Hub id of a fast tokenizer
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)]  # entries of a "bpe" tokenizer: 256 bytes + end
+    max_length: Annotated[int, Field(ge=2)]  # tokens a training window
+
+
+class ModelParams(Section):
+    """The model's shape, but for the vocabulary, which the tokenizer decides."""
+
+    d_model: Count
+    n_blocks: Count
+    n_heads: Count
+    d_ffn: Count
+    max_seq_len: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    bias: bool
+    tie_embeddings: bool
+
+    @model_validator(mode="after")
+    def _heads_divide_model(self) -> ModelParams:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads})")
+        return self
+
+
+class CustomTransformerConfig(ModelParams):
+    """Everything that decides a model's parameter table."""
+
+    vocab_size: Count
+    max_seq_len: Count = 128
+    n_blocks: Count = 8
+    n_heads: Count = 4
+    d_model: Count = 128
+    d_ffn: Count = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    bias: bool = True
+    tie_embeddings: bool = True
+
+    @property
+    def head_size(self) -> int:
+        return self.d_model // self.n_heads
+
+    @classmethod
+    def from_mapping(cls, fields: Mapping[str, Any], where: str = "model configuration") -> CustomTransformerConfig:
+        """The configuration that `fields` describe; raises UserError naming the field that is wrong."""
+        return _validated(cls, dict(fields), where)
+
+
+class TrainingParams(Section):
+    """The optimiser, its schedule, and how often something is reported or kept."""
+
+    batch_size: Count  # windows a forward pass
+    grad_accumulation: Count  # forward passes an update
+    num_epochs: Count
+    max_steps: Count | None  # updates; null: as many as the epochs hold
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    min_learning_rate: Annotated[float, Field(ge=0)]
+    lr_decay: Literal["cosine", "linear", "constant"]
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    betas: Annotated[tuple[float, float], Field(strict=False)]
+    max_grad_norm: Annotated[float, Field(gt=0)] | None
+    max_nan_steps: Annotated[int, Field(ge=0)]  # steps skipped for NaN or infinity before the run stops
+    precision: Literal["float32", "bfloat16", "float64"]
+    compile: Literal["auto", True, False]
+    log_every: Count  # steps between rows of the training curve
+    eval_every: Count | None  # steps between validations; null: at the end of each epoch
+    save_every: Count  # steps between saved states that a killed run resumes from
+    keep_checkpoints: Count  # epoch checkpoints kept, newest last
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingParams:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError("min_learning_rate must not be above learning_rate")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), not {list(self.betas)}")
+        return self
+
+
+class EvaluationParams(Section):
+    batch_size: Count
+    max_batches: Count | None  # null: the whole validation set
+
+
+class GenerationParams(Section):
+    prompts: list[str] = Field(min_length=1)
+    max_new_tokens: Count
+    temperature: Annotated[float, Field(ge=0)]  # 0: always the likeliest token
+    top_k: Count | None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None
+    num_samples: Count  # continuations a prompt
+
+
+class TrackingParams(Section):
+    experiment: Text
+    uri: str | None  # null: the SQLite store at the repository root
+
+
+class Params(Section):
+    """A whole params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: DataParams
+    model: ModelParams
+    training: TrainingParams
+    evaluation: EvaluationParams
+    generation: GenerationParams
+    tracking: TrackingParams
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Params:
+        if self.data.max_length > self.model.max_seq_len:
+            raise ValueError(
+                f"data.max_length ({self.data.max_length}) must not be above "
+                f"model.max_seq_len ({self.model.max_seq_len})"
+            )
+        return self
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """The validated parameters in a YAML file; raises UserError naming the file, the key and the remedy."""
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the repository root or name one with --config") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; is this a YAML file of parameters?") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected sections (seed, data, model, …), found {type(content).__name__}")
+    return _validated(Params, content, str(path))
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; here the second is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key_node.value!r} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key_node.value if isinstance(key_node.value, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _validated(model: type[_Model], content: dict[Any, Any], where: str) -> _Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        more = f" (and {len(others)} more)" if others else ""
+        raise UserError(f"{where}: {_explain(first)}{more}") from None
+
+
+def _explain(error: Any) -> str:
+    """One of pydantic's errors as 'key: what is wrong; what to do'."""
+    key = ".".join(str(part) for part in error["loc"])
+    value, kind = error["input"], error["type"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; remove it or correct its name"
+    if kind == "missing":
+        return f"{key}: missing; add it (see params.yaml)"
+    if kind == "value_error":
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    hint = ""
+    if isinstance(value, str) and _is_number(value):
+        hint = "; this is text in YAML: drop the quotes, and write exponents with a dot and a sign (3.0e-4)"
+    return f"{key}: {error['msg'].lower()}, not {one_line(repr(value))[:80]}{hint}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,38 @@
+"""The one exception that people see, and the one place it is shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """Something the person at the terminal can mend.
+
+    Its text is one line that names what is wrong, where, and what to do.
+    """
+
+
+def one_line(text: object) -> str:
+    """`text` on a single line, control characters escaped, so that it cannot disturb a terminal."""
+    folded = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in folded)
+
+
+def run_main(main: Callable[[], None]) -> NoReturn:
+    """Runs a program's `main` and exits: 0 on success, 1 after one line on stderr, 130 on Ctrl-C."""
+    try:
+        main()
+    except UserError as error:
+        message = one_line(error)
+    except OSError as error:  # disk full, read-only folder, ...: the system's own words name the cause
+        where = f"{error.filename}: " if error.filename else ""
+        message = one_line(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    else:
+        sys.exit(0)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
