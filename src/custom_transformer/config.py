@@ -95,7 +95,7 @@ class TrainingParams(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     betas: Annotated[tuple[float, float], Field(strict=False)]
     max_grad_norm: Annotated[float, Field(gt=0)] | None
-    max_nan_steps: Annotated[int, Field(ge=0)]  # steps skipped for NaN or infinity before the run stops
+    max_nan_steps: Count  # a step with NaN or infinity is skipped; the run stops at this many
     precision: Literal["float32", "bfloat16", "float64"]
     compile: Literal["auto", True, False]
     log_every: Count  # steps between rows of the training curve
@@ -124,6 +124,15 @@ class GenerationParams(Section):
     top_k: Count | None
     top_p: Annotated[float, Field(gt=0, le=1)] | None
     num_samples: Count  # continuations a prompt
+
+    @model_validator(mode="after")
+    def _prompts_are_text(self) -> GenerationParams:
+        for prompt in self.prompts:
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"prompt {ascii(prompt)} is not valid Unicode text") from None
+        return self
 
 
 class TrackingParams(Section):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +38,26 @@ def write_json(path: Path | str, content: Any) -> None:
     """Writes `content` as indented JSON, atomically. Refuses NaN and infinity, which JSON does not have."""
     with atomic_write(path, "w") as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows of the same keys as a CSV with a header, atomically."""
+    with atomic_write(path, "w") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def project_root() -> Path:
+    """The repository's root: $DVC_ROOT in a DVC stage, else the nearest folder upwards that has dvc.yaml.
+
+    In an experiment that DVC runs in a temporary copy, $DVC_ROOT is the repository it was started from, so what
+    lies under it outlives the copy. Without either it is the current folder.
+    """
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
 
 
 def sha256_file(path: Path | str) -> str:

@@ -1,0 +1,117 @@
+"""python -m custom_transformer summary | gradcheck: a configuration looked at, and proved."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from custom_transformer.checkpoint import DTYPES
+from custom_transformer.config import CustomTransformerConfig, Params, load_params
+from custom_transformer.errors import UserError, run_main
+from custom_transformer.gradcheck import TOLERANCE, check_gradients, reduced
+from custom_transformer.model import parameter_table
+from custom_transformer.summary import flops_per_token, memory_bytes
+from custom_transformer.tokens import load_meta
+
+GPT2_VOCAB_SIZE = 50257
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="custom_transformer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in (
+        ("summary", "what a configuration comes to: tensors, memory, arithmetic"),
+        ("gradcheck", "every gradient against finite differences and autograd, in float64"),
+    ):
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument("--config", default="params.yaml", help="parameters (default: params.yaml)")
+    arguments = parser.parse_args()
+    params = load_params(arguments.config)
+    {"summary": print_summary, "gradcheck": print_gradcheck}[arguments.command](params)
+
+
+def model_config(params: Params) -> CustomTransformerConfig:
+    """The configured model; its vocabulary is the tokenised data's, or, before there is any, what is asked for."""
+    tokens = Path("data/tokens")
+    if (tokens / "meta.json").exists():
+        vocab_size = load_meta(tokens)["tokenizer"]["vocab_size"]
+    elif params.data.tokenizer == "bpe":
+        vocab_size = params.data.vocab_size
+    elif params.data.tokenizer == "gpt2":
+        vocab_size = GPT2_VOCAB_SIZE
+    else:
+        raise UserError(
+            f"the vocabulary of {params.data.tokenizer} is not known yet: run python -m stages.tokenize first"
+        )
+    return CustomTransformerConfig(**params.model.model_dump(), vocab_size=vocab_size)
+
+
+def print_summary(params: Params) -> None:
+    config = model_config(params)
+    console = Console()
+    console.print("  ".join(f"{name}={value}" for name, value in config.model_dump().items()), highlight=False)
+
+    table = Table("parameter", "shape", "count", "share")
+    counts = {name: math.prod(shape) for name, shape in parameter_table(config).items()}
+    total = sum(counts.values())
+    for name, shape in parameter_table(config).items():
+        share = f"{counts[name] / total:.2%}"
+        table.add_row(name, " × ".join(map(str, shape)), f"{counts[name]:,}", share)
+    table.add_section()
+    table.add_row("all", "", f"{total:,}", "100%")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    console.print(table)
+
+    training, time = params.training, params.data.max_length
+    memory = memory_bytes(config, training.batch_size, time, DTYPES[training.precision], training.optimizer)
+    resources = Table("memory", "MiB")
+    resources.columns[1].justify = "right"
+    for what, size in memory.items():
+        resources.add_row(what, f"{size / 2**20:,.1f}")
+    resources.add_row("all", f"{sum(memory.values()) / 2**20:,.1f}", end_section=True)
+    console.print(resources)
+    console.print(
+        f"activations: {training.batch_size} × {time} tokens in {training.precision}, without the head's chunks\n"
+        f"arithmetic: {flops_per_token(config, time):,} FLOPs a token, forward and backward",
+        highlight=False,
+    )
+
+
+def print_gradcheck(params: Params) -> None:
+    full = model_config(params)
+    config = reduced(full)
+    console = Console()
+    if config != full:
+        sizes = {k: v for k, v in config.model_dump().items() if v != getattr(full, k)}
+        console.print("reduced to " + " ".join(f"{k}={v}" for k, v in sizes.items()), highlight=False)
+    table = Table("parameter", "shape", "finite differences", "autograd", "")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    checks = []
+    for check in check_gradients(config, params.seed):
+        checks.append(check)
+        table.add_row(
+            check.name,
+            " × ".join(map(str, check.shape)),
+            f"{check.finite_difference_error:.1e}",
+            f"{check.autograd_error:.1e}",
+            "ok" if check.ok else "[red]OFF[/red]",
+        )
+    console.print(table)
+    wrong = [check.name for check in checks if not check.ok]
+    if wrong:
+        print(f"{len(wrong)} of {len(checks)} gradients are off: {', '.join(wrong)}", file=sys.stderr)
+        sys.exit(1)
+    console.print(
+        f"all {len(checks)} gradients agree within {TOLERANCE:g} of each tensor's largest", highlight=False
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,171 @@
+"""Sampling from the model, with a key-value cache.
+
+Shapes: B batch, T time, D d_model, H heads, K head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from custom_transformer import ops
+from custom_transformer.config import GenerationParams
+from custom_transformer.model import CustomTransformer, feed_forward_layer_forward
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerFast
+
+KeyValues = tuple[Tensor, Tensor]  # of one block, each (B, H, T, K)
+
+
+@torch.no_grad()
+def generate(
+    model: CustomTransformer,
+    input_ids: Tensor,
+    max_length: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | None = None,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> Tensor:
+    """Continues each row of `input_ids` (B, T) int64 until it has `max_length` tokens, the prompt included.
+
+    Rows that have produced `eos_token_id` are filled up with it; generation ends early once all have. Beyond
+    max_seq_len the model sees the last max_seq_len tokens. The cache changes the speed, not the tokens: learned
+    positions move once that window slides, so from there on each step computes it whole.
+    Returns (B, T′) with T ≤ T′ ≤ max(T, max_length). Raises ValueError for an empty prompt.
+    """
+    if input_ids.shape[-1] == 0:
+        raise ValueError("an empty prompt: give at least one token (the end token starts a new text)")
+    tokens, window = input_ids, model.config.max_seq_len
+    done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    cache: list[KeyValues] = []
+    while tokens.shape[1] < max_length and not done.all():
+        if use_cache and tokens.shape[1] <= window:
+            known = cache[0][0].shape[2] if cache else 0
+            x, cache = _cached_hidden(model, tokens[:, known:], cache)
+        else:
+            x = model.hidden(tokens[:, -window:])
+        logits = x[:, -1].to(model.dtype) @ model.head_weight().T
+        chosen = sample(logits, temperature, top_k, top_p, generator)
+        if eos_token_id is not None:
+            chosen = torch.where(done, eos_token_id, chosen)
+            done = done | (chosen == eos_token_id)
+        tokens = torch.cat([tokens, chosen.unsqueeze(1)], dim=1)
+    return tokens
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws one token a row: logits (B, V) -> (B,) int64. Temperature 0 takes the likeliest.
+
+    top_k keeps the k likeliest tokens (Fan et al. 2018); top_p then keeps the fewest whose probabilities add up
+    to p (Holtzman et al. 2020).
+    """
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature == 0:
+        return z.argmax(-1)
+    z, order = (z / temperature).sort(stable=True, dim=-1, descending=True)
+    if top_k is not None:
+        z = z[:, :top_k]
+    probabilities = torch.softmax(z, -1)
+    if top_p is not None:
+        before = probabilities.cumsum(-1) - probabilities  # the mass of all likelier tokens
+        probabilities = torch.where(before < top_p, probabilities, 0.0)
+    rank = torch.multinomial(probabilities, 1, generator=generator)
+    return order.gather(-1, rank).squeeze(-1)
+
+
+def _cached_hidden(
+    model: CustomTransformer, new_tokens: Tensor, cache: list[KeyValues]
+) -> tuple[Tensor, list[KeyValues]]:
+    """The last norm's output for `new_tokens` (B, T_new), and the cache with their keys and values added."""
+    p, n_heads = model.parameters, model.config.n_heads
+    start = cache[0][0].shape[2] if cache else 0
+    x, _ = ops.embedding_forward(new_tokens, p["token_embedding"], p["position_embedding"][start:])
+    extended = []
+    for i in range(model.config.n_blocks):
+        x, key_values = _cached_block(x, model.block_parameters(i), n_heads, cache[i] if cache else None)
+        extended.append(key_values)
+    x, _ = ops.layer_norm_forward(x, p["final_norm.weight"], p.get("final_norm.bias"))
+    return x, extended
+
+
+def _cached_block(
+    x: Tensor, p: dict[str, Tensor], n_heads: int, past: KeyValues | None
+) -> tuple[Tensor, KeyValues]:
+    """A block's forward for the newest tokens, which attend to the cached keys as well as to their own."""
+    h, _ = ops.layer_norm_forward(x, p["norm_1.weight"], p.get("norm_1.bias"))
+    h, _ = ops.linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
+    q, k, v = ops.split_heads(h, n_heads)
+    if past is not None:
+        k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+    probabilities = torch.softmax(ops.attention_scores(q, k), -1).to(v.dtype)
+    h = ops.merge_heads(probabilities @ v)
+    h, _ = ops.linear_forward(h, p["projection.weight"], p.get("projection.bias"))
+    x, _ = feed_forward_layer_forward(x + h, p, keep={}, dropout=0.0)
+    return x, (k, v)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One continuation of a prompt; `text` starts with the prompt, `ended` says that the model ended it itself."""
+
+    prompt: str
+    text: str
+    new_tokens: int
+    ended: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def generate_samples(
+    model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, params: GenerationParams, seed: int
+) -> Iterator[Sample]:
+    """`num_samples` continuations of each prompt, as the beginning of a text, the same for the same seed."""
+    end = tokenizer.eos_token_id
+    for i, prompt in enumerate(params.prompts):
+        prompt_ids = [end, *tokenizer.encode(prompt, add_special_tokens=False)]
+        rows = generate(
+            model,
+            torch.tensor([prompt_ids] * params.num_samples, device=model.device),
+            len(prompt_ids) + params.max_new_tokens,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            eos_token_id=end,
+            generator=torch.Generator(model.device).manual_seed((seed << 32) + i),
+        )
+        for row in rows.tolist():
+            new = row[len(prompt_ids) :]
+            ended = end in new
+            new = new[: new.index(end)] if ended else new
+            yield Sample(prompt, tokenizer.decode(prompt_ids[1:] + new), len(new) + ended, ended)
+
+
+def samples_markdown(samples: list[Sample], params: GenerationParams) -> str:
+    """The samples as a page to read, grouped by prompt; … marks a text that was cut at max_new_tokens."""
+    settings = f"Temperature {params.temperature:g}"
+    settings += f", top-k {params.top_k}" if params.top_k is not None else ""
+    settings += f", top-p {params.top_p:g}" if params.top_p is not None else ""
+    lines = ["# Samples", "", f"{settings}, at most {params.max_new_tokens} tokens after the prompt."]
+    for prompt in dict.fromkeys(sample.prompt for sample in samples):
+        lines += ["", f"## {prompt or '(no prompt)'}"]
+        for sample in samples:
+            if sample.prompt == prompt:
+                text = sample.text + ("" if sample.ended else " …")
+                lines += ["", *(f"> {line}".rstrip() for line in text.splitlines())]
+    return "\n".join(lines) + "\n"

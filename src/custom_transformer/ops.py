@@ -1,0 +1,303 @@
+"""Every operation of the model: its forward and its hand-derived backward, side by side.
+
+    y, saved = op_forward(x, weight, ...)           saved: exactly what the backward needs
+    dx, dweight, ... = op_backward(dy, saved)       one gradient an input, in input order
+
+`dx` is the gradient of the scalar loss L with respect to x: dx[i] = ∂L/∂x[i], of x's shape. Every backward
+follows from dL = Σ dy ∘ δy: put the forward's differential in place of δy and read off the factor of each δx.
+
+The functions are pure: they write into no argument and no saved tensor, so that a saved tensor is still what
+the forward saw when the backward reads it. Reductions, norms, softmax and the loss are computed in float32 or
+wider whatever the inputs' dtype; results have the inputs' dtype. An absent bias (None) has the gradient None.
+
+Shapes: B batch, T time, D d_model, H heads, K head size (D = H·K), F d_ffn, V vocabulary, N = B·T rows;
+`...` is any leading shape.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100  # a label that is left out of the loss
+
+Saved = tuple[Any, ...]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which reductions over `dtype` are computed. (`.float()` would narrow float64.)"""
+    return torch.promote_types(dtype, torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------- embedding
+
+
+def embedding_forward(input_ids: Tensor, token_table: Tensor, position_table: Tensor) -> tuple[Tensor, Saved]:
+    """x[b, t] = token_table[input_ids[b, t]] + position_table[t]
+
+    input_ids (B, T) int64, token_table (V, D), position_table (≥T, D) -> x (B, T, D)
+    """
+    x = token_table[input_ids] + position_table[: input_ids.shape[-1]]
+    return x, (input_ids, token_table, position_table)
+
+
+def embedding_backward(dx: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+    """d_token_table[v] = Σ over the (b, t) where token v stands of dx[b, t];  d_position_table[t] = Σ_b dx[b, t]
+
+    dx (B, T, D) -> d_token_table (V, D), d_position_table (≥T, D): rows that were not looked up get zero.
+    """
+    input_ids, token_table, position_table = saved
+    d_token_table = torch.zeros_like(token_table).index_add(
+        0, input_ids.flatten(), dx.flatten(0, -2).to(token_table.dtype)
+    )
+    unused = position_table.shape[0] - input_ids.shape[-1]
+    d_position_table = torch.nn.functional.pad(dx.sum(0), (0, 0, 0, unused)).to(position_table.dtype)
+    return d_token_table, d_position_table
+
+
+# ------------------------------------------------------------------------------------------------- linear
+
+
+def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Saved]:
+    """y = x W + b        computed, and returned, in the weight's dtype
+
+    x (..., D_in), weight (D_in, D_out), bias (D_out,) or None -> y (..., D_out)
+    """
+    x_cast = x.to(weight.dtype)
+    y = x_cast @ weight if bias is None else x_cast @ weight + bias
+    return y, (x_cast, weight, bias, x.dtype)
+
+
+def linear_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dx = dy Wᵀ,    dW = xᵀ dy,    db = Σ_rows dy
+
+    δy = δx W + x δW + δb, and Σ dy ∘ (δx W) = Σ (dy Wᵀ) ∘ δx, and likewise for W.
+    """
+    x, weight, bias, input_dtype = saved
+    dy = dy.to(weight.dtype)
+    dy_rows, x_rows = dy.flatten(0, -2), x.flatten(0, -2)
+    dx = (dy @ weight.T).to(input_dtype)
+    dweight = x_rows.T @ dy_rows
+    dbias = None if bias is None else dy_rows.sum(0, dtype=_wide(dy.dtype)).to(bias.dtype)
+    return dx, dweight, dbias
+
+
+# --------------------------------------------------------------------------------------------- layer norm
+
+
+def layer_norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5
+) -> tuple[Tensor, Saved]:
+    """y = w ∘ x̂ + b,    x̂ = (x − mean x) · rstd,    rstd = (var x + ε)^−½        (Ba et al. 2016, eq. 4)
+
+    Mean and (biased) variance run over the last axis. x (..., D), weight and bias (D,) -> y (..., D)
+    """
+    x_wide = x.to(_wide(x.dtype))
+    mean = x_wide.mean(-1, keepdim=True)
+    rstd = torch.rsqrt((x_wide - mean).square().mean(-1, keepdim=True) + eps)
+    y = (x_wide - mean) * rstd * weight
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype), (x, weight, bias, mean, rstd)
+
+
+def layer_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dx = rstd · (dx̂ − mean dx̂ − x̂ ∘ mean(dx̂ ∘ x̂)),    dx̂ = dy ∘ w;    dw = Σ_rows dy ∘ x̂;    db = Σ_rows dy
+
+    The first mean is the path through `mean x`, the second the path through `rstd`.
+    """
+    x, weight, bias, mean, rstd = saved
+    dy_wide = dy.to(mean.dtype)
+    x_hat = (x - mean) * rstd
+    dx_hat = dy_wide * weight
+    dx = rstd * (
+        dx_hat - dx_hat.mean(-1, keepdim=True) - x_hat * (dx_hat * x_hat).mean(-1, keepdim=True)
+    )
+    dweight = (dy_wide * x_hat).flatten(0, -2).sum(0).to(weight.dtype)
+    dbias = None if bias is None else dy_wide.flatten(0, -2).sum(0).to(bias.dtype)
+    return dx.to(x.dtype), dweight, dbias
+
+
+# --------------------------------------------------------------------------------------------------- gelu
+
+_GELU_SCALE = math.sqrt(2 / math.pi)
+_GELU_CUBIC = 0.044715
+
+
+def gelu_forward(x: Tensor) -> tuple[Tensor, Saved]:
+    """y = ½ x (1 + tanh u),    u = √(2/π) (x + 0.044715 x³)        (Hendrycks & Gimpel 2016, section 2)"""
+    x_wide = x.to(_wide(x.dtype))
+    u = _GELU_SCALE * (x_wide + _GELU_CUBIC * x_wide.pow(3))
+    y = 0.5 * x_wide * (1 + torch.tanh(u))
+    return y.to(x.dtype), (x,)
+
+
+def gelu_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """dx = dy ∘ (½ (1 + τ) + ½ x (1 − τ²) u′),    τ = tanh u,    u′ = √(2/π) (1 + 3 · 0.044715 x²)"""
+    (x,) = saved
+    x_wide = x.to(_wide(x.dtype))
+    tau = torch.tanh(_GELU_SCALE * (x_wide + _GELU_CUBIC * x_wide.pow(3)))
+    du = _GELU_SCALE * (1 + 3 * _GELU_CUBIC * x_wide.square())
+    dx = dy * (0.5 * (1 + tau) + 0.5 * x_wide * (1 - tau.square()) * du)
+    return dx.to(x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------ dropout
+
+
+def dropout_forward(x: Tensor, keep: Tensor | None, dropout: float) -> tuple[Tensor, Saved]:
+    """y = x ∘ keep / (1 − p)        (Srivastava et al. 2014, scaled at training time); keep None: y = x
+
+    x and keep (bool) of one shape; keep is drawn by the caller from its own generator.
+    """
+    y = x if keep is None else x * keep / (1 - dropout)
+    return y, (keep, dropout)
+
+
+def dropout_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """dx = dy ∘ keep / (1 − p)"""
+    keep, dropout = saved
+    return dy if keep is None else dy * keep / (1 - dropout)
+
+
+# ---------------------------------------------------------------------------------------------- attention
+
+
+def split_heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, 3·D) -> queries, keys, values, each (B, H, T, K)"""
+    batch, time, _ = qkv.shape
+    q, k, v = qkv.view(batch, time, 3, n_heads, -1).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def merge_heads(*heads: Tensor) -> Tensor:
+    """One or more (B, H, T, K) side by side -> (B, T, n·D): the inverse of `split_heads`."""
+    batch, _, time, _ = heads[0].shape
+    return torch.stack(heads, dim=2).permute(0, 3, 2, 1, 4).reshape(batch, time, -1)
+
+
+def attention_scores(q: Tensor, k: Tensor) -> Tensor:
+    """S = Q Kᵀ / √K, −∞ where a key lies in the query's future; the last query meets the last key.
+
+    q (B, H, T_q, K), k (B, H, T_k, K), T_q ≤ T_k -> S (B, H, T_q, T_k), in float32 or wider
+    """
+    scores = (q @ k.transpose(-2, -1)).to(_wide(q.dtype)) / math.sqrt(q.shape[-1])
+    queries, keys = scores.shape[-2:]
+    future = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(keys - queries + 1)
+    return scores.masked_fill(future, -math.inf)
+
+
+def causal_attention_forward(
+    qkv: Tensor, n_heads: int, keep: Tensor | None, dropout: float
+) -> tuple[Tensor, Saved]:
+    """Y = P̃ V,    P̃ = dropout(P),    P = softmax(Q Kᵀ / √K + causal mask)        (Vaswani et al. 2017, eq. 1)
+
+    qkv (B, T, 3·D), keep (B, H, T, T) bool or None -> y (B, T, D). P is not saved: the row-wise log Σ exp of the
+    scores (B, H, T, 1) is enough to rebuild it (Dao et al. 2022, algorithm 4).
+    """
+    q, k, v = split_heads(qkv, n_heads)
+    scores = attention_scores(q, k)
+    lse = torch.logsumexp(scores, -1, keepdim=True)
+    probabilities, _ = dropout_forward(torch.exp(scores - lse), keep, dropout)
+    y = merge_heads(probabilities.to(v.dtype) @ v)
+    return y, (qkv, lse, n_heads, keep, dropout)
+
+
+def causal_attention_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """dV = P̃ᵀ dY,   dP̃ = dY Vᵀ,   dS = P ∘ (dP − Σ_keys dP ∘ P),   dQ = dS K / √K,   dK = dSᵀ Q / √K
+
+    dS is the softmax's Jacobian diag(p) − p pᵀ, row by row. Masked scores have P = 0, hence dS = 0.
+    """
+    qkv, lse, n_heads, keep, dropout = saved
+    q, k, v = split_heads(qkv, n_heads)
+    batch, time, _ = dy.shape
+    dy_heads = dy.view(batch, time, n_heads, -1).transpose(1, 2)  # (B, H, T, K)
+
+    probabilities = torch.exp(attention_scores(q, k) - lse)
+    dropped, drop = dropout_forward(probabilities, keep, dropout)
+    dv = dropped.to(v.dtype).transpose(-2, -1) @ dy_heads
+    d_probabilities = dropout_backward((dy_heads @ v.transpose(-2, -1)).to(lse.dtype), drop)
+    inner = (d_probabilities * probabilities).sum(-1, keepdim=True)
+    d_scores = (probabilities * (d_probabilities - inner) / math.sqrt(q.shape[-1])).to(q.dtype)
+    dq = d_scores @ k
+    dk = d_scores.transpose(-2, -1) @ q
+    return merge_heads(dq, dk, dv)
+
+
+# ----------------------------------------------------------------------------------------------- the loss
+
+
+def _token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """−log softmax(z)[label] a row, 0 where the label does not count; and log Σ_v exp z_v. Float32 or wider."""
+    z = logits.to(_wide(logits.dtype))
+    lse = torch.logsumexp(z, -1)
+    label_logits = z.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(labels == IGNORE_INDEX, 0.0, lse - label_logits), lse
+
+
+def _token_losses_backward(d_losses: Tensor, logits: Tensor, labels: Tensor, lse: Tensor) -> Tensor:
+    """dz = dl ∘ (softmax z − onehot(label)), and zero in the rows that do not count"""
+    scale = torch.where(labels == IGNORE_INDEX, 0.0, d_losses).unsqueeze(-1)
+    probabilities = torch.exp(logits - lse.unsqueeze(-1))
+    dz = (scale * probabilities).scatter_add(-1, labels.clamp(min=0).unsqueeze(-1), -scale)
+    return dz.to(logits.dtype)
+
+
+def cross_entropy_forward(logits: Tensor, labels: Tensor) -> tuple[Tensor, Saved]:
+    """L = 1/n Σ (log Σ_v exp z_v − z_label)        the mean over the n labels that are not IGNORE_INDEX, in nats
+
+    logits (..., V), labels (...) int64 -> scalar, float32 or wider; NaN when no label counts (n = 0).
+    """
+    losses, lse = _token_losses(logits, labels)
+    count = (labels != IGNORE_INDEX).sum(dtype=losses.dtype)
+    return losses.sum() / count, (logits, labels, lse, count)
+
+
+def cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> Tensor:
+    """dz = dL/n · (softmax z − onehot(label))"""
+    logits, labels, lse, count = saved
+    return _token_losses_backward(dloss / count, logits, labels, lse)
+
+
+def linear_cross_entropy_forward(
+    x: Tensor, weight: Tensor, labels: Tensor, rows: int = 1024
+) -> tuple[Tensor, Saved]:
+    """The cross-entropy of z = x Eᵀ, in chunks of `rows` rows, so that z (N, V) never exists at once.
+
+    x (..., D), weight E (V, D), labels (...) int64 -> scalar. E stands as the token table does, one row a token,
+    so that one tensor can be both.
+    """
+    x_rows, label_rows = x.to(weight.dtype).flatten(0, -2), labels.flatten()
+    chunks = [
+        _token_losses(x_chunk @ weight.T, label_chunk)
+        for x_chunk, label_chunk in zip(x_rows.split(rows), label_rows.split(rows), strict=True)
+    ]
+    losses, lse = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    count = (label_rows != IGNORE_INDEX).sum(dtype=losses.dtype)
+    return losses.sum() / count, (x_rows, weight, label_rows, lse, count, rows, x.shape, x.dtype)
+
+
+def linear_cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> tuple[Tensor, Tensor]:
+    """dx = dz E,    dE = dzᵀ x,    dz as in `cross_entropy_backward`, rebuilt chunk by chunk"""
+    x, weight, labels, lse, count, rows, input_shape, input_dtype = saved
+    d_losses = dloss / count
+    dx = []
+    dweight = torch.zeros_like(weight, dtype=_wide(weight.dtype))
+    for x_chunk, label_chunk, lse_chunk in zip(x.split(rows), labels.split(rows), lse.split(rows), strict=True):
+        dz = _token_losses_backward(d_losses, x_chunk @ weight.T, label_chunk, lse_chunk)
+        dx.append(dz @ weight)
+        dweight = dweight + dz.T @ x_chunk
+    return torch.cat(dx).view(input_shape).to(input_dtype), dweight.to(weight.dtype)
+
+
+def linear_cross_entropy_scores(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """For evaluation: each label's loss in nats (0 where it does not count), and the likeliest token.
+
+    x (..., D), weight (V, D), labels (...) int64 -> losses (...) float32 or wider, predicted (...) int64
+    """
+    logits = x.to(weight.dtype) @ weight.T
+    losses, _ = _token_losses(logits, labels)
+    return losses, logits.argmax(-1)

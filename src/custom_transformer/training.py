@@ -1,0 +1,272 @@
+"""The training loop, as a generator of step metrics, and all that a run needs to go on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from custom_transformer.checkpoint import save_checkpoint
+from custom_transformer.config import TrainingParams
+from custom_transformer.errors import UserError
+from custom_transformer.evaluation import validation_loss
+from custom_transformer.model import CustomTransformer
+from custom_transformer.ops import IGNORE_INDEX
+from custom_transformer.optim import (
+    Optimizer,
+    Tensors,
+    build_optimizer,
+    clip_by_global_norm,
+    global_norm,
+    learning_rate_at,
+)
+from custom_transformer.tokens import TokenSplit, epoch_order
+
+Batch = tuple[Tensor, Tensor]  # input_ids and labels, each (B, T) int64
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update did. Unless `status` is "ok", no parameter has changed."""
+
+    loss: float  # nats per token
+    status: Literal["ok", "nan_detected", "nan_gradient"]
+    grad_norm: float  # as applied
+    grad_norm_before_clip: float
+
+
+def training_step(
+    model: CustomTransformer,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    learning_rate: float,
+    max_grad_norm: float | None,
+) -> StepResult:
+    """One update from one or more batches, the same as from all their rows in one batch.
+
+    Each batch's mean loss is weighed by its share of the labels that count. A loss or gradient that is NaN or
+    infinite leaves parameters and optimiser as they were.
+    """
+    counts = [int((labels != IGNORE_INDEX).sum()) for _, labels in batches]
+    loss = 0.0
+    gradients: Tensors = {}
+    for (input_ids, labels), count in zip(batches, counts, strict=True):
+        share = count / max(1, sum(counts))
+        batch_loss = model.loss(input_ids, labels)
+        if not torch.isfinite(batch_loss):
+            return StepResult(batch_loss.item(), "nan_detected", 0.0, 0.0)
+        loss += share * batch_loss.item()
+        model.loss_backward(share)
+        gradients = (
+            {name: gradients[name] + g for name, g in model.gradients.items()} if gradients else model.gradients
+        )
+    norm = global_norm(gradients)
+    if norm != norm or norm == float("inf"):
+        return StepResult(loss, "nan_gradient", norm, norm)
+    model.gradients, clipped_norm = clip_by_global_norm(gradients, norm, max_grad_norm)
+    optimizer.update(model.parameters, model.gradients, learning_rate)
+    return StepResult(loss, "ok", clipped_norm, norm)
+
+
+# Compiling costs about half a minute and halves the time of a step; a laptop's core pair does 4e10 FLOPs a second.
+WORTH_COMPILING_FLOPS = 5e12
+
+
+def should_compile(choice: Literal["auto", True, False], flops: float) -> bool:
+    """Whether a run of `flops` floating-point operations goes through torch.compile.
+
+    "auto": when the run is long enough to earn the compile time back, and a compiler works here; where the
+    second is what is missing, one line says so.
+    """
+    if choice != "auto" or flops < WORTH_COMPILING_FLOPS:
+        return choice is True
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2))
+    except Exception as error:  # whatever a missing or broken compiler makes of it
+        print(f"training without torch.compile, which does not work here ({type(error).__name__})")
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One step of the run, as it is shown, logged and plotted."""
+
+    step: int  # updates done, this one included
+    epoch: int  # counted from 1
+    tokens: int  # labels seen so far in the run
+    learning_rate: float
+    result: StepResult
+    validation_loss: float | None  # where this step was followed by a validation
+    checkpoint: Path | None  # where an epoch ended with this step
+
+
+class Trainer:
+    """A run from its first update to its last: model, optimiser, schedule, validation and checkpoints.
+
+    Everything random is a function of (seed, step), so that `state()` after any step, restored into a new Trainer
+    of the same arguments, goes on to the same end. Checkpoints are written into `checkpoints`:
+    custom_transformer_epoch_N.pt as epochs end, best.pt whenever the validation loss improves.
+    """
+
+    def __init__(
+        self,
+        model: CustomTransformer,
+        params: TrainingParams,
+        train: TokenSplit,
+        validation: TokenSplit,
+        *,
+        max_length: int,
+        seed: int,
+        checkpoints: Path,
+    ):
+        self.model, self.params = model, params
+        self.train, self.validation = train, validation
+        self.max_length, self.seed = max_length, seed
+        self.checkpoints = checkpoints
+        self.optimizer = build_optimizer(params, model.parameters)
+        self.n_windows = train.n_windows(max_length)
+        if self.n_windows == 0:
+            raise UserError(
+                f"the training split has {train.n_tokens} tokens, not one window of data.max_length = {max_length}: "
+                "give it more text or shorten max_length"
+            )
+        self.windows_per_step = params.batch_size * params.grad_accumulation
+        self.steps_per_epoch = -(-self.n_windows // self.windows_per_step)
+        self.total_steps = params.num_epochs * self.steps_per_epoch
+        if params.max_steps is not None:
+            self.total_steps = min(self.total_steps, params.max_steps)
+        self.step = self.tokens = self.nan_steps = 0
+        self.best_validation_loss, self.best_step = float("inf"), 0
+        self.curve: list[dict[str, float | int]] = []  # one row each log_every steps
+        self.validation_curve: list[dict[str, float | int]] = []
+        self._losses: list[float] = []  # since the last row of the curve
+
+    def run(self) -> Iterator[StepMetrics]:
+        """The remaining steps. Raises UserError when max_nan_steps steps have been skipped for NaN."""
+        order_epoch = -1
+        while self.step < self.total_steps:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            if order_epoch != epoch:
+                order, order_epoch = epoch_order(self.n_windows, self.seed, epoch), epoch
+            first = position * self.windows_per_step
+            yield self._advance(order[first : first + self.windows_per_step], epoch + 1)
+
+    def _advance(self, indices: Any, epoch: int) -> StepMetrics:
+        size = self.params.batch_size
+        chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
+        device = self.model.device
+        batches = [
+            (input_ids.to(device), labels.to(device))
+            for input_ids, labels in (self.train.windows(chunk, self.max_length) for chunk in chunks)
+        ]
+        learning_rate = learning_rate_at(self.step, self.total_steps, self.params)
+        self.model.generator.manual_seed((self.seed << 32) + self.step)
+        self.model.training = True
+        result = training_step(self.model, self.optimizer, batches, learning_rate, self.params.max_grad_norm)
+        self.step += 1
+        self.tokens += len(indices) * self.max_length
+        self._count_nan(result)
+        self._record(result, learning_rate, epoch)
+
+        epoch_ends = self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
+        every = self.params.eval_every
+        due = epoch_ends if every is None else self.step % every == 0 or self.step == self.total_steps
+        loss = self._validate(epoch) if due else None
+        checkpoint = self._save_epoch(epoch, result) if epoch_ends else None
+        return StepMetrics(self.step, epoch, self.tokens, learning_rate, result, loss, checkpoint)
+
+    def _count_nan(self, result: StepResult) -> None:
+        if result.status == "ok":
+            return
+        self.nan_steps += 1
+        if self.nan_steps >= self.params.max_nan_steps:
+            raise UserError(
+                f"training stopped at step {self.step}: {self.nan_steps} steps had a loss or gradient that was NaN "
+                "or infinite (training.max_nan_steps); lower training.learning_rate or max_grad_norm"
+            )
+
+    def _record(self, result: StepResult, learning_rate: float, epoch: int) -> None:
+        if result.status == "ok":
+            self._losses.append(result.loss)
+        if self._losses and (self.step % self.params.log_every == 0 or self.step == self.total_steps):
+            self.curve.append(
+                {
+                    "step": self.step,
+                    "epoch": epoch,
+                    "train_loss": sum(self._losses) / len(self._losses),
+                    "learning_rate": learning_rate,
+                    "grad_norm": result.grad_norm_before_clip,
+                }
+            )
+            self._losses = []
+
+    def _validate(self, epoch: int) -> float:
+        loss = validation_loss(self.model, self.validation, self.max_length, self.params.batch_size)
+        self.validation_curve.append({"step": self.step, "epoch": epoch, "validation_loss": loss})
+        if loss < self.best_validation_loss:
+            self.best_validation_loss, self.best_step = loss, self.step
+            self._save("best.pt", epoch, {"validation_loss": loss})
+        return loss
+
+    def _save_epoch(self, epoch: int, result: StepResult) -> Path:
+        path = self._save(f"custom_transformer_epoch_{epoch}.pt", epoch, {"train_loss": result.loss})
+        (self.checkpoints / f"custom_transformer_epoch_{epoch - self.params.keep_checkpoints}.pt").unlink(
+            missing_ok=True
+        )
+        return path
+
+    def _save(self, name: str, epoch: int, losses: dict[str, float]) -> Path:
+        path = self.checkpoints / name
+        metadata = {"epoch": epoch, "step": self.step, "tokens": self.tokens, "seed": self.seed, **losses}
+        metadata["tokenizer"] = self.train.meta["tokenizer"]["sha256"]
+        save_checkpoint(path, self.model, metadata)
+        return path
+
+    def summary(self) -> dict[str, float | int]:
+        """metrics/train.json: what a finished run comes to, losses in nats per token."""
+        return {
+            "parameters": self.model.count_parameters(),
+            "steps": self.step,
+            "tokens": self.tokens,
+            "train_loss": self.curve[-1]["train_loss"],
+            "validation_loss": self.validation_curve[-1]["validation_loss"],
+            "best_validation_loss": self.best_validation_loss,
+            "best_step": self.best_step,
+            "nan_steps": self.nan_steps,
+        }
+
+    # What a resumed run needs besides its arguments: tensors, and these plain attributes.
+    _PROGRESS = (
+        "step",
+        "tokens",
+        "nan_steps",
+        "best_validation_loss",
+        "best_step",
+        "curve",
+        "validation_curve",
+        "_losses",
+    )
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, for torch.save; valid until the next step."""
+        return {
+            "parameters": self.model.parameters,
+            "optimizer": self.optimizer.state,
+            "progress": {name: getattr(self, name) for name in self._PROGRESS},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to the step at which `state` was taken."""
+        self.model.load_state_dict(state["parameters"])
+        device = self.model.device
+        self.optimizer.state = {
+            kind: {name: tensor.to(device) for name, tensor in tensors.items()}
+            for kind, tensors in state["optimizer"].items()
+        }
+        for name in self._PROGRESS:
+            setattr(self, name, state["progress"][name])

@@ -1,0 +1,67 @@
+"""Evaluates a checkpoint on the validation split; writes metrics/eval.json and the loss by position."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from custom_transformer.checkpoint import load_checkpoint
+from custom_transformer.config import Params, load_params
+from custom_transformer.errors import UserError, run_main
+from custom_transformer.evaluation import evaluate, held_out_accuracy
+from custom_transformer.files import sha256_file, write_csv, write_json
+from custom_transformer.model import CustomTransformer
+from custom_transformer.primer import held_out_questions
+from custom_transformer.report import print_metrics
+from custom_transformer.tokenization import load_tokenizer
+from custom_transformer.tokens import load_tokens
+from custom_transformer.tracking import checkpoint_run
+from stages.generate import write_samples
+
+METRICS = Path("metrics")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__)
+    parser.add_argument("--config", default="params.yaml", help="parameters (default: params.yaml)")
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best.pt"))
+    parser.add_argument("--generate", action="store_true", help="generate samples from it as well")
+    arguments = parser.parse_args()
+    params = load_params(arguments.config)
+
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    model = checkpoint.build_model()
+    metrics = evaluate_model(model, params)
+    with checkpoint_run(params, sha256_file(arguments.checkpoint)) as run:
+        run.log_metrics({f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0))
+        run.log_artifact(METRICS / "eval.json", "metrics")
+        run.log_artifact(METRICS / "loss_by_position.csv", "metrics")
+        if arguments.generate:
+            write_samples(model, params, run)
+    print_metrics(metrics)
+
+
+def evaluate_model(model: CustomTransformer, params: Params) -> dict[str, float | int]:
+    split = load_tokens(Path("data/tokens"), "validation")
+    vocab_size = split.meta["tokenizer"]["vocab_size"]
+    if model.config.vocab_size != vocab_size:
+        raise UserError(
+            f"the checkpoint's vocabulary has {model.config.vocab_size} entries, data/tokens was made with "
+            f"{vocab_size}: evaluate it with the configuration it was trained with"
+        )
+    length = min(params.data.max_length, model.config.max_seq_len)
+    metrics, by_position = evaluate(
+        model, split, length, params.evaluation.batch_size, params.evaluation.max_batches
+    )
+    if params.data.dataset == "primer":
+        questions = held_out_questions()
+        metrics["held_out_accuracy"] = held_out_accuracy(
+            model, load_tokenizer(Path("data/tokenizer")), questions
+        )
+    write_json(METRICS / "eval.json", metrics)
+    write_csv(METRICS / "loss_by_position.csv", by_position)
+    return metrics
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,46 @@
+"""Generates samples from checkpoints/best.pt; writes metrics/samples.jsonl and metrics/samples.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from custom_transformer.checkpoint import load_checkpoint
+from custom_transformer.config import Params
+from custom_transformer.errors import run_main
+from custom_transformer.files import atomic_write, sha256_file
+from custom_transformer.generation import generate_samples, samples_markdown
+from custom_transformer.model import CustomTransformer
+from custom_transformer.progress import Progress
+from custom_transformer.tokenization import load_tokenizer
+from custom_transformer.tracking import Run, checkpoint_run
+from stages.cli import parameters
+
+CHECKPOINT, METRICS = Path("checkpoints/best.pt"), Path("metrics")
+
+
+def main() -> None:
+    params = parameters(__doc__)
+    model = load_checkpoint(CHECKPOINT).build_model()
+    with checkpoint_run(params, sha256_file(CHECKPOINT)) as run:
+        write_samples(model, params, run)
+
+
+def write_samples(model: CustomTransformer, params: Params, run: Run) -> None:
+    """Both files of samples, and a copy of each in the MLflow run."""
+    tokenizer = load_tokenizer(Path("data/tokenizer"))
+    samples = []
+    with Progress("generate", len(params.generation.prompts) * params.generation.num_samples, "samples") as progress:
+        for sample in generate_samples(model, tokenizer, params.generation, params.seed):
+            samples.append(sample)
+            progress.update(len(samples))
+    with atomic_write(METRICS / "samples.jsonl", "w") as file:
+        file.writelines(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)
+    with atomic_write(METRICS / "samples.md", "w") as file:
+        file.write(samples_markdown(samples, params.generation))
+    for name in ("samples.jsonl", "samples.md"):
+        run.log_artifact(METRICS / name, "samples")
+
+
+if __name__ == "__main__":
+    run_main(main)

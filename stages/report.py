@@ -1,0 +1,40 @@
+"""Shows what the last run came to: the evaluation, two samples, and where to look next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from custom_transformer.errors import UserError, run_main
+from custom_transformer.report import print_metrics
+
+METRICS = Path("metrics")
+SAMPLES_SHOWN = 2
+
+
+def main() -> None:
+    try:
+        metrics = json.loads((METRICS / "eval.json").read_text(encoding="utf-8"))
+        lines = (METRICS / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: not there yet; run dvc repro first") from None
+    print_metrics(metrics)
+    console = Console(highlight=False)
+    samples = [json.loads(line) for line in lines]
+    one_a_prompt = list({sample["prompt"]: sample for sample in samples}.values())
+    for sample in one_a_prompt[:SAMPLES_SHOWN]:
+        prompt, rest = sample["prompt"], sample["text"][len(sample["prompt"]) :]
+        console.print(f"\n[bold]{escape(prompt)}[/bold]{escape(rest)}{'' if sample['ended'] else ' …'}")
+    console.print(
+        "\nall samples      metrics/samples.md"
+        "\ntraining curves  dvc plots show, then open dvc_plots/index.html"
+        "\nruns             make ui, then open http://127.0.0.1:5000"
+        "\na first change   dvc exp run -S model.d_model=192, then dvc exp show"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,114 @@
+"""Trains the configured model on data/tokens; writes checkpoints/, metrics/train.json and the training curves."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from custom_transformer.checkpoint import DTYPES
+from custom_transformer.config import CustomTransformerConfig, Params
+from custom_transformer.errors import run_main
+from custom_transformer.files import project_root, write_csv, write_json
+from custom_transformer.model import CustomTransformer
+from custom_transformer.progress import Progress
+from custom_transformer.report import training_figure
+from custom_transformer.resume import WorkFolder, run_key
+from custom_transformer.summary import flops_per_token
+from custom_transformer.tokens import load_tokens
+from custom_transformer.tracking import Run, training_run
+from custom_transformer.training import StepMetrics, Trainer, should_compile
+from stages.cli import parameters
+
+TOKENS, CHECKPOINTS, METRICS = Path("data/tokens"), Path("checkpoints"), Path("metrics")
+
+
+def main() -> None:
+    params = parameters("train the configured model")
+    train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
+    torch.use_deterministic_algorithms(True)
+    facts = params.model_dump(include={"seed", "model", "training"}) | {"tokens": train.meta}
+    with WorkFolder(project_root() / "work", run_key(facts)) as folder:
+        trainer = build_trainer(params, train, validation, folder.checkpoints)
+        if state := folder.load():
+            trainer.restore(state)
+            print(f"going on at step {trainer.step:,}, where an unfinished run of these parameters stopped")
+        with training_run(params, train.meta) as run:
+            run_to_end(trainer, params, folder, run)
+            write_outputs(trainer, folder)
+            log_outputs(run)
+        folder.remove()
+
+
+def build_trainer(params: Params, train: Any, validation: Any, checkpoints: Path) -> Trainer:
+    config = CustomTransformerConfig(
+        **params.model.model_dump(), vocab_size=train.meta["tokenizer"]["vocab_size"]
+    )
+    training, length = params.training, params.data.max_length
+    epochs_flops = flops_per_token(config, length) * train.n_tokens * training.num_epochs
+    model = CustomTransformer(
+        config,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        dtype=DTYPES[training.precision],
+        seed=params.seed,
+        compile=should_compile(training.compile, epochs_flops),
+    )
+    return Trainer(
+        model,
+        training,
+        train,
+        validation,
+        max_length=length,
+        seed=params.seed,
+        checkpoints=checkpoints,
+    )
+
+
+def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -> None:
+    with Progress("train", trainer.total_steps, "steps") as progress:
+        then, tokens = time.monotonic(), trainer.tokens
+        validation_loss = ""
+        for m in trainer.run():
+            now = time.monotonic()
+            speed = (m.tokens - tokens) / (now - then)
+            then, tokens = now, m.tokens
+            run.log_metrics(step_metrics(m, speed), step=m.step)
+            if m.result.status != "ok":
+                progress.note(f"step {m.step}: {m.result.status}, no parameter changed")
+            if m.validation_loss is not None:
+                validation_loss = f"  validation {m.validation_loss:.3f}"
+            progress.update(m.step, f"loss {m.result.loss:.3f}{validation_loss}  {speed:,.0f} tokens/s")
+            if m.step % params.training.save_every == 0 or m.step == trainer.total_steps:
+                folder.save(m.step, trainer.state())
+
+
+def step_metrics(m: StepMetrics, speed: float) -> dict[str, float]:
+    metrics = {
+        "train_loss": m.result.loss,
+        "learning_rate": m.learning_rate,
+        "grad_norm": m.result.grad_norm_before_clip,
+        "epoch": float(m.epoch),
+        "tokens_per_second": speed,
+    }
+    return metrics if m.validation_loss is None else metrics | {"validation_loss": m.validation_loss}
+
+
+def write_outputs(trainer: Trainer, folder: WorkFolder) -> None:
+    folder.publish(CHECKPOINTS)
+    write_csv(METRICS / "training_curve.csv", trainer.curve)
+    write_csv(METRICS / "validation_curve.csv", trainer.validation_curve)
+    write_json(METRICS / "train.json", trainer.summary())
+
+
+def log_outputs(run: Run) -> None:
+    run.log_checkpoints(sorted(CHECKPOINTS.glob("*.pt")))
+    run.log_artifact(Path("data/tokenizer"), "tokenizer")
+    for name in ("training_curve.csv", "validation_curve.csv", "train.json"):
+        run.log_artifact(METRICS / name, "metrics")
+    run.log_figure(training_figure(METRICS), "plots/training_curve.png")
+
+
+if __name__ == "__main__":
+    run_main(main)
