@@ -9,7 +9,7 @@ from custom_transformer.checkpoint import load_checkpoint
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.evaluation import evaluate, held_out_accuracy
-from custom_transformer.files import sha256_file, write_csv, write_json
+from custom_transformer.files import write_csv, write_json
 from custom_transformer.model import CustomTransformer
 from custom_transformer.primer import held_out_questions
 from custom_transformer.report import print_metrics
@@ -32,7 +32,7 @@ def main() -> None:
     checkpoint = load_checkpoint(arguments.checkpoint)
     model = checkpoint.build_model()
     metrics = evaluate_model(model, params)
-    with checkpoint_run(params, sha256_file(arguments.checkpoint)) as run:
+    with checkpoint_run(params, arguments.checkpoint, stage="evaluate") as run:
         run.log_metrics({f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0))
         run.log_artifact(METRICS / "eval.json", "metrics")
         run.log_artifact(METRICS / "loss_by_position.csv", "metrics")

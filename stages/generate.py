@@ -8,7 +8,7 @@ from pathlib import Path
 from custom_transformer.checkpoint import load_checkpoint
 from custom_transformer.config import Params
 from custom_transformer.errors import run_main
-from custom_transformer.files import atomic_write, sha256_file
+from custom_transformer.files import atomic_write
 from custom_transformer.generation import generate_samples, samples_markdown
 from custom_transformer.model import CustomTransformer
 from custom_transformer.progress import Progress
@@ -22,7 +22,7 @@ CHECKPOINT, METRICS = Path("checkpoints/best.pt"), Path("metrics")
 def main() -> None:
     params = parameters(__doc__)
     model = load_checkpoint(CHECKPOINT).build_model()
-    with checkpoint_run(params, sha256_file(CHECKPOINT)) as run:
+    with checkpoint_run(params, CHECKPOINT, stage="generate") as run:
         write_samples(model, params, run)
 
 

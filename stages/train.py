@@ -18,7 +18,7 @@ from custom_transformer.report import training_figure
 from custom_transformer.resume import WorkFolder, run_key
 from custom_transformer.summary import flops_per_token
 from custom_transformer.tokens import load_tokens
-from custom_transformer.tracking import Run, training_run
+from custom_transformer.tracking import DatasetVersion, Run, training_run
 from custom_transformer.training import StepMetrics, Trainer, should_compile
 from stages.cli import parameters
 
@@ -35,10 +35,10 @@ def main() -> None:
         if state := folder.load():
             trainer.restore(state)
             print(f"going on at step {trainer.step:,}, where an unfinished run of these parameters stopped")
-        with training_run(params, train.meta) as run:
+        with training_run(params, datasets=dataset_versions(params, train.meta)) as run:
             run_to_end(trainer, params, folder, run)
             write_outputs(trainer, folder)
-            log_outputs(run)
+            log_outputs(run, folder.path)
         folder.remove()
 
 
@@ -64,6 +64,14 @@ def build_trainer(params: Params, train: Any, validation: Any, checkpoints: Path
         seed=params.seed,
         checkpoints=checkpoints,
     )
+
+
+def dataset_versions(params: Params, meta: dict[str, Any]) -> dict[str, DatasetVersion]:
+    """The token files by their digests, for MLflow's list of what the run read."""
+    return {
+        split: DatasetVersion(params.data.dataset, meta["splits"][split]["sha256"], params.data.dataset)
+        for split in ("train", "validation")
+    }
 
 
 def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -> None:
@@ -102,12 +110,15 @@ def write_outputs(trainer: Trainer, folder: WorkFolder) -> None:
     write_json(METRICS / "train.json", trainer.summary())
 
 
-def log_outputs(run: Run) -> None:
-    run.log_checkpoints(sorted(CHECKPOINTS.glob("*.pt")))
-    run.log_artifact(Path("data/tokenizer"), "tokenizer")
+def log_outputs(run: Run, scratch: Path) -> None:
+    for checkpoint in sorted(CHECKPOINTS.glob("*.pt")):
+        run.log_checkpoint(checkpoint)
+    run.log_artifact(Path("data/tokenizer"))
     for name in ("training_curve.csv", "validation_curve.csv", "train.json"):
         run.log_artifact(METRICS / name, "metrics")
-    run.log_figure(training_figure(METRICS), "plots/training_curve.png")
+    picture = scratch / "training_curve.png"
+    training_figure(METRICS).savefig(picture, dpi=120)
+    run.log_artifact(picture, "plots")
 
 
 if __name__ == "__main__":
