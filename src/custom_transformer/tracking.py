@@ -1,8 +1,8 @@
-"""MLflow, here and nowhere else: a training is one run, and evaluation and generation add to the run they belong to.
+"""MLflow, here and nowhere else: a training is one run, and evaluation and generation add to that run.
 
-The store is `tracking.uri`, else the variable MLFLOW_TRACKING_URI, else `mlflow.db` at the project root, which the
-workspace, `--temp` and queued experiments share. Whatever becomes of the store, the work being tracked goes on:
-the first call that fails prints one line and switches the run off.
+The store is `tracking.uri`, else the variable MLFLOW_TRACKING_URI, else `mlflow.db` at the project root, which
+the workspace, `--temp` and queued experiments share. Whatever becomes of the store, the work being tracked goes
+on: the first call that fails prints one line and switches the run off.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from custom_transformer.errors import UserError, one_line
 from custom_transformer.files import sha256_file
 
 if TYPE_CHECKING:
+    import mlflow.entities
     from mlflow import MlflowClient
 
 # MLflow's own limits for one request.
@@ -50,7 +51,7 @@ _LOCK_SECONDS = 60.0
 _UPLOAD_SECONDS = 60  # patience with a server that stores a checkpoint
 
 # MLflow reads these when imported or used; what the user has set stands. The terminal belongs to the training's
-# progress, and a server that does not answer costs one attempt and one more of two seconds each, once a run.
+# progress, and a server that does not answer costs two attempts of two seconds, once a run.
 _QUIET_AND_BOUNDED = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -75,8 +76,8 @@ class DatasetVersion:
 def project_root() -> Path:
     """The folder that holds the store and its artifacts, absolute.
 
-    DVC_ROOT where DVC set it (in temporary and queued experiments that is the repository they came from), else the
-    nearest folder upwards that is a DVC or git repository, else the working folder.
+    DVC_ROOT where DVC set it (in temporary and queued experiments that is the repository they came from), else
+    the nearest folder upwards that is a DVC or git repository, else the working folder.
     """
     if root := os.environ.get("DVC_ROOT"):
         return Path(root).resolve()
@@ -85,7 +86,7 @@ def project_root() -> Path:
 
 
 def store_uri(tracking: TrackingParams) -> str:
-    """The address of the MLflow store: `tracking.uri`, else MLFLOW_TRACKING_URI, else SQLite at the project root.
+    """The store's address: `tracking.uri`, else MLFLOW_TRACKING_URI, else SQLite at the project root.
 
     A relative SQLite path starts at the project root, not at the working folder, which DVC deletes after a
     temporary experiment. Raises UserError for an address that is neither SQLite nor HTTP.
@@ -93,43 +94,43 @@ def store_uri(tracking: TrackingParams) -> str:
     uri, where = tracking.uri, "tracking.uri"
     if uri is None:
         uri, where = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", "MLFLOW_TRACKING_URI"
-    problem = (
-        f"{where}: {_without_password(uri)}: not an MLflow store; give sqlite:///PATH or http(s)://HOST:PORT"
-    )
+    shown = _without_password(uri)
+    wrong = UserError(f"{where}: {shown}: not an MLflow store; give sqlite:///PATH or http(s)://HOST:PORT")
     try:
         parts = urlsplit(uri)
         _ = parts.port  # raises where it is no port
     except ValueError:
-        raise UserError(problem) from None
+        raise wrong from None
     if parts.scheme in ("http", "https") and parts.hostname:
         return uri
     database = uri.removeprefix("sqlite:///")
-    if database == uri or database in ("", ":memory:") or "?" in database or database.endswith("/"):
-        raise UserError(problem)
+    if database == uri or database in ("", ":memory:") or database.endswith("/") or "?" in database:
+        raise wrong
     return f"sqlite:///{project_root() / database}"
 
 
 class Run:
     """One MLflow run, written in batches by one thread.
 
-    Metrics wait until there are a thousand or the oldest is a few seconds old. The first call that the store refuses
-    prints one line on stderr and switches the run off: every later call returns at once, and nothing is raised.
-    Leaving the `with` block sends what waits and ends a run that was made here as FINISHED, FAILED (an exception) or
-    KILLED (Ctrl-C or exit); a run that was only resumed keeps its status and its times.
+    Metrics wait until there are a thousand or the oldest is a few seconds old. The first call that the store
+    refuses prints one line on stderr and switches the run off: every later call returns at once, and nothing is
+    raised. Leaving the `with` block sends what waits and, if the run is this block's own, ends it as FINISHED,
+    FAILED (an exception) or KILLED (Ctrl-C or exit). A run that is only added to keeps its status and times.
     """
 
     run_id: str | None = None  # None: not tracked
 
     def __init__(self, tracking: TrackingParams) -> None:
-        self._uri = store_uri(tracking)
+        self.uri = store_uri(tracking)
         self._client: MlflowClient | None = None
         self._experiment_id = ""
-        self._owned = False
+        self._own = False
+        self._started = 0  # ms since 1970
         self._checkpoints = ""
         self._waiting: deque[tuple[str, float, int, int]] = deque()
         self._sent = time.monotonic()
         try:
-            self._client, self._experiment_id = _open(self._uri, tracking.experiment)
+            self._client, self._experiment_id = _open(self.uri, tracking.experiment)
         except Exception as error:
             self._switch_off(error)
 
@@ -140,31 +141,32 @@ class Run:
             return
         from mlflow.entities import Param
 
-        self.run_id, self._owned = created.info.run_id, True
+        self._take(created, own=True)
         flat = [Param(key, value) for key, value in _flatten(params.model_dump(mode="json"))]
         for i in range(0, len(flat), _PARAMS_A_BATCH):
             self._call("log_batch", self.run_id, params=flat[i : i + _PARAMS_A_BATCH])
 
-    def resume(self, digest: str) -> bool:
-        """Takes up the newest run that logged a checkpoint with this SHA-256, one of the same experiment first."""
-        found = self._call(
-            "search_runs",
-            [self._experiment_id],
-            f"tags.checkpoints LIKE '%{digest}%'",
-            order_by=["attributes.start_time DESC"],
-            max_results=50,
-        )
-        if not found:
-            return False
-        experiment = os.environ.get("DVC_EXP_NAME")
-        run = next((run for run in found if run.data.tags.get("DVC_EXP_NAME") == experiment), found[0])
-        self.run_id = run.info.run_id
-        self._checkpoints = run.data.tags["checkpoints"]
-        return True
+    def go_on(self, key: str) -> bool:
+        """Goes on with the newest unfinished run of this key, as its owner; False where there is none."""
+        found = self._search(f"tags.training_key = '{key}' AND attributes.status != 'FINISHED'")
+        if found:
+            self._take(found[0], own=True)
+            self._call("update_run", self.run_id, "RUNNING")
+        return bool(found)
+
+    def add_to(self, digest: str) -> bool:
+        """Adds to the newest run that logged a checkpoint of this SHA-256, one of the same DVC experiment
+        before others; False where there is none."""
+        found = self._search(f"tags.checkpoints LIKE '%{digest}%'")
+        if found:
+            experiment = os.environ.get("DVC_EXP_NAME")
+            same = [run for run in found if run.data.tags.get("DVC_EXP_NAME") == experiment]
+            self._take((same or found)[0], own=False)
+        return bool(found)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Notes values with the time of this call. NaN and infinity both become NaN, which MLflow charts as a gap:
-        it would store infinity as 1.8e308."""
+        """Notes values with the time of this call. NaN and infinity both become NaN, which MLflow charts as a
+        gap: it would store infinity as 1.8e308."""
         self.note_metrics(metrics, step)
         if len(self._waiting) >= _METRICS_A_BATCH or time.monotonic() - self._sent >= _FLUSH_SECONDS:
             self.flush()
@@ -213,21 +215,35 @@ class Run:
 
     def log_checkpoint(self, path: Path | str) -> None:
         """Copies a checkpoint to the artifacts under `checkpoints` and tags the run with its digest, by which
-        `checkpoint_run` finds it. The newest hundred or so digests are kept."""
-        line = f"{sha256_file(path)}  {Path(path).name}\n"
-        self._checkpoints = (self._checkpoints + line)[-_TAG_LENGTH:]
+        `checkpoint_run` finds it; the newest eighty or so digests are kept."""
+        self._checkpoints = (self._checkpoints + _checkpoint_line(path))[-_TAG_LENGTH:]
         self.set_tags({"checkpoints": self._checkpoints})
         with _patience(_UPLOAD_SECONDS):
             self.log_artifact(path, "checkpoints")
+
+    def seconds(self) -> int:
+        """Whole seconds since the run was made."""
+        return int(time.time() - self._started / 1000)
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self.flush()
-        if self._owned:
+        if self._own:
             failure = "FAILED" if kind and issubclass(kind, Exception) else "KILLED"
             self._call("set_terminated", self.run_id, failure if kind else "FINISHED")
+
+    def _take(self, run: mlflow.entities.Run, *, own: bool) -> None:
+        self.run_id, self._own, self._started = run.info.run_id, own, run.info.start_time
+        self._checkpoints = run.data.tags.get("checkpoints", "")
+
+    def _search(self, condition: str) -> list[mlflow.entities.Run]:
+        newest_first = ["attributes.start_time DESC"]
+        found = self._call(
+            "search_runs", [self._experiment_id], condition, order_by=newest_first, max_results=50
+        )
+        return list(found or [])
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The one way to the store: MlflowClient's `method`, or None once the run is off."""
@@ -240,11 +256,11 @@ class Run:
             return None
 
     def _switch_off(self, error: BaseException) -> None:
-        self._client = None
+        self._client = self.run_id = None
         self._waiting.clear()
-        store = _without_password(self._uri)
+        where = _without_password(self.uri)
         message = (
-            f"MLflow tracking is off: {store}: {_cause(error)}; the work goes on, nothing more is logged"
+            f"MLflow tracking is off: {where}: {_cause(error)}; the work goes on, nothing more is logged"
         )
         print(f"warning: {one_line(message)}", file=sys.stderr)
 
@@ -254,16 +270,20 @@ def training_run(
     params: Params,
     *,
     datasets: Mapping[str, DatasetVersion],
+    key: str,
+    resumed: bool = False,
     stage: str = "train",
-    tags: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
-    """A new run for one training: parameters, where the code and the data come from, and the machine's load.
+    """The run of one training: parameters, where the code and the data come from, and the machine's load.
 
+    key: names what decides the training's result; a `resumed` training goes on with the run that an interrupted
+    one of the same key left unfinished, and makes a new one where there is none.
     Raises UserError for a malformed `tracking.uri`, and nothing else of its own.
     """
     with Run(params.tracking) as run:
-        run.start(_run_name(_describe(params)), params, {**_provenance(stage), **(tags or {})})
-        run.log_datasets(datasets)
+        if not (resumed and run.go_on(key)):
+            run.start(_run_name(_describe(params)), params, {**_provenance(stage), "training_key": key})
+            run.log_datasets(datasets)
         with _system_metrics(run):
             yield run
 
@@ -272,19 +292,25 @@ def training_run(
 def checkpoint_run(params: Params, checkpoint: Path | str, *, stage: str) -> Iterator[Run]:
     """The run that a checkpoint came from, to add what `stage` finds out about it.
 
-    That is the newest run that logged a checkpoint of the same bytes, one of the same DVC experiment before others.
-    Where there is none (the file came from elsewhere, or DVC restored it without training), a new run is made, which
-    later stages find in turn. Raises UserError for a malformed `tracking.uri`, and nothing else of its own.
+    That is the newest run that logged a checkpoint of the same bytes, one of the same DVC experiment before
+    others. Where there is none (the file came from elsewhere, or DVC restored it without training), a new run
+    is made, which later stages find in turn. Raises UserError for a malformed `tracking.uri`, and nothing else
+    of its own.
     """
-    digest = sha256_file(checkpoint)
+    line = _checkpoint_line(checkpoint)
+    digest = line.split()[0]
     with Run(params.tracking) as run:
-        if not run.resume(digest):
-            tags = {**_provenance(stage), "checkpoints": f"{digest}  {Path(checkpoint).name}\n"}
+        if not run.add_to(digest):
+            tags = {**_provenance(stage), "checkpoints": line}
             run.start(_run_name(f"checkpoint-{digest[:12]}"), params, tags)
         yield run
 
 
-# --- the store ---------------------------------------------------------------------------------------------------
+def _checkpoint_line(path: Path | str) -> str:
+    return f"{sha256_file(path)}  {Path(path).name}\n"
+
+
+# --- the store --------------------------------------------------------------------------------------------
 
 
 def _open(uri: str, experiment: str) -> tuple[MlflowClient, str]:
@@ -355,14 +381,14 @@ def _without_password(uri: str) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """What lies at the bottom of an exception, since MLflow wraps 'Connection refused' in four layers of text."""
+    """What lies at the bottom of an exception: MLflow wraps 'Connection refused' in four layers of text."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return one_line(text or type(error).__name__)[:200]
 
 
-# --- what a run is told about itself -----------------------------------------------------------------------------
+# --- what a run is told about itself ----------------------------------------------------------------------
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -411,8 +437,8 @@ def _git(*args: str) -> str | None:
 def _upstream_stages() -> dict[str, str]:
     """`dvc.stage.NAME`: a short hash of the dvc.lock entry, for each stage that the running one builds upon.
 
-    Equal hashes mean equal commands, parameters, inputs and outputs. Outside a DVC stage the lock need not have
-    anything to do with the files in use, so there are no such tags.
+    Equal hashes mean equal commands, parameters, inputs and outputs. Outside a DVC stage the lock need not
+    have anything to do with the files in use, so there are no such tags.
     """
     stage = os.environ.get("DVC_STAGE")
     if not stage:
@@ -457,16 +483,13 @@ def _sample_system(run: Run, stop: threading.Event) -> None:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     with contextlib.suppress(Exception):  # a machine that does not tell its load can still train
-        collectors = SystemMetricsMonitor(
-            run.run_id, sampling_interval=_SAMPLE_SECONDS, tracking_uri=run._uri
-        )
+        collectors = SystemMetricsMonitor(run.run_id, _SAMPLE_SECONDS, tracking_uri=run.uri)
         collectors.collect_metrics()  # the first CPU share is always 0: it is measured from call to call
-        step, stopped = 0, False
+        stopped = False
         while not stopped:
             for monitor in collectors.monitors:
                 monitor.clear_metrics()
             stopped = stop.wait(collectors.sampling_interval)
             collectors.collect_metrics()
             load = collectors.aggregate_metrics()
-            run.note_metrics({f"system/{key}": value for key, value in load.items()}, step)
-            step += 1
+            run.note_metrics({f"system/{name}": value for name, value in load.items()}, run.seconds())

@@ -1,0 +1,101 @@
+"""params.yaml: what is shipped is valid, and each mistake is named in one line."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from custom_transformer.config import load_params
+from custom_transformer.errors import UserError
+
+DEFAULT: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", ["params.yaml", *map(str, Path("configs").glob("*.yaml"))])
+def test_every_shipped_configuration_is_valid(path: str) -> None:
+    load_params(path)
+
+
+REMOVED = object()
+WRONG = [
+    ("training.learning_rate", "3e-4", "3.0e-4"),
+    ("training.learning_rate", -1.0, "greater than 0"),
+    ("training.learning_rate", float("nan"), "finite"),
+    ("training.learning_rate", REMOVED, "missing"),
+    ("training.learnig_rate", 0.1, "unknown key"),
+    ("training.min_learning_rate", 1.0, "must not be above"),
+    ("training.batch_size", 1.5, "integer"),
+    ("training.batch_size", True, "integer"),
+    ("training.batch_size", 0, "greater than or equal to 1"),
+    ("training.betas", [0.9], "betas"),
+    ("training.betas", [0.9, 1.0], r"\[0, 1\)"),
+    ("training.optimizer", "adam", "'sgd' or 'adamw'"),
+    ("training.precision", "float16", "float16"),
+    ("training.compile", "yes", "'auto', true or false"),
+    ("model.d_model", 130, "multiple of n_heads"),
+    ("model.dropout", 1.0, "less than 1"),
+    ("model.rope", True, "unknown key"),
+    ("data.max_length", 4096, "must not be above model.max_seq_len"),
+    ("data.val_fraction", 0.0, "greater than 0"),
+    ("data.vocab_size", 100, "greater than or equal to 257"),
+    ("data.dataset", ["a"], "string"),
+    ("data.dataset", "", "at least 1 character"),
+    ("generation.prompts", [], "at least 1 item"),
+    ("generation.prompts", ["\ud800"], "not valid Unicode"),
+    ("generation.top_p", 1.5, "less than or equal to 1"),
+    ("seed", -1, "greater than or equal to 0"),
+    ("seeds", 1, "unknown key"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG)
+def test_a_wrong_value_is_refused_by_name(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    content = copy.deepcopy(DEFAULT)
+    *sections, name = key.split(".")
+    group = content[sections[0]] if sections else content
+    if value is REMOVED:
+        del group[name]
+    else:
+        group[name] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=message) as error:
+        load_params(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+    assert (sections or [name])[0] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected sections"),
+        (b"- a\n- b\n", "expected sections"),
+        (b"seed: 1\nseed: 2\n", "stands twice"),
+        (b"model: {d_model: [}\n", "not valid YAML"),
+        (b"seed: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        (b"\xff\xfe\x00\x01", "not UTF-8"),
+        (b"a: &x [*x]\n", "unknown key|missing"),
+        (b"[" * 5000, "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_parameters_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_params(path)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
+        load_params("nowhere.yaml")
+
+
+def test_parameters_cannot_be_changed() -> None:
+    params = load_params("params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        params.training.batch_size = 3  # type: ignore[misc]
