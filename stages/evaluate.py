@@ -33,7 +33,9 @@ def main() -> None:
     model = checkpoint.build_model()
     metrics = evaluate_model(model, params)
     with checkpoint_run(params, arguments.checkpoint, stage="evaluate") as run:
-        run.log_metrics({f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0))
+        run.log_metrics(
+            {f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0)
+        )
         run.log_artifact(METRICS / "eval.json", "metrics")
         run.log_artifact(METRICS / "loss_by_position.csv", "metrics")
         if arguments.generate:

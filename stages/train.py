@@ -30,12 +30,17 @@ def main() -> None:
     train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
     torch.use_deterministic_algorithms(True)
     facts = params.model_dump(include={"seed", "model", "training"}) | {"tokens": train.meta}
-    with WorkFolder(project_root() / "work", run_key(facts)) as folder:
+    key = run_key(facts)
+    with WorkFolder(project_root() / "work", key) as folder:
         trainer = build_trainer(params, train, validation, folder.checkpoints)
-        if state := folder.load():
+        state = folder.load()
+        if state is not None:
             trainer.restore(state)
-            print(f"going on at step {trainer.step:,}, where an unfinished run of these parameters stopped")
-        with training_run(params, datasets=dataset_versions(params, train.meta)) as run:
+            print(
+                f"going on after step {trainer.step:,}, where an unfinished run of these parameters stopped"
+            )
+        datasets = dataset_versions(params, train.meta)
+        with training_run(params, datasets=datasets, key=key, resumed=state is not None) as run:
             run_to_end(trainer, params, folder, run)
             write_outputs(trainer, folder)
             log_outputs(run, folder.path)

@@ -104,7 +104,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "integers": (set_in("state_dict", "final_norm.weight", torch.ones(15).long()), "final_norm.weight"),
     "not a tensor": (set_in("state_dict", "final_norm.weight", 5), "final_norm.weight"),
     "NaN": (set_in("state_dict", "final_norm.weight", torch.full((15,), torch.nan)), "NaN"),
-    "missing tensor": (edit(lambda c: c["state_dict"].pop("final_norm.weight")), "final_norm.weight is missing"),
+    "missing tensor": (
+        edit(lambda c: c["state_dict"].pop("final_norm.weight")),
+        "final_norm.weight is missing",
+    ),
     "unknown tensor": (set_in("state_dict", "more", torch.ones(1)), "more is unknown"),
     "wrong size in config": (set_in("config", "d_ffn", 23), "blocks.0"),
     "heads": (set_in("config", "n_heads", 4), "multiple of n_heads"),
@@ -140,7 +143,9 @@ def test_damaged_and_hostile_files_are_refused_in_one_line(
 
 def test_loading_a_checkpoint_of_another_shape_changes_nothing(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.pt", random_model(torch.float32, d_ffn=29), {})
-    wrapper = CustomTransformerWrapper(vocab_size=37, max_seq_len=13, n_blocks=2, n_heads=3, d_model=15, d_ffn=22)
+    wrapper = CustomTransformerWrapper(
+        vocab_size=37, max_seq_len=13, n_blocks=2, n_heads=3, d_model=15, d_ffn=22
+    )
     before = wrapper.model.state_dict()
     with pytest.raises(ValueError, match="shape"):
         wrapper.load_checkpoint(tmp_path / "model.pt")

@@ -57,12 +57,18 @@ def test_the_project_root_is_dvcs_or_found_upwards(tmp_path: Path, monkeypatch: 
     ("body", "code", "message"),
     [
         ("raise UserError('bad\\nvalue \\x1b[31m')", 1, "error: bad value \\x1b[31m\n"),
-        ("raise OSError(28, 'No space left on device', 'x.bin')", 1, "error: x.bin: No space left on device\n"),
+        (
+            "raise OSError(28, 'No space left on device', 'x.bin')",
+            1,
+            "error: x.bin: No space left on device\n",
+        ),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
         ("pass", 0, ""),
     ],
 )
 def test_programs_end_in_one_line(body: str, code: int, message: str) -> None:
-    program = f"from custom_transformer.errors import UserError, run_main\ndef main():\n    {body}\nrun_main(main)"
+    program = (
+        f"from custom_transformer.errors import UserError, run_main\ndef main():\n    {body}\nrun_main(main)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, message)

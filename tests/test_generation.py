@@ -14,9 +14,7 @@ from tests.helpers import random_model, random_tokens
 def test_the_cache_gives_the_same_tokens(max_length: int, tie_embeddings: bool) -> None:
     model, prompt = random_model(tie_embeddings=tie_embeddings), random_tokens(time=4)
     rows = [
-        generate(
-            model, prompt, max_length, generator=torch.Generator().manual_seed(5), use_cache=use_cache
-        )
+        generate(model, prompt, max_length, generator=torch.Generator().manual_seed(5), use_cache=use_cache)
         for use_cache in (True, False)
     ]
     assert torch.equal(*rows)
@@ -45,7 +43,9 @@ def test_rows_end_at_the_end_token_and_are_filled_up_with_it() -> None:
 def test_generation_stops_once_every_row_has_ended() -> None:
     model, prompt = random_model(), random_tokens(batch=1, time=2)
     end = int(generate(model, prompt, 3, temperature=0)[0, 2])
-    assert generate(model, prompt, 13, temperature=0, eos_token_id=end).tolist() == [[*prompt[0].tolist(), end]]
+    assert generate(model, prompt, 13, temperature=0, eos_token_id=end).tolist() == [
+        [*prompt[0].tolist(), end]
+    ]
 
 
 def test_generation_ignores_training_mode() -> None:

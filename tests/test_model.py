@@ -19,9 +19,7 @@ VARIANTS = list(itertools.product([True, False], [True, False], [0.0, 0.2]))
 
 @pytest.mark.parametrize(("tie_embeddings", "bias", "dropout"), VARIANTS)
 def test_every_gradient_is_right(tie_embeddings: bool, bias: bool, dropout: float) -> None:
-    config = CustomTransformerConfig(
-        **SIZES, tie_embeddings=tie_embeddings, bias=bias, dropout=dropout
-    )
+    config = CustomTransformerConfig(**SIZES, tie_embeddings=tie_embeddings, bias=bias, dropout=dropout)
     checks = list(check_gradients(config))
     assert {check.name: check.shape for check in checks} == parameter_table(config)
     assert [check for check in checks if not check.ok] == []
@@ -121,7 +119,9 @@ def test_gradient_descent_on_one_batch_learns_it() -> None:
 
 
 def test_initialisation_is_gpt2s() -> None:
-    model = CustomTransformer({**SIZES, "d_model": 192, "d_ffn": 256, "vocab_size": 500, "n_blocks": 8}, seed=5)
+    model = CustomTransformer(
+        {**SIZES, "d_model": 192, "d_ffn": 256, "vocab_size": 500, "n_blocks": 8}, seed=5
+    )
     p = model.parameters
     assert p["token_embedding"].std().item() == pytest.approx(0.02, rel=0.02)
     assert p["blocks.3.qkv.weight"].std().item() == pytest.approx(0.02, rel=0.02)
@@ -130,7 +130,9 @@ def test_initialisation_is_gpt2s() -> None:
     assert (p["blocks.0.up.bias"] == 0).all()
     again = CustomTransformer(model.config, seed=5).parameters
     assert all(torch.equal(again[name], tensor) for name, tensor in p.items())
-    assert not torch.equal(CustomTransformer(model.config, seed=6).parameters["token_embedding"], p["token_embedding"])
+    assert not torch.equal(
+        CustomTransformer(model.config, seed=6).parameters["token_embedding"], p["token_embedding"]
+    )
 
 
 def test_the_table_follows_the_options() -> None:

@@ -47,7 +47,9 @@ def check_op(
     assert [g is None for g in gradients] == [x is None for x in inputs]
     assert_close(y, expected, dtype)
     present = [g for g in gradients if g is not None]
-    for gradient, x, right in zip(present, [x for x in inputs if x is not None], expected_gradients, strict=True):
+    for gradient, x, right in zip(
+        present, [x for x in inputs if x is not None], expected_gradients, strict=True
+    ):
         assert gradient.shape == x.shape
         assert gradient.dtype == x.dtype
         assert_close(gradient, right, dtype)
@@ -69,9 +71,7 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("rows", [(1, 1), (3, 5), (2, 7, 3)])
 def test_linear(dtype: torch.dtype, bias: bool, rows: tuple[int, ...]) -> None:
     inputs = [randn(*rows, 11), randn(11, 7), randn(7) if bias else None]
-    check_op(
-        ops.linear_forward, ops.linear_backward, lambda x, w, b: F.linear(x, w.T, b), inputs, dtype
-    )
+    check_op(ops.linear_forward, ops.linear_backward, lambda x, w, b: F.linear(x, w.T, b), inputs, dtype)
 
 
 def test_linear_computes_in_the_weights_dtype_and_answers_in_the_inputs() -> None:

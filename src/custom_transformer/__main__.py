@@ -16,7 +16,7 @@ from custom_transformer.errors import UserError, run_main
 from custom_transformer.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.model import parameter_table
 from custom_transformer.summary import flops_per_token, memory_bytes
-from custom_transformer.tokens import load_meta
+from custom_transformer.tokens import load_tokens
 
 GPT2_VOCAB_SIZE = 50257
 
@@ -39,7 +39,7 @@ def model_config(params: Params) -> CustomTransformerConfig:
     """The configured model; its vocabulary is the tokenised data's, or, before there is any, what is asked for."""
     tokens = Path("data/tokens")
     if (tokens / "meta.json").exists():
-        vocab_size = load_meta(tokens)["tokenizer"]["vocab_size"]
+        vocab_size = load_tokens(tokens, "train").meta["tokenizer"]["vocab_size"]
     elif params.data.tokenizer == "bpe":
         vocab_size = params.data.vocab_size
     elif params.data.tokenizer == "gpt2":
@@ -54,7 +54,9 @@ def model_config(params: Params) -> CustomTransformerConfig:
 def print_summary(params: Params) -> None:
     config = model_config(params)
     console = Console()
-    console.print("  ".join(f"{name}={value}" for name, value in config.model_dump().items()), highlight=False)
+    console.print(
+        "  ".join(f"{name}={value}" for name, value in config.model_dump().items()), highlight=False
+    )
 
     table = Table("parameter", "shape", "count", "share")
     counts = {name: math.prod(shape) for name, shape in parameter_table(config).items()}

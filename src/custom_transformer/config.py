@@ -131,7 +131,7 @@ class GenerationParams(Section):
             try:
                 prompt.encode()
             except UnicodeEncodeError:
-                raise ValueError(f"prompt {ascii(prompt)} is not valid Unicode text") from None
+                raise ValueError(f"prompt {prompt!a} is not valid Unicode text") from None
         return self
 
 
@@ -164,7 +164,7 @@ class Params(Section):
 def load_params(path: Path | str = "params.yaml") -> Params:
     """The validated parameters in a YAML file; raises UserError naming the file, the key and the remedy."""
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the repository root or name one with --config") from None
     except UnicodeDecodeError:

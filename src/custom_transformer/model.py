@@ -253,9 +253,7 @@ class CustomTransformer:
         blocks = []
         for i in range(config.n_blocks):
             masks = {name: draw_keep(s, config.dropout, self.generator) for name, s in shapes.items()}
-            x, saved = self._block_forward(
-                x, self.block_parameters(i), config.n_heads, masks, config.dropout
-            )
+            x, saved = self._block_forward(x, self.block_parameters(i), config.n_heads, masks, config.dropout)
             if for_backward:
                 blocks.append(saved)
         x, final_norm = ops.layer_norm_forward(x, p["final_norm.weight"], p.get("final_norm.bias"))

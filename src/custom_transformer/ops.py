@@ -113,9 +113,7 @@ def layer_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tenso
     dy_wide = dy.to(mean.dtype)
     x_hat = (x - mean) * rstd
     dx_hat = dy_wide * weight
-    dx = rstd * (
-        dx_hat - dx_hat.mean(-1, keepdim=True) - x_hat * (dx_hat * x_hat).mean(-1, keepdim=True)
-    )
+    dx = rstd * (dx_hat - dx_hat.mean(-1, keepdim=True) - x_hat * (dx_hat * x_hat).mean(-1, keepdim=True))
     dweight = (dy_wide * x_hat).flatten(0, -2).sum(0).to(weight.dtype)
     dbias = None if bias is None else dy_wide.flatten(0, -2).sum(0).to(bias.dtype)
     return dx.to(x.dtype), dweight, dbias
@@ -286,7 +284,9 @@ def linear_cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> tuple[
     d_losses = dloss / count
     dx = []
     dweight = torch.zeros_like(weight, dtype=_wide(weight.dtype))
-    for x_chunk, label_chunk, lse_chunk in zip(x.split(rows), labels.split(rows), lse.split(rows), strict=True):
+    for x_chunk, label_chunk, lse_chunk in zip(
+        x.split(rows), labels.split(rows), lse.split(rows), strict=True
+    ):
         dz = _token_losses_backward(d_losses, x_chunk @ weight.T, label_chunk, lse_chunk)
         dx.append(dz @ weight)
         dweight = dweight + dz.T @ x_chunk

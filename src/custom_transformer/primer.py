@@ -111,7 +111,9 @@ def generate_lessons(seed: int, split: str, count: int) -> Iterator[Lesson]:
 
 def _endless_lessons(seed: int, split: str) -> Iterator[Lesson]:
     digest = hashlib.sha256(f"primer {split} {seed}".encode()).digest()
-    uniform = random.Random(int.from_bytes(digest, "big")).random  # the same on every machine and Python version
+    uniform = random.Random(
+        int.from_bytes(digest, "big")
+    ).random  # the same on every machine and Python version
     while True:
         draw = Draw(lambda n: int(uniform() * n))
         kind = draw.pick(KINDS)
@@ -130,7 +132,11 @@ def held_out_questions() -> tuple[Cloze, ...]:
     sizes = ((small.a, big.a) for small, big in HELD_OUT_SIZE_PAIRS)
     return (
         *sums,
-        *(q for small, big in numbers for q in _order_questions("comparisons", small, "less", "greater", big)),
+        *(
+            q
+            for small, big in numbers
+            for q in _order_questions("comparisons", small, "less", "greater", big)
+        ),
         *(q for small, big in sizes for q in _order_questions("sizes", small, "smaller", "bigger", big)),
     )
 

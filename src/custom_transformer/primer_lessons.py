@@ -39,7 +39,7 @@ class Word(str):
         return f"{'an' if self[0] in 'aeio' else 'a'} {self}"
 
     @property
-    def A(self) -> str:  # noqa: N802
+    def A(self) -> str:
         """With its article, as a sentence begins: 'A dog', 'An owl'."""
         return self.a[0].upper() + self.a[1:]
 
@@ -70,7 +70,9 @@ def table(columns: str, rows: str, **links: Table) -> Table:
     words = []
     for row in rows.split(";"):
         first, *cells = (cell.strip() for cell in row.split(","))
-        linked = {n: next(w for w in links[n] if w == c) if n in links else c for n, c in zip(names, cells, strict=True)}
+        linked = {
+            n: next(w for w in links[n] if w == c) if n in links else c for n, c in zip(names, cells, strict=True)
+        }
         words.append(Word(first, **linked))
     return words
 
@@ -93,10 +95,33 @@ def kind(name: str, facts: Mapping[str, Table | Given], text: str) -> Kind:
 
 # ---- numbers, and what is never said about them -------------------------------------------------------------------
 
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four"
-).split()
+NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+    "twenty-one",
+    "twenty-two",
+    "twenty-three",
+    "twenty-four",
+]
 
 
 def is_held_out(x: int, y: int) -> bool:
@@ -140,23 +165,30 @@ HELD_OUT_SUMS = [(a, b) for a, b in product(range(1, 13), repeat=2) if sum_is_he
 HELD_OUT_NUMBER_PAIRS = [(x, y) for x, y in combinations(range(1, 21), 2) if is_held_out(x, y)]
 SUMS = _sums(1)
 SUMS_OF_SEVERAL = _sums(2)  # for stories: "one shells" is no English
-TURNED_SUMS = [_sum(a, b) for a, b in permutations(range(1, 13), 2)
-               if not sum_is_held_out(a, b) and not sum_is_held_out(b, a)]
+TURNED_SUMS = [
+    _sum(a, b) for a, b in permutations(range(1, 13), 2) if not sum_is_held_out(a, b) and not sum_is_held_out(b, a)
+]
 DIFFERENCES = _differences(1)
 DIFFERENCES_OF_SEVERAL = _differences(2)
 TURNED_SUMS_OF_SEVERAL = [s for s in TURNED_SUMS if "one" not in (s.first, s.second)]
 NUMBER_PAIRS = _number_pairs(1)
 NUMBER_PAIRS_OF_SEVERAL = _number_pairs(2)
-COUNTS = [Word(NUMBERS[n], before=NUMBERS[n - 1], second=NUMBERS[n + 1], third=NUMBERS[n + 2], fourth=NUMBERS[n + 3])
-          for n in range(2, 18)]
+COUNTS = [
+    Word(NUMBERS[n], before=NUMBERS[n - 1], second=NUMBERS[n + 1], third=NUMBERS[n + 2], fourth=NUMBERS[n + 3])
+    for n in range(2, 18)
+]
 
-BY_SIZE = [Word(name) for name in "ant bee mouse rabbit dog sheep lion horse elephant whale".split()]
-SIZE_PAIRS = [_compared(small, big) for (x, small), (y, big) in combinations(enumerate(BY_SIZE, 1), 2)
-              if not is_held_out(x, y)]
+BY_SIZE = [
+    Word(name) for name in ["ant", "bee", "mouse", "rabbit", "dog", "sheep", "lion", "horse", "elephant", "whale"]
+]
+SIZE_PAIRS = [
+    _compared(small, big) for (x, small), (y, big) in combinations(enumerate(BY_SIZE, 1), 2) if not is_held_out(x, y)
+]
 HELD_OUT_SIZE_PAIRS = [pair for pair in combinations(BY_SIZE, 2) if _compared(*pair) not in SIZE_PAIRS]
 # The animals that are smaller than both of a pair, where both comparisons may be said.
 SMALLER = {
-    pair: smaller for pair in SIZE_PAIRS
+    pair: smaller
+    for pair in SIZE_PAIRS
     if (smaller := [w for w in BY_SIZE if {_compared(w, pair.small), _compared(w, pair.big)} <= set(SIZE_PAIRS)])
 }
 
@@ -164,76 +196,139 @@ SMALLER = {
 
 CHILDREN = table(
     "name, he, him, his",
-    "; ".join(f"{name}, she, her, her" for name in "Anna Clara Emma Grace Ida Kate Mia Rosa".split())
+    "; ".join(f"{name}, she, her, her" for name in ["Anna", "Clara", "Emma", "Grace", "Ida", "Kate", "Mia", "Rosa"])
     + "; "
-    + "; ".join(f"{name}, he, him, his" for name in "Ben David Harry Jack Leo Noah Peter Tom".split()),
+    + "; ".join(f"{name}, he, him, his" for name in ["Ben", "David", "Harry", "Jack", "Leo", "Noah", "Peter", "Tom"]),
 )
 FRIEND = other("child", CHILDREN)
-THINGS = [Word(thing, many=f"{thing}s") for thing in (
-    "apple pear plum nut egg shell stone coin book cup pencil button marble bead card stamp").split()]
-COLOURS = [Word(c) for c in "red blue green yellow orange purple brown black white grey pink".split()]
-TOYS = [Word(t) for t in "ball kite doll drum boat train hat scarf spoon bag lamp puppet".split()]
-PLACES = [Word(p) for p in (
-    "on the table", "under the bed", "behind the door", "in the kitchen", "in the garden", "on the shelf",
-    "under the stairs", "in the drawer", "beside the window", "in the cupboard", "near the gate", "by the fire")]
+THINGS = [
+    Word(thing, many=f"{thing}s")
+    for thing in [
+        "apple",
+        "pear",
+        "plum",
+        "nut",
+        "egg",
+        "shell",
+        "stone",
+        "coin",
+        "book",
+        "cup",
+        "pencil",
+        "button",
+        "marble",
+        "bead",
+        "card",
+        "stamp",
+    ]
+]
+COLOURS = [
+    Word(c) for c in ["red", "blue", "green", "yellow", "orange", "purple", "brown", "black", "white", "grey", "pink"]
+]
+TOYS = [
+    Word(t) for t in ["ball", "kite", "doll", "drum", "boat", "train", "hat", "scarf", "spoon", "bag", "lamp", "puppet"]
+]
+PLACES = [
+    Word(p)
+    for p in (
+        "on the table",
+        "under the bed",
+        "behind the door",
+        "in the kitchen",
+        "in the garden",
+        "on the shelf",
+        "under the stairs",
+        "in the drawer",
+        "beside the window",
+        "in the cupboard",
+        "near the gate",
+        "by the fire",
+    )
+]
 
-ACTIVITIES = table("do, does", """
+ACTIVITIES = table(
+    "do, does",
+    """
     bake bread, bakes bread; play chess, plays chess; feed the birds, feeds the birds;
     visit the library, visits the library; water the garden, waters the garden;
     sing in the choir, sings in the choir; swim in the lake, swims in the lake;
     ride a pony, rides a pony; paint pictures, paints pictures; fly a kite, flies a kite;
     wash the windows, washes the windows; walk in the woods, walks in the woods; cook soup, cooks soup;
     write letters, writes letters; mend old clothes, mends old clothes; play the piano, plays the piano
-""")
+""",
+)
 
-DAYS = table("day, before, next", """
+DAYS = table(
+    "day, before, next",
+    """
     Monday, Sunday, Tuesday; Tuesday, Monday, Wednesday; Wednesday, Tuesday, Thursday;
     Thursday, Wednesday, Friday; Friday, Thursday, Saturday; Saturday, Friday, Sunday;
     Sunday, Saturday, Monday
-""")
+""",
+)
 
-SEASONS = table("season, sign", """
+SEASONS = table(
+    "season, sign",
+    """
     winter, the days are short and cold; spring, the trees grow new leaves;
     summer, the days are long and warm; autumn, the leaves fall from the trees
-""")
-MONTHS = table("month, place, season, before, next", """
+""",
+)
+MONTHS = table(
+    "month, place, season, before, next",
+    """
     January, first, winter, December, February; February, second, winter, January, March;
     March, third, spring, February, April; April, fourth, spring, March, May;
     May, fifth, spring, April, June; June, sixth, summer, May, July; July, seventh, summer, June, August;
     August, eighth, summer, July, September; September, ninth, autumn, August, October;
     October, tenth, autumn, September, November; November, eleventh, autumn, October, December;
     December, twelfth, winter, November, January
-""", season=SEASONS)
+""",
+    season=SEASONS,
+)
 
-GROUPS = table("group, many, has, have", """
+GROUPS = table(
+    "group, many, has, have",
+    """
     mammal, mammals, feeds its young with milk, feed their young with milk;
     bird, birds, has feathers and a beak, have feathers and a beak;
     fish, fish, has fins and breathes with gills, have fins and breathe with gills;
     reptile, reptiles, has dry skin with scales, have dry skin with scales;
     insect, insects, has six legs, have six legs
-""")
-ANIMALS = table("animal, group", """
+""",
+)
+ANIMALS = table(
+    "animal, group",
+    """
     dog, mammal; cat, mammal; horse, mammal; cow, mammal; bat, mammal; whale, mammal; owl, bird;
     eagle, bird; swan, bird; robin, bird; penguin, bird; shark, fish; salmon, fish; trout, fish;
     cod, fish; snake, reptile; lizard, reptile; crocodile, reptile; turtle, reptile; ant, insect;
     bee, insect; beetle, insect; butterfly, insect
-""", group=GROUPS)
+""",
+    group=GROUPS,
+)
 
-PARENTS = table("animal, young, sound", """
+PARENTS = table(
+    "animal, young, sound",
+    """
     dog, puppy, barks; cat, kitten, meows; cow, calf, moos; sheep, lamb, bleats; horse, foal, neighs;
     hen, chick, clucks; duck, duckling, quacks; goose, gosling, honks; pig, piglet, grunts;
     lion, cub, roars; wolf, pup, howls; owl, owlet, hoots; frog, tadpole, croaks; swan, cygnet, hisses;
     eagle, eaglet, screams
-""")
+""",
+)
 
-COUNTRIES = table("country, capital, continent", """
+COUNTRIES = table(
+    "country, capital, continent",
+    """
     France, Paris, Europe; Spain, Madrid, Europe; Italy, Rome, Europe; Germany, Berlin, Europe;
     Norway, Oslo, Europe; Sweden, Stockholm, Europe; Greece, Athens, Europe; Poland, Warsaw, Europe;
     Ireland, Dublin, Europe; Portugal, Lisbon, Europe; Austria, Vienna, Europe; Japan, Tokyo, Asia;
     India, New Delhi, Asia; China, Beijing, Asia; Nepal, Kathmandu, Asia; Egypt, Cairo, Africa;
     Kenya, Nairobi, Africa; Ghana, Accra, Africa; Peru, Lima, South America;
     Chile, Santiago, South America; Canada, Ottawa, North America; Mexico, Mexico City, North America
-""")
+""",
+)
 
 # Each line gives two Words, one for either direction.
 OPPOSITES = [
@@ -262,23 +357,32 @@ OPPOSITES = [
     for word, opposite, example, counter in ((first, second, one, two), (second, first, two, one))
 ]
 
-OBJECTS = table("object, colour", """
+OBJECTS = table(
+    "object, colour",
+    """
     grass, green; a frog, green; a leaf, green; snow, white; milk, white; salt, white; coal, black;
     a raven, black; a lemon, yellow; a banana, yellow; a tomato, red; a cherry, red; blood, red;
     a carrot, orange; a pumpkin, orange; a plum, purple; a violet, purple; an elephant, grey;
     a rain cloud, grey; a flamingo, pink; a piglet, pink; chocolate, brown; a walnut, brown;
     the sea, blue
-""")
+""",
+)
 MIXES = [
     Word(f"{first} and {second}", colour=colour)
     for one, two, colour in (
-        ("red", "yellow", "orange"), ("blue", "yellow", "green"), ("red", "blue", "purple"),
-        ("black", "white", "grey"), ("red", "white", "pink"), ("red", "green", "brown"))
+        ("red", "yellow", "orange"),
+        ("blue", "yellow", "green"),
+        ("red", "blue", "purple"),
+        ("black", "white", "grey"),
+        ("red", "white", "pink"),
+        ("red", "green", "brown"),
+    )
     for first, second in ((one, two), (two, one))
 ]
 
-CHANGES = table("change, matter, state, verb, when, result, deed", """
-    ;
+CHANGES = table(
+    "change, matter, state, verb, when, result, deed",
+    """
     water freezes, water, a liquid, freezes, gets very cold, solid ice, puts a cup of water into the freezer;
     water boils, water, a liquid, boils, gets very hot, a gas called steam, heats a pot of water on the stove;
     steam condenses, steam, a gas, condenses, cools down, liquid water, holds a cold plate over the steam;
@@ -287,42 +391,65 @@ CHANGES = table("change, matter, state, verb, when, result, deed", """
     butter melts, butter, a solid, melts, gets warm, liquid butter, leaves some butter near the fire;
     wax melts, wax, a solid, melts, gets warm, liquid wax, lights a candle and looks at the wax;
     chocolate melts, chocolate, a solid, melts, gets warm, liquid chocolate, warms some chocolate in a bowl
-""")
+""",
+)
 
-PARTS = table("part, job", """
+PARTS = table(
+    "part, job",
+    """
     root, takes up water from the ground; fruit, holds the seeds; seed, can grow into a new plant;
     flower, makes the seeds
-""")
-PLANTS = table("plant, part", """
+""",
+)
+PLANTS = table(
+    "plant, part",
+    """
     carrot, root; radish, root; turnip, root; beet, root; apple, fruit; pear, fruit; cherry, fruit;
     plum, fruit; bean, seed; pea, seed; lentil, seed; chestnut, seed; tulip, flower; rose, flower;
     daisy, flower; lily, flower
-""", part=PARTS)
+""",
+    part=PARTS,
+)
 
-SHAPES = table("shape, sides", """
+SHAPES = table(
+    "shape, sides",
+    """
     triangle, three; square, four; rectangle, four; pentagon, five; hexagon, six; heptagon, seven;
     octagon, eight; decagon, ten
-""")
+""",
+)
 
-TOOLS = table("tool, use", """
+TOOLS = table(
+    "tool, use",
+    """
     hammer, drive in a nail; saw, cut a board; knife, slice the bread; spoon, eat soup;
     needle, sew on a button; broom, sweep the floor; key, open the lock; clock, tell the time;
     pen, sign a letter; ladder, climb onto the roof; spade, dig a hole; kettle, boil water for tea;
     lamp, see in the dark; comb, tidy the hair; ruler, draw a straight line; brush, paint the fence;
     net, catch a fish; rope, tie up the boat; axe, chop wood; sponge, wash the dishes
-""")
+""",
+)
 
-SENSES = table("sense, does, organ", """
+SENSES = table(
+    "sense, does, organ",
+    """
     see, sees, eyes; hear, hears, ears; smell, smells, nose; taste, tastes, tongue; feel, feels, skin
-""")
-SENSATIONS = table("thing, sense", """
+""",
+)
+SENSATIONS = table(
+    "thing, sense",
+    """
     a rainbow, see; the full moon, see; a painting, see; a falling star, see; a church bell, hear;
     thunder, hear; a song, hear; a distant voice, hear; perfume, smell; smoke, smell; fresh hay, smell;
     a rose, smell; honey, taste; salty soup, taste; lemon juice, taste; sweet jam, taste;
     a soft pillow, feel; the cold wind, feel; warm sand, feel; a wet towel, feel
-""", sense=SENSES)
+""",
+    sense=SENSES,
+)
 
-PLURALS = table("word, many, rule", """
+PLURALS = table(
+    "word, many, rule",
+    """
     tree, trees, we add an s; chair, chairs, we add an s; boat, boats, we add an s;
     bird, birds, we add an s; box, boxes, we add es; dish, dishes, we add es; fox, foxes, we add es;
     bench, benches, we add es; baby, babies, the y turns into ies;
@@ -333,21 +460,29 @@ PLURALS = table("word, many, rule", """
     goose, geese, the word itself changes; foot, feet, the word itself changes;
     tooth, teeth, the word itself changes; child, children, the word itself changes;
     sheep, sheep, nothing changes; deer, deer, nothing changes; trout, trout, nothing changes
-""")
+""",
+)
 
 RELATIVES = [
     Word(f"{relation} of your {link}", relation=relation, link=link, name=name, he=he, him=him)
     for links, relation, name, he, him in (
-        ("mother father", "mother", "grandmother", "she", "her"), ("mother father", "father", "grandfather", "he", "him"),
-        ("mother father", "sister", "aunt", "she", "her"), ("mother father", "brother", "uncle", "he", "him"),
-        ("aunt uncle", "daughter", "cousin", "she", "her"), ("aunt uncle", "son", "cousin", "he", "him"))
+        ("mother father", "mother", "grandmother", "she", "her"),
+        ("mother father", "father", "grandfather", "he", "him"),
+        ("mother father", "sister", "aunt", "she", "her"),
+        ("mother father", "brother", "uncle", "he", "him"),
+        ("aunt uncle", "daughter", "cousin", "she", "her"),
+        ("aunt uncle", "son", "cousin", "he", "him"),
+    )
     for link in links.split()
 ]
 
 # ---- lessons --------------------------------------------------------------------------------------------------------
 
 KINDS = (
-    kind("counting", dict(n=COUNTS, child=CHILDREN, thing=THINGS, m=COUNTS), """
+    kind(
+        "counting",
+        dict(n=COUNTS, child=CHILDREN, thing=THINGS, m=COUNTS),
+        """
         Let us count from {n}: {n}, {n.second}, {n.third}, {n.fourth}.
         {n.cap}, {n.second}, {n.third}, {n.fourth}: this is how we count.
         Say these numbers aloud: {n}, {n.second}, {n.third}, {n.fourth}.
@@ -369,8 +504,12 @@ KINDS = (
         Each number is one more than the number before it.
         When we count, we leave no number out.
         We count to find out how many there are.
-    """),
-    kind("sums", dict(sum=SUMS, child=CHILDREN, friend=FRIEND, thing=THINGS, s=SUMS_OF_SEVERAL), """
+    """,
+    ),
+    kind(
+        "sums",
+        dict(sum=SUMS, child=CHILDREN, friend=FRIEND, thing=THINGS, s=SUMS_OF_SEVERAL),
+        """
         {sum.cap} is {sum.total}.
         How much is {sum}? {sum.cap} is {sum.total}.
         Let us add {sum.first} and {sum.second}. {sum.cap} is {sum.total}.
@@ -389,8 +528,12 @@ KINDS = (
 
         Remember the first sum as well: {sum} is {sum.total}.
         And do not forget that {sum} is {sum.total}.
-    """),
-    kind("turned sums", dict(t=TURNED_SUMS, child=CHILDREN, friend=FRIEND, thing=THINGS, u=TURNED_SUMS_OF_SEVERAL), """
+    """,
+    ),
+    kind(
+        "turned sums",
+        dict(t=TURNED_SUMS, child=CHILDREN, friend=FRIEND, thing=THINGS, u=TURNED_SUMS_OF_SEVERAL),
+        """
         We may turn a sum around, and the total stays the same.
         The order of the numbers does not matter when we add.
         A sum has the same total when it is turned around.
@@ -404,9 +547,12 @@ KINDS = (
 
         Who has more {thing.many} now? Nobody has more: {u} is {u.total}, and {u.turned} is {u.total}.
         Now both have {u.total} {thing.many}, because {u} is {u.total}, and {u.turned} is {u.total}.
-    """),
-    kind("differences", dict(
-        d=DIFFERENCES, child=CHILDREN, friend=FRIEND, thing=THINGS, e=DIFFERENCES_OF_SEVERAL), """
+    """,
+    ),
+    kind(
+        "differences",
+        dict(d=DIFFERENCES, child=CHILDREN, friend=FRIEND, thing=THINGS, e=DIFFERENCES_OF_SEVERAL),
+        """
         {d.cap} is {d.rest}.
         How much is {d}? {d.cap} is {d.rest}.
         Let us take {d.second} from {d.first}. {d.cap} is {d.rest}.
@@ -424,9 +570,12 @@ KINDS = (
 
         Remember the first answer as well: {d} is {d.rest}.
         And do not forget that {d} is {d.rest}.
-    """),
-    kind("comparisons", dict(
-        p=NUMBER_PAIRS, child=CHILDREN, friend=FRIEND, thing=THINGS, q=NUMBER_PAIRS_OF_SEVERAL), """
+    """,
+    ),
+    kind(
+        "comparisons",
+        dict(p=NUMBER_PAIRS, child=CHILDREN, friend=FRIEND, thing=THINGS, q=NUMBER_PAIRS_OF_SEVERAL),
+        """
         {p.big.cap} is greater than {p.small}.
         {p.small.cap} is less than {p.big}.
 
@@ -446,10 +595,18 @@ KINDS = (
         Of two numbers, the greater one comes later when we count.
         The further we count, the greater the numbers become.
         This is how we compare two numbers.
-    """),
-    kind("sizes", dict(
-        pair=list(SMALLER), least=Given("pair", SMALLER), child=CHILDREN, colour=COLOURS,
-        tint=other("colour", COLOURS)), """
+    """,
+    ),
+    kind(
+        "sizes",
+        dict(
+            pair=list(SMALLER),
+            least=Given("pair", SMALLER),
+            child=CHILDREN,
+            colour=COLOURS,
+            tint=other("colour", COLOURS),
+        ),
+        """
         {pair.big.A} is bigger than {pair.small.a}.
         {pair.small.A} is smaller than {pair.big.a}.
 
@@ -466,8 +623,12 @@ KINDS = (
         What colour is the {least}? It is {tint}, because the {least} is the smallest of the three.
         Which animal is {colour}? It is the {pair.big}, because the {pair.big} is the biggest of the three.
         Which animal is {tint}? It is the {least}, because the {least} is the smallest of the three.
-    """),
-    kind("days", dict(day=DAYS, child=CHILDREN, activity=ACTIVITIES, when=DAYS), """
+    """,
+    ),
+    kind(
+        "days",
+        dict(day=DAYS, child=CHILDREN, activity=ACTIVITIES, when=DAYS),
+        """
         A week has seven days.
         There are seven days in a week.
         Every week has the same seven days.
@@ -487,8 +648,12 @@ KINDS = (
 
         Then the week goes on, and the days come round again.
         When the seven days are over, a new week begins.
-    """),
-    kind("months", dict(month=MONTHS, child=CHILDREN, friend=FRIEND, birth=MONTHS), """
+    """,
+    ),
+    kind(
+        "months",
+        dict(month=MONTHS, child=CHILDREN, friend=FRIEND, birth=MONTHS),
+        """
         {month} is the {month.place} month of the year.
         The {month.place} month of the year is {month}.
         A year has twelve months, and {month} is the {month.place} of them.
@@ -507,10 +672,18 @@ KINDS = (
 
         The four seasons are winter, spring, summer and autumn.
         Three months make a season, and four seasons make a year.
-    """),
-    kind("animals", dict(
-        animal=ANIMALS, peer=given("animal", ANIMALS, ANIMALS, lambda x, y: x.group == y.group and x != y),
-        stranger=given("animal", ANIMALS, ANIMALS, lambda x, y: x.group != y.group), child=CHILDREN, place=PLACES), """
+    """,
+    ),
+    kind(
+        "animals",
+        dict(
+            animal=ANIMALS,
+            peer=given("animal", ANIMALS, ANIMALS, lambda x, y: x.group == y.group and x != y),
+            stranger=given("animal", ANIMALS, ANIMALS, lambda x, y: x.group != y.group),
+            child=CHILDREN,
+            place=PLACES,
+        ),
+        """
         {animal.A} is {animal.group.a}.
         What is {animal.a}? It is {animal.group.a}.
         Let us learn about the {animal}. {animal.A} is {animal.group.a}.
@@ -527,9 +700,12 @@ KINDS = (
 
         {child} reads about it {place}. The book says that it {stranger.group.has}, so it is {stranger.group.a}.
         {child} has a book about it {place}. What does it say? It is {stranger.group.a}, because it {stranger.group.has}.
-    """),
-    kind("young animals", dict(
-        animal=PARENTS, child=CHILDREN, friend=FRIEND, guess=other("animal", PARENTS)), """
+    """,
+    ),
+    kind(
+        "young animals",
+        dict(animal=PARENTS, child=CHILDREN, friend=FRIEND, guess=other("animal", PARENTS)),
+        """
         A young {animal} is called {animal.young.a}.
         {animal.young.A} is a young {animal}.
         The young of {animal.a} is called {animal.young.a}.
@@ -548,9 +724,12 @@ KINDS = (
         That is right, because {guess.a} {guess.sound}.
         {friend} is right, and {child} asks what its young is called. It is called {guess.young.a}.
         Then {friend} asks what {guess.young.a} is. {child} knows the answer: it is a young {guess}.
-    """),
-    kind("capitals", dict(
-        country=COUNTRIES, away=other("country", COUNTRIES), child=CHILDREN, friend=FRIEND), """
+    """,
+    ),
+    kind(
+        "capitals",
+        dict(country=COUNTRIES, away=other("country", COUNTRIES), child=CHILDREN, friend=FRIEND),
+        """
         The capital of {country} is {country.capital}.
         {country.capital} is the capital of {country}.
         Every country has a capital. The capital of {country} is {country.capital}.
@@ -570,10 +749,17 @@ KINDS = (
         Who is in {country}? It is the one who is in {country.capital}.
         Which of the two cities is the capital of {away}? It is {away.capital}.
         Which of the two cities lies in {country}? It is {country.capital}.
-    """),
-    kind("opposites", dict(
-        word=OPPOSITES, child=CHILDREN, friend=FRIEND, next=given(
-            "word", OPPOSITES, OPPOSITES, lambda x, y: y not in (x, x.opposite))), """
+    """,
+    ),
+    kind(
+        "opposites",
+        dict(
+            word=OPPOSITES,
+            child=CHILDREN,
+            friend=FRIEND,
+            next=given("word", OPPOSITES, OPPOSITES, lambda x, y: y not in (x, x.opposite)),
+        ),
+        """
         The opposite of {word} is {word.opposite}.
         {word.cap} is the opposite of {word.opposite}.
         {word.cap} and {word.opposite} are opposites.
@@ -591,10 +777,18 @@ KINDS = (
         Many words have an opposite.
         So we learn two words at once.
         It is good to know a word and its opposite.
-    """),
-    kind("colours", dict(
-        object=OBJECTS, odd=given("object", OBJECTS, OBJECTS, lambda x, y: x.colour != y.colour), child=CHILDREN,
-        mix=MIXES, picture=given("mix", MIXES, OBJECTS, lambda x, y: x.colour == y.colour)), """
+    """,
+    ),
+    kind(
+        "colours",
+        dict(
+            object=OBJECTS,
+            odd=given("object", OBJECTS, OBJECTS, lambda x, y: x.colour != y.colour),
+            child=CHILDREN,
+            mix=MIXES,
+            picture=given("mix", MIXES, OBJECTS, lambda x, y: x.colour == y.colour),
+        ),
+        """
         {object.cap} is {object.colour}.
         What colour is {object}? It is {object.colour}.
         The colour of {object} is {object.colour}.
@@ -611,8 +805,12 @@ KINDS = (
 
         Two colours together can make a third.
         There are colours wherever we look.
-    """),
-    kind("melting and freezing", dict(c=CHANGES, child=CHILDREN, place=PLACES, d=other("c", CHANGES)), """
+    """,
+    ),
+    kind(
+        "melting and freezing",
+        dict(c=CHANGES, child=CHILDREN, place=PLACES, d=other("c", CHANGES)),
+        """
         When {c.matter} {c.when}, it {c.verb}.
         {c.matter.cap} {c.verb} when it {c.when}.
         What happens when {c.matter} {c.when}? It {c.verb}.
@@ -632,10 +830,18 @@ KINDS = (
 
         Heat and cold can change things.
         Things can be solid, liquid or a gas.
-    """),
-    kind("plants", dict(
-        plant=PLANTS, odd=given("plant", PLANTS, PLANTS, lambda x, y: x.part != y.part), child=CHILDREN,
-        friend=FRIEND, place=PLACES), """
+    """,
+    ),
+    kind(
+        "plants",
+        dict(
+            plant=PLANTS,
+            odd=given("plant", PLANTS, PLANTS, lambda x, y: x.part != y.part),
+            child=CHILDREN,
+            friend=FRIEND,
+            place=PLACES,
+        ),
+        """
         {plant.A} is the {plant.part} of a plant.
         What is {plant.a}? It is the {plant.part} of a plant.
         A plant has many parts, and {plant.a} is a {plant.part}.
@@ -652,10 +858,19 @@ KINDS = (
         Plants need light, air and water.
         Without water a plant cannot grow.
         All plants need the light of the sun.
-    """),
-    kind("shapes", dict(
-        shape=SHAPES, child=CHILDREN, first=SHAPES, second=other("first", SHAPES), colour=COLOURS,
-        tint=other("colour", COLOURS)), """
+    """,
+    ),
+    kind(
+        "shapes",
+        dict(
+            shape=SHAPES,
+            child=CHILDREN,
+            first=SHAPES,
+            second=other("first", SHAPES),
+            colour=COLOURS,
+            tint=other("colour", COLOURS),
+        ),
+        """
         {shape.A} has {shape.sides} sides.
         How many sides does {shape.a} have? It has {shape.sides} sides.
         A shape with {shape.sides} sides may be {shape.a}.
@@ -674,9 +889,12 @@ KINDS = (
 
         To know a shape, count its sides.
         Shapes are all around us.
-    """),
-    kind("tools", dict(
-        tool=TOOLS, child=CHILDREN, friend=FRIEND, first=TOOLS, second=other("first", TOOLS)), """
+    """,
+    ),
+    kind(
+        "tools",
+        dict(tool=TOOLS, child=CHILDREN, friend=FRIEND, first=TOOLS, second=other("first", TOOLS)),
+        """
         We use {tool.a} to {tool.use}.
         {tool.A} helps us to {tool.use}.
         With {tool.a} we can {tool.use}.
@@ -693,10 +911,18 @@ KINDS = (
         Every tool has its work.
         A good tool makes work easy.
         After work we put our tools away.
-    """),
-    kind("senses", dict(
-        sense=SENSES, child=CHILDREN, x=SENSATIONS, friend=FRIEND, y=given(
-            "x", SENSATIONS, SENSATIONS, lambda x, y: x.sense != y.sense)), """
+    """,
+    ),
+    kind(
+        "senses",
+        dict(
+            sense=SENSES,
+            child=CHILDREN,
+            x=SENSATIONS,
+            friend=FRIEND,
+            y=given("x", SENSATIONS, SENSATIONS, lambda x, y: x.sense != y.sense),
+        ),
+        """
         We {sense} with our {sense.organ}.
         With our {sense.organ} we can {sense}.
         We have five senses, and we {sense} with our {sense.organ}.
@@ -715,9 +941,12 @@ KINDS = (
         Our senses tell us about the world.
         We should take good care of our senses.
         Seeing, hearing, smelling, tasting and feeling are the five senses.
-    """),
-    kind("plurals", dict(
-        word=PLURALS, child=CHILDREN, friend=FRIEND, next=other("word", PLURALS), n=COUNTS), """
+    """,
+    ),
+    kind(
+        "plurals",
+        dict(word=PLURALS, child=CHILDREN, friend=FRIEND, next=other("word", PLURALS), n=COUNTS),
+        """
         One {word}, two {word.many}.
         The plural of {word} is {word.many}.
         We say one {word}, but many {word.many}.
@@ -734,9 +963,12 @@ KINDS = (
 
         A plural is used for more than one.
         When there are more than one, we use the plural.
-    """),
-    kind("family", dict(
-        k=RELATIVES, child=CHILDREN, activity=ACTIVITIES, m=other("k", RELATIVES), day=DAYS), """
+    """,
+    ),
+    kind(
+        "family",
+        dict(k=RELATIVES, child=CHILDREN, activity=ACTIVITIES, m=other("k", RELATIVES), day=DAYS),
+        """
         The {k.relation} of your {k.link} is your {k.name}.
         Who is the {k.relation} of your {k.link}? {k.he.cap} is your {k.name}.
         If {k.he} is the {k.relation} of your {k.link}, {k.he} is your {k.name}.
@@ -753,10 +985,19 @@ KINDS = (
 
         They will meet again soon.
         It will be a happy day for both of them.
-    """),
-    kind("swaps", dict(
-        child=CHILDREN, friend=FRIEND, toy=TOYS, thing=other("toy", TOYS), colour=COLOURS,
-        tint=other("colour", COLOURS)), """
+    """,
+    ),
+    kind(
+        "swaps",
+        dict(
+            child=CHILDREN,
+            friend=FRIEND,
+            toy=TOYS,
+            thing=other("toy", TOYS),
+            colour=COLOURS,
+            tint=other("colour", COLOURS),
+        ),
+        """
         {child} has {colour.a} {toy}, and {friend} has {tint.a} {thing}.
         Listen and remember: {child} has {colour.a} {toy}, and {friend} has {tint.a} {thing}.
         {child} has got {colour.a} {toy}. {friend} has got {tint.a} {thing}.
@@ -773,10 +1014,19 @@ KINDS = (
         Both are glad, for it is good to share.
         They thank each other and play until evening.
         They will swap again tomorrow.
-    """),
-    kind("places", dict(
-        child=CHILDREN, toy=TOYS, thing=other("toy", TOYS), place=PLACES, spot=other("place", PLACES),
-        friend=FRIEND), """
+    """,
+    ),
+    kind(
+        "places",
+        dict(
+            child=CHILDREN,
+            toy=TOYS,
+            thing=other("toy", TOYS),
+            place=PLACES,
+            spot=other("place", PLACES),
+            friend=FRIEND,
+        ),
+        """
         {child} leaves the {toy} {place} and the {thing} {spot}.
         {child} has a {toy} and a {thing}. The {toy} is {place}, and the {thing} is {spot}.
         There is a {toy} {place}, and there is a {thing} {spot}. Both belong to {child}.
@@ -789,5 +1039,6 @@ KINDS = (
         Things are easy to find when they have a place.
         When we remember where things are, we need not search.
         At the end of the day everything goes back to its place.
-    """),
+    """,
+    ),
 )

@@ -62,3 +62,5 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        if self._bar.disable and self._done:
+            self._print_line()

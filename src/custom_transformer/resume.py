@@ -27,7 +27,12 @@ GENERATIONS = 2  # saved states kept: should the newest be damaged, the one befo
 def run_key(facts: dict[str, Any]) -> str:
     """A name for the run that `facts` (plain values), this code and this PyTorch decide: 16 hexadecimal digits."""
     code = {path.name: sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))}
-    everything = {"facts": facts, "code": code, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    everything = {
+        "facts": facts,
+        "code": code,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -61,9 +61,7 @@ def training_step(
             return StepResult(batch_loss.item(), "nan_detected", 0.0, 0.0)
         loss += share * batch_loss.item()
         model.loss_backward(share)
-        gradients = (
-            {name: gradients[name] + g for name, g in model.gradients.items()} if gradients else model.gradients
-        )
+        gradients = {name: gradients[name] + g for name, g in model.gradients.items()} if gradients else model.gradients
     norm = global_norm(gradients)
     if norm != norm or norm == float("inf"):
         return StepResult(loss, "nan_gradient", norm, norm)

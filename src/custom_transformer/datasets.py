@@ -1,0 +1,341 @@
+"""Where text comes from: the embedded primer, the Hugging Face Hub, files of one's own."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from custom_transformer.config import DataParams
+from custom_transformer.errors import UserError, one_line
+from custom_transformer.files import project_root, sha256_file, write_json
+from custom_transformer.progress import Progress
+
+ROWS_A_BATCH = 1000
+PRIMER_TEXTS = {"train": 20_000, "validation": 1_000}
+LOCAL_SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
+MAX_LINE_BYTES = 64 << 20  # a longer line would not be a document but a mistake, and would fill the memory
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset known by a short name: its Hub id and the column that holds the text."""
+
+    id: str
+    text_column: str = "text"
+
+
+REGISTERED = {
+    "tiny-textbooks": HubDataset("nampdn-ai/tiny-textbooks", "textbook"),
+    "tiny-strange-textbooks": HubDataset("nampdn-ai/tiny-strange-textbooks"),
+    "tinystories": HubDataset("roneneldan/TinyStories"),
+    "tiny-codes": HubDataset("nampdn-ai/tiny-codes", "response"),
+}
+
+
+@dataclass
+class Source:
+    """Rows of each split, one after another, and the facts that are recorded of where they come from."""
+
+    train: Iterable[Row]
+    validation: Iterable[Row] | None  # None: a part of the training rows
+    text_column: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+
+def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
+    """Writes train.parquet, validation.parquet (column `text`, and the source's others) and source.json to `out`.
+
+    A source without a validation split gives the last `val_fraction` of its documents for it, and training texts
+    that equal one of those are left out. Documents that are empty are left out everywhere. Returns source.json's
+    content. Raises UserError for anything that keeps either split from being whole; then `out` is as it was.
+    """
+    source = open_source(data, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    train, validation = out / ".train.parquet.tmp", out / ".validation.parquet.tmp"
+    try:
+        facts = {"dataset": data.dataset, **source.facts}
+        if source.validation is None:
+            facts |= _write_divided(source, data, train, validation)
+        else:
+            with Progress("download", None, "documents") as progress:
+                facts["train_rows"] = write_rows(
+                    train, islice(_documents(source.train, source.text_column), data.subset_size), progress
+                )
+                facts["validation_rows"] = write_rows(
+                    validation,
+                    islice(_documents(source.validation, source.text_column), data.val_subset_size),
+                    progress,
+                )
+        for split in ("train", "validation"):
+            if not facts[f"{split}_rows"]:
+                raise UserError(
+                    f"data.dataset {data.dataset}: no text for the {split} split; is the source empty?"
+                )
+        facts["files"] = {path.name: sha256_file(path) for path in source.files}
+        train.replace(out / "train.parquet")
+        validation.replace(out / "validation.parquet")
+        write_json(out / "source.json", facts)
+    finally:
+        train.unlink(missing_ok=True)
+        validation.unlink(missing_ok=True)
+    return facts
+
+
+def open_source(data: DataParams, seed: int) -> Source:
+    """The source that `data.dataset` names."""
+    if data.dataset == "primer":
+        return _primer(data, seed)
+    if data.dataset in REGISTERED:
+        known = REGISTERED[data.dataset]
+        return _hub(known.id, data.text_column or known.text_column, data)
+    if paths := local_files(data.dataset):
+        column = data.text_column or "text"
+        rows = (row for path in paths for row in read_rows(path))
+        return Source(rows, None, column, {"kind": "files"}, paths)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.dataset) or ".." in data.dataset:
+        raise UserError(f"data.dataset {data.dataset}: no such file, and no name that the Hub could know")
+    return _hub(data.dataset, data.text_column or "text", data)
+
+
+def local_files(pattern: str) -> list[Path]:
+    """The files that a path or glob names, sorted, looked for here and then under the repository's root.
+
+    Raises UserError when one of them is of a kind that cannot be read.
+    """
+    expanded = str(Path(pattern).expanduser())
+    for root in (Path(), project_root()):
+        paths = sorted(
+            path for name in glob.glob(str(root / expanded), recursive=True) if (path := Path(name)).is_file()
+        )
+        if paths:
+            break
+    else:
+        if Path(pattern).suffix in LOCAL_SUFFIXES or any(c in pattern for c in "*?["):
+            raise UserError(f"data.dataset {pattern}: no such file")
+        return []
+    for path in paths:
+        if path.suffix not in LOCAL_SUFFIXES:
+            raise UserError(f"{path}: cannot be read as text; give {', '.join(LOCAL_SUFFIXES)}")
+    return paths
+
+
+# ----------------------------------------------------------------------------------------------- sources
+
+
+def _primer(data: DataParams, seed: int) -> Source:
+    from custom_transformer.primer import generate_lessons
+
+    def rows(split: str, count: int | None) -> Iterator[Row]:
+        for lesson in generate_lessons(seed, split, count or PRIMER_TEXTS[split]):
+            yield {"text": lesson.text, "log2_prob": lesson.log2_prob, "kind": lesson.kind}
+
+    return Source(
+        rows("train", data.subset_size),
+        rows("validation", data.val_subset_size),
+        "text",
+        {"kind": "primer", "seed": seed},
+    )
+
+
+def _hub(dataset: str, text_column: str, data: DataParams) -> Source:
+    from custom_transformer import hub
+
+    train = hub.fetch(dataset, data.revision, data.train_split)
+    facts = {"kind": "hub", "id": dataset, "revision": data.revision, "commit": train.commit}
+    files, validation = list(train.paths), None
+    if data.val_split is not None:
+        fetched = hub.fetch(dataset, train.commit, data.val_split)
+        files += fetched.paths
+        validation = (row for path in fetched.paths for row in read_rows(path))
+    rows = (row for path in train.paths for row in read_rows(path))
+    return Source(rows, validation, text_column, facts, files)
+
+
+# ----------------------------------------------------------------------------------------------- reading
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of one file, streamed. Raises UserError naming the file, the line and what is wrong there."""
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: cannot be read as text; give {', '.join(readers)}")
+    try:
+        yield from readers[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it first") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise UserError(
+                    f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; break it up"
+                )
+            if b"\0" in line:
+                raise UserError(f"{path}: line {number} holds a zero byte; is it a binary file?")
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+
+
+def _read_txt(path: Path) -> Iterator[Row]:
+    """Documents are what stands between blank lines."""
+    document: list[str] = []
+    size = 0
+    for number, line in _lines(path):
+        line = line.rstrip("\r\n")
+        if line.strip():
+            document.append(line)
+            size += len(line)
+            if size > MAX_LINE_BYTES:
+                raise UserError(
+                    f"{path}: the document that ends after line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; "
+                    "put blank lines between documents"
+                )
+        elif document:
+            yield {"text": "\n".join(document)}
+            document, size = [], 0
+    if document:
+        yield {"text": "\n".join(document)}
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is not JSON: {one_line(error)[:100]}") from None
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}: line {number} is {type(row).__name__}, not an object with a text column"
+            )
+        yield row
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.DictReader(line for _, line in _lines(path))
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(f"{path}: line {reader.line_num} has more or fewer fields than the header")
+            yield dict(row)
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: {one_line(error)}") from None
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_A_BATCH):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: damaged or not a parquet file ({one_line(error)[:100]})") from None
+
+
+def _documents(rows: Iterable[Row], text_column: str) -> Iterator[Row]:
+    """The rows that have text, with the text in the column `text`; a `text` of another meaning becomes `source_text`."""
+    for row in rows:
+        if text_column not in row:
+            raise UserError(
+                f"data.text_column {text_column}: no such column; there are {', '.join(map(str, row))}"
+            )
+        text = row[text_column]
+        if text is None or text == "":
+            continue
+        if not isinstance(text, str):
+            raise UserError(f"data.text_column {text_column}: holds {type(text).__name__}, not text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"data.text_column {text_column}: {ascii(text)[:60]} is not valid Unicode text"
+            ) from None
+        others = {
+            ("source_text" if name == "text" else name): v for name, v in row.items() if name != text_column
+        }
+        yield {"text": text} | others
+
+
+# ----------------------------------------------------------------------------------------------- writing
+
+
+def _write_divided(source: Source, data: DataParams, train: Path, validation: Path) -> dict[str, Any]:
+    """Divides the rows of a source that has no validation split: the last `val_fraction` validates."""
+    wanted = None
+    if data.subset_size is not None:
+        wanted = math.ceil(data.subset_size / (1 - data.val_fraction))
+    everything = train.with_name(".all.parquet.tmp")
+    try:
+        with Progress("download", None, "documents") as progress:
+            total = write_rows(
+                everything, islice(_documents(source.train, source.text_column), wanted), progress
+            )
+        if total < 2:
+            raise UserError(
+                f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits"
+            )
+        kept = total - max(1, round(total * data.val_fraction))
+        with Progress("divide", total, "documents") as progress:
+            held = {_fingerprint(row["text"]) for row in islice(_read_parquet(everything), kept, None)}
+            distinct = (
+                row
+                for row in islice(_read_parquet(everything), kept)
+                if _fingerprint(row["text"]) not in held
+            )
+            train_rows = write_rows(train, islice(distinct, data.subset_size), progress)
+            last = islice(_read_parquet(everything), kept, None)
+            validation_rows = write_rows(validation, islice(last, data.val_subset_size), progress)
+    finally:
+        everything.unlink(missing_ok=True)
+    return {
+        "train_rows": train_rows,
+        "validation_rows": validation_rows,
+        "left_out_of_training": kept - train_rows,
+    }
+
+
+def _fingerprint(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def write_rows(path: Path, rows: Iterable[Row], progress: Progress) -> int:
+    """Streams rows into a parquet file, the same bytes for the same rows; returns how many there were."""
+    count = 0
+    writer = None
+    rows = iter(rows)
+    try:
+        while batch := list(islice(rows, ROWS_A_BATCH)):
+            try:
+                table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
+            except (pa.ArrowException, TypeError) as error:
+                raise UserError(
+                    f"columns change their type between documents {count + 1} and {count + len(batch)} "
+                    f"({one_line(error)[:100]}); keep only the text column, or make them alike"
+                ) from None
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+            count += len(batch)
+            progress.update(count)
+    finally:
+        if writer:
+            writer.close()
+    return count

@@ -1,0 +1,113 @@
+"""The documents of a parquet file with a column `text`, read in pieces, so that no size of file or text fills memory."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from custom_transformer.errors import UserError, one_line
+
+READ_BYTES, READ_ROWS = 2**22, 1000  # about as much is decoded at once
+PIECE_BYTES = 2**18
+REMEDY = "run dvc repro --force download"
+
+
+class Piece(NamedTuple):
+    """A document, or a part of a long one."""
+
+    text: str
+    n_bytes: int  # in UTF-8
+    ends_document: bool
+
+
+def document_count(path: Path) -> int:
+    """How many documents the file has; raises UserError where it is missing or damaged."""
+    with _open(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def log2_prob_sum(path: Path) -> float | None:
+    """The sum of the column log2_prob, correctly rounded; None without such a column of numbers."""
+    with _open(path) as file, _readable(path):
+        names = file.schema_arrow.names
+        if "log2_prob" not in names or not pa.types.is_floating(file.schema_arrow.field("log2_prob").type):
+            return None
+        batches = file.iter_batches(columns=["log2_prob"])
+        total = math.fsum(x for batch in batches for x in batch.column(0).to_numpy(zero_copy_only=False))
+    if not math.isfinite(total):
+        raise UserError(f"{path}: log2_prob is not a finite number everywhere; {REMEDY}")
+    return total
+
+
+def read_pieces(path: Path) -> Iterator[Piece]:
+    """All text in the file, in order, in pieces of at most PIECE_BYTES.
+
+    A longer document is cut before white space, where GPT-2's pattern parts words in any case, so that it has the
+    tokens of the whole; in a longer run without white space it is cut between two characters. Raises UserError where
+    the file is missing, damaged, or has no text in a row.
+    """
+    for number, buffer in enumerate(_texts(path)):
+        document = memoryview(buffer)
+        start = 0
+        try:
+            while len(document) - start > PIECE_BYTES:
+                chunk = bytes(document[start : start + PIECE_BYTES])
+                cut = _cut(chunk)
+                yield Piece(chunk[:cut].decode(), cut, False)
+                start += cut
+            yield Piece(str(document[start:], "utf-8"), len(document) - start, True)
+        except UnicodeDecodeError:
+            raise UserError(
+                f"{path}: document {number} is not UTF-8 text; mend the source, then dvc repro"
+            ) from None
+
+
+def _cut(chunk: bytes) -> int:
+    """Before the last run of white space that a word precedes, else before the last character, perhaps cut itself."""
+    space = max(chunk.rfind(b" "), chunk.rfind(b"\n"))
+    if word_end := len(chunk[: space + 1].rstrip()):
+        return word_end
+    cut = len(chunk) - 1
+    while (
+        chunk[cut] >> 6 == 0b10 and cut > len(chunk) - 4
+    ):  # a character's bytes but its first begin with bits 10
+        cut -= 1
+    return cut
+
+
+def _texts(path: Path) -> Iterator[pa.Buffer]:
+    """The UTF-8 bytes of each text, where parquet decoded them."""
+    with _open(path) as file, _readable(path):
+        names = file.schema_arrow.names
+        if "text" not in names or file.schema_arrow.field("text").type not in (
+            pa.string(),
+            pa.large_string(),
+        ):
+            raise UserError(f"{path}: no column 'text' of strings, but {', '.join(names)}; {REMEDY}")
+        stored = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        rows = READ_BYTES * file.metadata.num_rows // max(1, stored)
+        for batch in file.iter_batches(max(1, min(rows, READ_ROWS)), columns=["text"]):
+            if batch.column(0).null_count:
+                raise UserError(f"{path}: a document without text (null); {REMEDY}")
+            yield from (value.as_buffer() for value in batch.column(0))
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run dvc repro download")
+    with _readable(path):
+        return pq.ParquetFile(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: damaged ({one_line(error)[:160]}); {REMEDY}") from None

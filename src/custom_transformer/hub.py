@@ -1,0 +1,210 @@
+"""Files of a dataset on the Hugging Face Hub, at one commit, each checked against the digest the Hub declares."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from custom_transformer.errors import UserError, one_line
+
+ATTEMPTS = 4  # of each request, with pauses of 1, 2 and 4 seconds between them
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """One split's data files, on disk and verified, in the dataset's own order."""
+
+    commit: str
+    paths: list[Path]
+
+
+def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
+    """Brings the files of one split of `dataset`, as they are at `revision` (branch, tag or commit), to the cache.
+
+    Without a network a revision that is a whole commit is served from the cache. Raises UserError for whatever
+    keeps the files from being there complete and unaltered.
+    """
+    import datasets
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import errors as hub_errors
+
+    datasets.disable_progress_bars()
+    if offline() and revision and COMMIT.fullmatch(revision):
+        return _cached(dataset, revision, split)
+    try:
+        info = _patiently(
+            dataset, revision, lambda: HfApi().dataset_info(dataset, revision=revision, timeout=10)
+        )
+    except _Unreachable as error:
+        if revision and COMMIT.fullmatch(revision):
+            return _cached(dataset, revision, split)
+        raise UserError(str(error)) from None
+    commit = info.sha
+    assert commit is not None
+    names = _patiently(
+        dataset,
+        commit,
+        lambda: _split_files(datasets.load_dataset_builder(dataset, revision=commit), dataset, split),
+    )
+    declared = {
+        file.path: file
+        for file in _patiently(
+            dataset,
+            commit,
+            lambda: HfApi().get_paths_info(dataset, names, repo_type="dataset", revision=commit),
+        )
+    }
+    paths = []
+    for name in ["README.md", *names]:  # the card maps files to splits, for runs without a network
+        optional = name == "README.md"
+
+        def get(name: str = name) -> Path:
+            return Path(hf_hub_download(dataset, name, repo_type="dataset", revision=commit))
+
+        try:
+            path = _patiently(dataset, commit, get)
+        except (UserError, hub_errors.EntryNotFoundError):
+            if optional:
+                continue
+            raise
+        if not optional:
+            paths.append(_verified(dataset, path, declared[name], get))
+    return HubFiles(commit, paths)
+
+
+def offline() -> bool:
+    """Whether the environment tells the Hub's client to stay off the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+class _Unreachable(UserError):
+    """The Hub did not answer."""
+
+
+def _patiently(dataset: str, revision: str | None, ask: Callable[[], _Answer]) -> _Answer:
+    """The answer to a request; faults that may pass are tried again, others become one line."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return ask()
+        except UserError:
+            raise
+        except Exception as error:  # the client raises its HTTP library's errors as well as its own
+            final = _final(dataset, revision, error)
+            if final is not None:
+                raise final from None
+            if attempt == ATTEMPTS - 1 or offline():
+                raise _Unreachable(
+                    f"data.dataset {dataset}: the Hub cannot be reached ({type(error).__name__}: "
+                    f"{one_line(error)[:100]}); try again, or set data.revision to a commit that is in the cache"
+                ) from None
+            time.sleep(2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _final(dataset: str, revision: str | None, error: Exception) -> UserError | None:
+    """What a fault that trying again cannot mend means for the user, else None."""
+    from huggingface_hub import errors as hub
+
+    login = "run hf auth login, or set HF_TOKEN"
+    where = f"data.dataset {dataset}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    text = f"{type(error).__name__} {error}".lower()
+    if isinstance(error, hub.GatedRepoError) or "gated dataset" in text:
+        return UserError(f"{where}: gated; accept its terms on its page on the Hub, then {login}")
+    if isinstance(error, hub.DisabledRepoError):
+        return UserError(f"{where}: disabled by the Hub; choose another dataset")
+    if isinstance(error, hub.RevisionNotFoundError) or ("revision" in text and "not found" in text):
+        return UserError(f"data.revision {revision}: {dataset} has no such branch, tag or commit")
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return UserError(
+            f"{where}: no such dataset on the Hub; correct the name, or, where it is private, {login}"
+        )
+    if isinstance(error, hub.HFValidationError):
+        return UserError(f"{where}: neither a file here nor a name that the Hub could know")
+    if status == 401:
+        return UserError(f"{where}: the Hub refuses the token; {login}")
+    if type(error).__name__ in ("EmptyDatasetError", "DataFilesNotFoundError"):
+        return UserError(f"{where}: has no data files at {revision}")
+    return None
+
+
+def _split_files(builder: object, dataset: str, split: str) -> list[str]:
+    """The paths, inside the repository, of the files that the dataset's own card or layout gives to `split`."""
+    files = builder.config.data_files or {}  # type: ignore[attr-defined]
+    if split not in files:
+        raise UserError(
+            f"data.dataset {dataset}: no split {split}; it has {', '.join(map(str, files)) or 'none'}"
+        )
+    # hf://datasets/OWNER/NAME@COMMIT/PATH
+    return [str(url).split("@", 1)[1].split("/", 1)[1] for url in files[split]]
+
+
+def _cached(dataset: str, commit: str, split: str) -> HubFiles:
+    """The same from the cache alone; its files' names are their digests, so these can still be checked."""
+    import datasets
+    from huggingface_hub import snapshot_download
+
+    missing = UserError(
+        f"data.dataset {dataset}: not in the cache at {commit}, and the Hub cannot be reached; go online once"
+    )
+    try:
+        folder = snapshot_download(dataset, repo_type="dataset", revision=commit, local_files_only=True)
+        files = datasets.load_dataset_builder(folder).config.data_files or {}
+    except Exception:  # the client's ways of saying that nothing is there are many
+        raise missing from None
+    if split not in files:
+        raise missing
+    paths = [Path(str(path)) for path in files[split]]
+    for path in paths:
+        if not _is_named_by_content(path):
+            raise UserError(
+                f"data.dataset {dataset}: {path.name} in the cache is damaged; go online to fetch it anew"
+            )
+    return HubFiles(commit, paths)
+
+
+def _verified(dataset: str, path: Path, declared: object, get: Callable[[], Path]) -> Path:
+    """`path`, when its bytes are those that the Hub declares; else it is deleted and fetched once more."""
+    for _ in range(2):
+        if _matches(path, declared):
+            return path
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        path = get()
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    raise UserError(
+        f"data.dataset {dataset}: {path.name} arrives altered (its SHA-256 is not the Hub's); try again"
+    )
+
+
+def _matches(path: Path, declared: object) -> bool:
+    lfs = getattr(declared, "lfs", None)
+    if lfs is not None:
+        return _digest(path, "sha256") == lfs.sha256
+    return _digest(path, "sha1", b"blob %d\0" % path.stat().st_size) == getattr(declared, "blob_id", None)
+
+
+def _is_named_by_content(path: Path) -> bool:
+    """Whether a cached file still is what its blob's name, its SHA-256 or git hash, says."""
+    name = path.resolve().name
+    if len(name) == 64:
+        return _digest(path, "sha256") == name
+    return _digest(path, "sha1", b"blob %d\0" % path.stat().st_size) == name
+
+
+def _digest(path: Path, algorithm: str, prefix: bytes = b"") -> str:
+    digest = hashlib.new(algorithm, prefix)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

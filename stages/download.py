@@ -1,0 +1,21 @@
+"""Fetches the configured text; writes data/raw/train.parquet, validation.parquet and source.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from custom_transformer.datasets import download
+from custom_transformer.errors import run_main
+from stages.cli import parameters
+
+
+def main() -> None:
+    params = parameters(__doc__)
+    facts = download(params.data, params.seed, Path("data/raw"))
+    print(
+        f"{facts['dataset']}: {facts['train_rows']:,} documents to train on, {facts['validation_rows']:,} to validate"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

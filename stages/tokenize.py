@@ -1,0 +1,26 @@
+"""Trains or loads a tokenizer and packs the text in data/raw; writes data/tokenizer/ and data/tokens/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from custom_transformer.errors import run_main
+from custom_transformer.tokenization import tokenize
+from stages.cli import parameters
+
+
+def main() -> None:
+    params = parameters(__doc__)
+    meta = tokenize(params.data, Path("data/raw"), Path("data/tokenizer"), Path("data/tokens"))
+    splits = meta["splits"].values()
+    documents, tokens, n_bytes = (
+        sum(split[key] for split in splits) for key in ("documents", "tokens", "bytes")
+    )
+    print(
+        f"{documents:,} documents, {tokens:,} tokens of a vocabulary of {meta['tokenizer']['vocab_size']:,}, "
+        f"{n_bytes / tokens:.2f} bytes a token"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
