@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PORT ?= 5000
 
 .PHONY: setup repro test check ui clean
 
@@ -30,7 +31,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 ui: $(READY)
-	@$(BIN)/python -m stages.ui
+	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db"
 
 clean:
 	rm -rf $(VENV)

@@ -33,9 +33,7 @@ def main() -> None:
     model = checkpoint.build_model()
     metrics = evaluate_model(model, params)
     with checkpoint_run(params, arguments.checkpoint, stage="evaluate") as run:
-        run.log_metrics(
-            {f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0)
-        )
+        run.log_metrics({f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0))
         run.log_artifact(METRICS / "eval.json", "metrics")
         run.log_artifact(METRICS / "loss_by_position.csv", "metrics")
         if arguments.generate:
@@ -52,14 +50,10 @@ def evaluate_model(model: CustomTransformer, params: Params) -> dict[str, float 
             f"{vocab_size}: evaluate it with the configuration it was trained with"
         )
     length = min(params.data.max_length, model.config.max_seq_len)
-    metrics, by_position = evaluate(
-        model, split, length, params.evaluation.batch_size, params.evaluation.max_batches
-    )
+    metrics, by_position = evaluate(model, split, length, params.evaluation.batch_size, params.evaluation.max_batches)
     if params.data.dataset == "primer":
         questions = held_out_questions()
-        metrics["held_out_accuracy"] = held_out_accuracy(
-            model, load_tokenizer(Path("data/tokenizer")), questions
-        )
+        metrics["held_out_accuracy"] = held_out_accuracy(model, load_tokenizer(Path("data/tokenizer")), questions)
     write_json(METRICS / "eval.json", metrics)
     write_csv(METRICS / "loss_by_position.csv", by_position)
     return metrics

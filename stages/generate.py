@@ -30,9 +30,7 @@ def write_samples(model: CustomTransformer, params: Params, run: Run) -> None:
     """Both files of samples, and a copy of each in the MLflow run."""
     tokenizer = load_tokenizer(Path("data/tokenizer"))
     samples = []
-    with Progress(
-        "generate", len(params.generation.prompts) * params.generation.num_samples, "samples"
-    ) as progress:
+    with Progress("generate", len(params.generation.prompts) * params.generation.num_samples, "samples") as progress:
         for sample in generate_samples(model, tokenizer, params.generation, params.seed):
             samples.append(sample)
             progress.update(len(samples))

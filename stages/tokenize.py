@@ -13,9 +13,7 @@ def main() -> None:
     params = parameters(__doc__)
     meta = tokenize(params.data, Path("data/raw"), Path("data/tokenizer"), Path("data/tokens"))
     splits = meta["splits"].values()
-    documents, tokens, n_bytes = (
-        sum(split[key] for split in splits) for key in ("documents", "tokens", "bytes")
-    )
+    documents, tokens, n_bytes = (sum(split[key] for split in splits) for key in ("documents", "tokens", "bytes"))
     print(
         f"{documents:,} documents, {tokens:,} tokens of a vocabulary of {meta['tokenizer']['vocab_size']:,}, "
         f"{n_bytes / tokens:.2f} bytes a token"

@@ -36,9 +36,7 @@ def main() -> None:
         state = folder.load()
         if state is not None:
             trainer.restore(state)
-            print(
-                f"going on after step {trainer.step:,}, where an unfinished run of these parameters stopped"
-            )
+            print(f"going on after step {trainer.step:,}, where an unfinished run of these parameters stopped")
         datasets = dataset_versions(params, train.meta)
         with training_run(params, datasets=datasets, key=key, resumed=state is not None) as run:
             run_to_end(trainer, params, folder, run)
@@ -48,9 +46,7 @@ def main() -> None:
 
 
 def build_trainer(params: Params, train: Any, validation: Any, checkpoints: Path) -> Trainer:
-    config = CustomTransformerConfig(
-        **params.model.model_dump(), vocab_size=train.meta["tokenizer"]["vocab_size"]
-    )
+    config = CustomTransformerConfig(**params.model.model_dump(), vocab_size=train.meta["tokenizer"]["vocab_size"])
     training, length = params.training, params.data.max_length
     epochs_flops = flops_per_token(config, length) * train.n_tokens * training.num_epochs
     model = CustomTransformer(

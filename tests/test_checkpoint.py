@@ -143,9 +143,7 @@ def test_damaged_and_hostile_files_are_refused_in_one_line(
 
 def test_loading_a_checkpoint_of_another_shape_changes_nothing(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.pt", random_model(torch.float32, d_ffn=29), {})
-    wrapper = CustomTransformerWrapper(
-        vocab_size=37, max_seq_len=13, n_blocks=2, n_heads=3, d_model=15, d_ffn=22
-    )
+    wrapper = CustomTransformerWrapper(vocab_size=37, max_seq_len=13, n_blocks=2, n_heads=3, d_model=15, d_ffn=22)
     before = wrapper.model.state_dict()
     with pytest.raises(ValueError, match="shape"):
         wrapper.load_checkpoint(tmp_path / "model.pt")

@@ -67,8 +67,6 @@ def test_the_project_root_is_dvcs_or_found_upwards(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_programs_end_in_one_line(body: str, code: int, message: str) -> None:
-    program = (
-        f"from custom_transformer.errors import UserError, run_main\ndef main():\n    {body}\nrun_main(main)"
-    )
+    program = f"from custom_transformer.errors import UserError, run_main\ndef main():\n    {body}\nrun_main(main)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, message)

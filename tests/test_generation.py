@@ -43,9 +43,7 @@ def test_rows_end_at_the_end_token_and_are_filled_up_with_it() -> None:
 def test_generation_stops_once_every_row_has_ended() -> None:
     model, prompt = random_model(), random_tokens(batch=1, time=2)
     end = int(generate(model, prompt, 3, temperature=0)[0, 2])
-    assert generate(model, prompt, 13, temperature=0, eos_token_id=end).tolist() == [
-        [*prompt[0].tolist(), end]
-    ]
+    assert generate(model, prompt, 13, temperature=0, eos_token_id=end).tolist() == [[*prompt[0].tolist(), end]]
 
 
 def test_generation_ignores_training_mode() -> None:

@@ -119,9 +119,7 @@ def test_gradient_descent_on_one_batch_learns_it() -> None:
 
 
 def test_initialisation_is_gpt2s() -> None:
-    model = CustomTransformer(
-        {**SIZES, "d_model": 192, "d_ffn": 256, "vocab_size": 500, "n_blocks": 8}, seed=5
-    )
+    model = CustomTransformer({**SIZES, "d_model": 192, "d_ffn": 256, "vocab_size": 500, "n_blocks": 8}, seed=5)
     p = model.parameters
     assert p["token_embedding"].std().item() == pytest.approx(0.02, rel=0.02)
     assert p["blocks.3.qkv.weight"].std().item() == pytest.approx(0.02, rel=0.02)
@@ -130,9 +128,7 @@ def test_initialisation_is_gpt2s() -> None:
     assert (p["blocks.0.up.bias"] == 0).all()
     again = CustomTransformer(model.config, seed=5).parameters
     assert all(torch.equal(again[name], tensor) for name, tensor in p.items())
-    assert not torch.equal(
-        CustomTransformer(model.config, seed=6).parameters["token_embedding"], p["token_embedding"]
-    )
+    assert not torch.equal(CustomTransformer(model.config, seed=6).parameters["token_embedding"], p["token_embedding"])
 
 
 def test_the_table_follows_the_options() -> None:
@@ -177,6 +173,6 @@ def test_a_state_that_does_not_fit_is_refused_whole(change: str) -> None:
         state["extra"] = torch.zeros(1)
     else:
         state["final_norm.weight"] = torch.zeros(3)
-    with pytest.raises(ValueError, match="extra|final_norm"):
+    with pytest.raises(ValueError, match=r"extra|final_norm"):
         model.load_state_dict(state)
     assert all(torch.equal(model.parameters[name], p) for name, p in before.items())

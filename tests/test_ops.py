@@ -47,9 +47,7 @@ def check_op(
     assert [g is None for g in gradients] == [x is None for x in inputs]
     assert_close(y, expected, dtype)
     present = [g for g in gradients if g is not None]
-    for gradient, x, right in zip(
-        present, [x for x in inputs if x is not None], expected_gradients, strict=True
-    ):
+    for gradient, x, right in zip(present, [x for x in inputs if x is not None], expected_gradients, strict=True):
         assert gradient.shape == x.shape
         assert gradient.dtype == x.dtype
         assert_close(gradient, right, dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -71,7 +73,7 @@ def test_schedule(decay: str) -> None:
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10] == 1.0
     assert rates[-1] == pytest.approx(1.0 if decay == "constant" else 0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     middle = {"cosine": 0.55, "linear": 0.55, "constant": 1.0}[decay]
     assert (rates[54] + rates[55]) / 2 == pytest.approx(middle)
 

@@ -86,9 +86,7 @@ def test_checkpoints_round_trip_with_metadata(tmp_path: Path) -> None:
 
 def test_generate_continues_the_prompt_to_max_length() -> None:
     wrapper, ids = build(), random_tokens(time=4)
-    rows = [
-        wrapper.generate(ids, max_length=9, top_k=5, generator=torch.Generator().manual_seed(1)) for _ in "ab"
-    ]
+    rows = [wrapper.generate(ids, max_length=9, top_k=5, generator=torch.Generator().manual_seed(1)) for _ in "ab"]
     assert rows[0].shape == (3, 9)
     assert torch.equal(rows[0][:, :4], ids)
     assert torch.equal(*rows)
@@ -102,9 +100,5 @@ def test_modes_devices_and_information() -> None:
     assert not torch.equal(wrapper.forward(ids)["logits"], wrapper.forward(ids)["logits"])
     assert wrapper.to("cpu") is wrapper
     info = wrapper.get_model_info()
-    assert (
-        info["parameters"]
-        == wrapper.count_parameters()
-        == sum(p.numel() for p in wrapper.model.parameters.values())
-    )
+    assert info["parameters"] == wrapper.count_parameters() == sum(p.numel() for p in wrapper.model.parameters.values())
     assert (info["d_model"], info["dtype"], info["device"]) == (15, "float32", "cpu")

@@ -54,9 +54,7 @@ def model_config(params: Params) -> CustomTransformerConfig:
 def print_summary(params: Params) -> None:
     config = model_config(params)
     console = Console()
-    console.print(
-        "  ".join(f"{name}={value}" for name, value in config.model_dump().items()), highlight=False
-    )
+    console.print("  ".join(f"{name}={value}" for name, value in config.model_dump().items()), highlight=False)
 
     table = Table("parameter", "shape", "count", "share")
     counts = {name: math.prod(shape) for name, shape in parameter_table(config).items()}
@@ -110,9 +108,7 @@ def print_gradcheck(params: Params) -> None:
     if wrong:
         print(f"{len(wrong)} of {len(checks)} gradients are off: {', '.join(wrong)}", file=sys.stderr)
         sys.exit(1)
-    console.print(
-        f"all {len(checks)} gradients agree within {TOLERANCE:g} of each tensor's largest", highlight=False
-    )
+    console.print(f"all {len(checks)} gradients agree within {TOLERANCE:g} of each tensor's largest", highlight=False)
 
 
 if __name__ == "__main__":

@@ -97,11 +97,7 @@ def _check_state(path: Path, state: dict[Any, Any], config: CustomTransformerCon
     for name, shape in table.items():
         tensor = state[name]
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            found = (
-                f"{tuple(tensor.shape)} {tensor.dtype}"
-                if isinstance(tensor, Tensor)
-                else type(tensor).__name__
-            )
+            found = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(f"{path}: {name} should be floats of shape {shape}, not {found}")
         if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise UserError(f"{path}: {name} declares more numbers than the file holds")

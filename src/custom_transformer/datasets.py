@@ -83,9 +83,7 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
                 )
         for split in ("train", "validation"):
             if not facts[f"{split}_rows"]:
-                raise UserError(
-                    f"data.dataset {data.dataset}: no text for the {split} split; is the source empty?"
-                )
+                raise UserError(f"data.dataset {data.dataset}: no text for the {split} split; is the source empty?")
         facts["files"] = {path.name: sha256_file(path) for path in source.files}
         train.replace(out / "train.parquet")
         validation.replace(out / "validation.parquet")
@@ -119,9 +117,8 @@ def local_files(pattern: str) -> list[Path]:
     """
     expanded = str(Path(pattern).expanduser())
     for root in (Path(), project_root()):
-        paths = sorted(
-            path for name in glob.glob(str(root / expanded), recursive=True) if (path := Path(name)).is_file()
-        )
+        names = glob.glob(str(root / expanded), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        paths = sorted(path for path in map(Path, names) if path.is_file())
         if paths:
             break
     else:
@@ -161,9 +158,8 @@ def _hub(dataset: str, text_column: str, data: DataParams) -> Source:
     if data.val_split is not None:
         fetched = hub.fetch(dataset, train.commit, data.val_split)
         files += fetched.paths
-        validation = (row for path in fetched.paths for row in read_rows(path))
-    rows = (row for path in train.paths for row in read_rows(path))
-    return Source(rows, validation, text_column, facts, files)
+        validation = fetched.rows()
+    return Source(train.rows(), validation, text_column, facts, files)
 
 
 # ----------------------------------------------------------------------------------------------- reading
@@ -186,9 +182,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
-                raise UserError(
-                    f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; break it up"
-                )
+                raise UserError(f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; break it up")
             if b"\0" in line:
                 raise UserError(f"{path}: line {number} holds a zero byte; is it a binary file?")
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -224,9 +218,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is not JSON: {one_line(error)[:100]}") from None
         if not isinstance(row, dict):
-            raise UserError(
-                f"{path}: line {number} is {type(row).__name__}, not an object with a text column"
-            )
+            raise UserError(f"{path}: line {number} is {type(row).__name__}, not an object with a text column")
         yield row
 
 
@@ -252,12 +244,10 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 def _documents(rows: Iterable[Row], text_column: str) -> Iterator[Row]:
-    """The rows that have text, with the text in the column `text`; a `text` of another meaning becomes `source_text`."""
+    """The rows that have text, with it in the column `text`; a `text` of another meaning becomes `source_text`."""
     for row in rows:
         if text_column not in row:
-            raise UserError(
-                f"data.text_column {text_column}: no such column; there are {', '.join(map(str, row))}"
-            )
+            raise UserError(f"data.text_column {text_column}: no such column; there are {', '.join(map(str, row))}")
         text = row[text_column]
         if text is None or text == "":
             continue
@@ -266,12 +256,8 @@ def _documents(rows: Iterable[Row], text_column: str) -> Iterator[Row]:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UserError(
-                f"data.text_column {text_column}: {ascii(text)[:60]} is not valid Unicode text"
-            ) from None
-        others = {
-            ("source_text" if name == "text" else name): v for name, v in row.items() if name != text_column
-        }
+            raise UserError(f"data.text_column {text_column}: {ascii(text)[:60]} is not valid Unicode text") from None
+        others = {("source_text" if name == "text" else name): v for name, v in row.items() if name != text_column}
         yield {"text": text} | others
 
 
@@ -286,21 +272,13 @@ def _write_divided(source: Source, data: DataParams, train: Path, validation: Pa
     everything = train.with_name(".all.parquet.tmp")
     try:
         with Progress("download", None, "documents") as progress:
-            total = write_rows(
-                everything, islice(_documents(source.train, source.text_column), wanted), progress
-            )
+            total = write_rows(everything, islice(_documents(source.train, source.text_column), wanted), progress)
         if total < 2:
-            raise UserError(
-                f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits"
-            )
+            raise UserError(f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits")
         kept = total - max(1, round(total * data.val_fraction))
         with Progress("divide", total, "documents") as progress:
             held = {_fingerprint(row["text"]) for row in islice(_read_parquet(everything), kept, None)}
-            distinct = (
-                row
-                for row in islice(_read_parquet(everything), kept)
-                if _fingerprint(row["text"]) not in held
-            )
+            distinct = (row for row in islice(_read_parquet(everything), kept) if _fingerprint(row["text"]) not in held)
             train_rows = write_rows(train, islice(distinct, data.subset_size), progress)
             last = islice(_read_parquet(everything), kept, None)
             validation_rows = write_rows(validation, islice(last, data.val_subset_size), progress)

@@ -1,4 +1,4 @@
-"""The documents of a parquet file with a column `text`, read in pieces, so that no size of file or text fills memory."""
+"""The documents of a parquet file with a column `text`, read in pieces: no size of file or text fills memory."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def read_pieces(path: Path) -> Iterator[Piece]:
                 start += cut
             yield Piece(str(document[start:], "utf-8"), len(document) - start, True)
         except UnicodeDecodeError:
-            raise UserError(
-                f"{path}: document {number} is not UTF-8 text; mend the source, then dvc repro"
-            ) from None
+            raise UserError(f"{path}: document {number} is not UTF-8 text; mend the source, then dvc repro") from None
 
 
 def _cut(chunk: bytes) -> int:
@@ -74,9 +72,7 @@ def _cut(chunk: bytes) -> int:
     if word_end := len(chunk[: space + 1].rstrip()):
         return word_end
     cut = len(chunk) - 1
-    while (
-        chunk[cut] >> 6 == 0b10 and cut > len(chunk) - 4
-    ):  # a character's bytes but its first begin with bits 10
+    while chunk[cut] >> 6 == 0b10 and cut > len(chunk) - 4:  # a character's bytes but its first begin with bits 10
         cut -= 1
     return cut
 

@@ -49,13 +49,13 @@ def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def project_root() -> Path:
-    """The repository's root: $DVC_ROOT in a DVC stage, else the nearest folder upwards that has dvc.yaml.
+    """The repository's root, absolute: $DVC_ROOT in a DVC stage, else the nearest folder upwards that has dvc.yaml.
 
     In an experiment that DVC runs in a temporary copy, $DVC_ROOT is the repository it was started from, so what
     lies under it outlives the copy. Without either it is the current folder.
     """
     if root := os.environ.get("DVC_ROOT"):
-        return Path(root)
+        return Path(root).resolve()
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
 

@@ -103,9 +103,7 @@ def _cached_hidden(
     return x, extended
 
 
-def _cached_block(
-    x: Tensor, p: dict[str, Tensor], n_heads: int, past: KeyValues | None
-) -> tuple[Tensor, KeyValues]:
+def _cached_block(x: Tensor, p: dict[str, Tensor], n_heads: int, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
     """A block's forward for the newest tokens, which attend to the cached keys as well as to their own."""
     h, _ = ops.layer_norm_forward(x, p["norm_1.weight"], p.get("norm_1.bias"))
     h, _ = ops.linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
@@ -153,7 +151,7 @@ def generate_samples(
             new = row[len(prompt_ids) :]
             ended = end in new
             new = new[: new.index(end)] if ended else new
-            yield Sample(prompt, tokenizer.decode(prompt_ids[1:] + new), len(new) + ended, ended)
+            yield Sample(prompt, str(tokenizer.decode(prompt_ids[1:] + new)), len(new) + ended, ended)
 
 
 def samples_markdown(samples: list[Sample], params: GenerationParams) -> str:

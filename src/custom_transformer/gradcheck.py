@@ -117,9 +117,7 @@ def _finite_differences(
 # ---------------------------------------------------------------------- the same mathematics, for autograd
 
 
-def _autograd_gradients(
-    model: CustomTransformer, tokens: Tensor, labels: Tensor, seed: int
-) -> dict[str, Tensor]:
+def _autograd_gradients(model: CustomTransformer, tokens: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
     parameters = {name: p.clone().requires_grad_() for name, p in model.parameters.items()}
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
@@ -174,7 +172,7 @@ def _reference_block(
     def drop(h: Tensor, name: str) -> Tensor:
         return h * keeps[name] / (1 - config.dropout) if keeps else h
 
-    batch, time, d_model = x.shape
+    _, time, d_model = x.shape
     q, k, v = (
         part.unflatten(-1, (config.n_heads, config.head_size)).transpose(1, 2)
         for part in linear(norm(x, "norm_1"), "qkv").split(d_model, dim=-1)

@@ -6,15 +6,16 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from custom_transformer.errors import UserError, one_line
 
 ATTEMPTS = 4  # of each request, with pauses of 1, 2 and 4 seconds between them
 COMMIT = re.compile(r"[0-9a-f]{40}")
+FORMATS = ("parquet", "json", "csv", "text", "arrow")  # of those that `datasets` reads, the ones that hold text
 
 _Answer = TypeVar("_Answer")
 
@@ -25,6 +26,19 @@ class HubFiles:
 
     commit: str
     paths: list[Path]
+    format: str  # the name by which `datasets` knows how to read them
+    split: str
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row, streamed. Raises UserError where a file is not what its name promises."""
+        import datasets
+
+        files = {self.split: [str(path) for path in self.paths]}
+        try:
+            yield from datasets.load_dataset(self.format, data_files=files, split=self.split, streaming=True)
+        except Exception as error:  # the readers' own, which share no base class
+            names = ", ".join(path.name for path in self.paths)
+            raise UserError(f"{names}: cannot be read as {self.format} ({one_line(error)[:100]})") from None
 
 
 def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
@@ -41,16 +55,14 @@ def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
     if offline() and revision and COMMIT.fullmatch(revision):
         return _cached(dataset, revision, split)
     try:
-        info = _patiently(
-            dataset, revision, lambda: HfApi().dataset_info(dataset, revision=revision, timeout=10)
-        )
+        info = _patiently(dataset, revision, lambda: HfApi().dataset_info(dataset, revision=revision, timeout=10))
     except _Unreachable as error:
         if revision and COMMIT.fullmatch(revision):
             return _cached(dataset, revision, split)
         raise UserError(str(error)) from None
     commit = info.sha
     assert commit is not None
-    names = _patiently(
+    file_format, names = _patiently(
         dataset,
         commit,
         lambda: _split_files(datasets.load_dataset_builder(dataset, revision=commit), dataset, split),
@@ -78,7 +90,7 @@ def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
             raise
         if not optional:
             paths.append(_verified(dataset, path, declared[name], get))
-    return HubFiles(commit, paths)
+    return HubFiles(commit, paths, file_format, split)
 
 
 def offline() -> bool:
@@ -125,9 +137,7 @@ def _final(dataset: str, revision: str | None, error: Exception) -> UserError | 
     if isinstance(error, hub.RevisionNotFoundError) or ("revision" in text and "not found" in text):
         return UserError(f"data.revision {revision}: {dataset} has no such branch, tag or commit")
     if isinstance(error, hub.RepositoryNotFoundError):
-        return UserError(
-            f"{where}: no such dataset on the Hub; correct the name, or, where it is private, {login}"
-        )
+        return UserError(f"{where}: no such dataset on the Hub; correct the name, or, where it is private, {login}")
     if isinstance(error, hub.HFValidationError):
         return UserError(f"{where}: neither a file here nor a name that the Hub could know")
     if status == 401:
@@ -137,15 +147,22 @@ def _final(dataset: str, revision: str | None, error: Exception) -> UserError | 
     return None
 
 
-def _split_files(builder: object, dataset: str, split: str) -> list[str]:
-    """The paths, inside the repository, of the files that the dataset's own card or layout gives to `split`."""
-    files = builder.config.data_files or {}  # type: ignore[attr-defined]
+def _split_files(builder: Any, dataset: str, split: str) -> tuple[str, list[str]]:
+    """The format, and the paths inside the repository, of the files that the dataset's own card or layout gives
+    to `split`."""
+    files = builder.config.data_files or {}
     if split not in files:
-        raise UserError(
-            f"data.dataset {dataset}: no split {split}; it has {', '.join(map(str, files)) or 'none'}"
-        )
+        raise UserError(f"data.dataset {dataset}: no split {split}; it has {', '.join(map(str, files)) or 'none'}")
     # hf://datasets/OWNER/NAME@COMMIT/PATH
-    return [str(url).split("@", 1)[1].split("/", 1)[1] for url in files[split]]
+    return _format(builder, dataset), [str(url).split("@", 1)[1].split("/", 1)[1] for url in files[split]]
+
+
+def _format(builder: Any, dataset: str) -> str:
+    """The last word of `datasets.packaged_modules.FORMAT.FORMAT`, in which the builder's class is defined."""
+    name = type(builder).__module__.rpartition(".")[2]
+    if name not in FORMATS:
+        raise UserError(f"data.dataset {dataset}: its files are {name}; only {', '.join(FORMATS)} are read")
+    return name
 
 
 def _cached(dataset: str, commit: str, split: str) -> HubFiles:
@@ -158,7 +175,8 @@ def _cached(dataset: str, commit: str, split: str) -> HubFiles:
     )
     try:
         folder = snapshot_download(dataset, repo_type="dataset", revision=commit, local_files_only=True)
-        files = datasets.load_dataset_builder(folder).config.data_files or {}
+        builder = datasets.load_dataset_builder(folder)
+        files = builder.config.data_files or {}
     except Exception:  # the client's ways of saying that nothing is there are many
         raise missing from None
     if split not in files:
@@ -166,10 +184,8 @@ def _cached(dataset: str, commit: str, split: str) -> HubFiles:
     paths = [Path(str(path)) for path in files[split]]
     for path in paths:
         if not _is_named_by_content(path):
-            raise UserError(
-                f"data.dataset {dataset}: {path.name} in the cache is damaged; go online to fetch it anew"
-            )
-    return HubFiles(commit, paths)
+            raise UserError(f"data.dataset {dataset}: {path.name} in the cache is damaged; go online to fetch it anew")
+    return HubFiles(commit, paths, _format(builder, dataset), split)
 
 
 def _verified(dataset: str, path: Path, declared: object, get: Callable[[], Path]) -> Path:
@@ -182,9 +198,7 @@ def _verified(dataset: str, path: Path, declared: object, get: Callable[[], Path
         path = get()
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-    raise UserError(
-        f"data.dataset {dataset}: {path.name} arrives altered (its SHA-256 is not the Hub's); try again"
-    )
+    raise UserError(f"data.dataset {dataset}: {path.name} arrives altered (its SHA-256 is not the Hub's); try again")
 
 
 def _matches(path: Path, declared: object) -> bool:

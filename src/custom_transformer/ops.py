@@ -88,9 +88,7 @@ def linear_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor | 
 # --------------------------------------------------------------------------------------------- layer norm
 
 
-def layer_norm_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5
-) -> tuple[Tensor, Saved]:
+def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Saved]:
     """y = w ∘ x̂ + b,    x̂ = (x − mean x) · rstd,    rstd = (var x + ε)^−½        (Ba et al. 2016, eq. 4)
 
     Mean and (biased) variance run over the last axis. x (..., D), weight and bias (D,) -> y (..., D)
@@ -188,9 +186,7 @@ def attention_scores(q: Tensor, k: Tensor) -> Tensor:
     return scores.masked_fill(future, -math.inf)
 
 
-def causal_attention_forward(
-    qkv: Tensor, n_heads: int, keep: Tensor | None, dropout: float
-) -> tuple[Tensor, Saved]:
+def causal_attention_forward(qkv: Tensor, n_heads: int, keep: Tensor | None, dropout: float) -> tuple[Tensor, Saved]:
     """Y = P̃ V,    P̃ = dropout(P),    P = softmax(Q Kᵀ / √K + causal mask)        (Vaswani et al. 2017, eq. 1)
 
     qkv (B, T, 3·D), keep (B, H, T, T) bool or None -> y (B, T, D). P is not saved: the row-wise log Σ exp of the
@@ -260,9 +256,7 @@ def cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> Tensor:
     return _token_losses_backward(dloss / count, logits, labels, lse)
 
 
-def linear_cross_entropy_forward(
-    x: Tensor, weight: Tensor, labels: Tensor, rows: int = 1024
-) -> tuple[Tensor, Saved]:
+def linear_cross_entropy_forward(x: Tensor, weight: Tensor, labels: Tensor, rows: int = 1024) -> tuple[Tensor, Saved]:
     """The cross-entropy of z = x Eᵀ, in chunks of `rows` rows, so that z (N, V) never exists at once.
 
     x (..., D), weight E (V, D), labels (...) int64 -> scalar. E stands as the token table does, one row a token,
@@ -284,9 +278,7 @@ def linear_cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> tuple[
     d_losses = dloss / count
     dx = []
     dweight = torch.zeros_like(weight, dtype=_wide(weight.dtype))
-    for x_chunk, label_chunk, lse_chunk in zip(
-        x.split(rows), labels.split(rows), lse.split(rows), strict=True
-    ):
+    for x_chunk, label_chunk, lse_chunk in zip(x.split(rows), labels.split(rows), lse.split(rows), strict=True):
         dz = _token_losses_backward(d_losses, x_chunk @ weight.T, label_chunk, lse_chunk)
         dx.append(dz @ weight)
         dweight = dweight + dz.T @ x_chunk

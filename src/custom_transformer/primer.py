@@ -111,9 +111,7 @@ def generate_lessons(seed: int, split: str, count: int) -> Iterator[Lesson]:
 
 def _endless_lessons(seed: int, split: str) -> Iterator[Lesson]:
     digest = hashlib.sha256(f"primer {split} {seed}".encode()).digest()
-    uniform = random.Random(
-        int.from_bytes(digest, "big")
-    ).random  # the same on every machine and Python version
+    uniform = random.Random(int.from_bytes(digest, "big")).random  # the same on every machine and Python version
     while True:
         draw = Draw(lambda n: int(uniform() * n))
         kind = draw.pick(KINDS)
@@ -132,18 +130,16 @@ def held_out_questions() -> tuple[Cloze, ...]:
     sizes = ((small.a, big.a) for small, big in HELD_OUT_SIZE_PAIRS)
     return (
         *sums,
-        *(
-            q
-            for small, big in numbers
-            for q in _order_questions("comparisons", small, "less", "greater", big)
-        ),
+        *(q for small, big in numbers for q in _order_questions("comparisons", small, "less", "greater", big)),
         *(q for small, big in sizes for q in _order_questions("sizes", small, "smaller", "bigger", big)),
     )
 
 
 def _sum_question(index: int, a: int, b: int) -> Cloze:
-    answer = index % 4  # the right total is the least of four neighbours as often as the second, ...
-    totals = range(a + b - answer, a + b - answer + 4)
+    # The right total is the least of four neighbours as often as the second, ... as far as there are numbers.
+    least = min(a + b - index % 4, len(NUMBERS) - 4)
+    answer = a + b - least
+    totals = range(least, least + 4)
     prompt = Word(f"{NUMBERS[a]} plus {NUMBERS[b]} is").cap
     return Cloze(prompt, tuple(f" {NUMBERS[total]}." for total in totals), answer, "sums")
 

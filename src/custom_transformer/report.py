@@ -36,13 +36,9 @@ def training_figure(metrics: Path) -> Figure:
     train = _columns(metrics / "training_curve.csv")
     validation = _columns(metrics / "validation_curve.csv")
     figure = Figure(figsize=(9, 6), layout="constrained")
-    loss, rate, norm = figure.subplot_mosaic(
-        [["loss", "loss"], ["rate", "norm"]], height_ratios=[2, 1]
-    ).values()
+    loss, rate, norm = figure.subplot_mosaic([["loss", "loss"], ["rate", "norm"]], height_ratios=[2, 1]).values()
     loss.plot(train["step"], train["train_loss"], color="#0072B2", label="training")
-    loss.plot(
-        validation["step"], validation["validation_loss"], color="#D55E00", marker="o", label="validation"
-    )
+    loss.plot(validation["step"], validation["validation_loss"], color="#D55E00", marker="o", label="validation")
     loss.set(ylabel="loss (nats per token)", xlabel="step", ylim=(0, None))
     loss.legend()
     rate.plot(train["step"], train["learning_rate"], color="#009E73")

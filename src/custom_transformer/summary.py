@@ -22,9 +22,7 @@ def flops_per_token(config: CustomTransformerConfig, time: int) -> int:
     two products over T positions, the masked half included (Chowdhery et al. 2022, appendix B).
     """
     table = parameter_table(config)
-    products = sum(
-        math.prod(shape) for name, shape in table.items() if len(shape) == 2 and "embedding" not in name
-    )
+    products = sum(math.prod(shape) for name, shape in table.items() if len(shape) == 2 and "embedding" not in name)
     if config.tie_embeddings:
         products += math.prod(table["token_embedding"])
     return 6 * products + 12 * config.n_blocks * config.d_model * time

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -85,9 +84,7 @@ def _trained(vocab_size: int, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     backend.train_from_iterator(texts, trainer)
     entries = backend.get_vocab_size()
     if entries < vocab_size:
-        print(
-            f"data.vocab_size: the training split gives a vocabulary of {entries:,} entries, not {vocab_size:,}"
-        )
+        print(f"data.vocab_size: the training split gives a vocabulary of {entries:,} entries, not {vocab_size:,}")
     return _wrapped(backend, {"bos_token": END_TOKEN, "eos_token": END_TOKEN, "unk_token": END_TOKEN})
 
 
@@ -124,9 +121,7 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
             f"({_beginning(error)})"
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(
-            f"data.tokenizer: {name!r} is no fast tokenizer: it needs a tokenizer.json; choose another"
-        )
+        raise UserError(f"data.tokenizer: {name!r} is no fast tokenizer: it needs a tokenizer.json; choose another")
     return tokenizer
 
 
@@ -137,9 +132,7 @@ def _fetched(name: str) -> Path:
 
     disable_progress_bars()
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*token*", "config.json", "vocab.*", "merges.txt"])
-        )
+        return Path(snapshot_download(name, allow_patterns=["*token*", "config.json", "vocab.*", "merges.txt"]))
     except errors.HFValidationError:
         problem = "is neither a file or folder here nor a Hub id; correct the path"
     except errors.GatedRepoError:
@@ -186,9 +179,7 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
                 "end_token_id": tokenizer.eos_token_id,
             },
             "dtype": dtype.name,
-            "splits": {
-                split: _pack(path, split, tokenizer, dtype, tokens_folder) for split, path in sources.items()
-            },
+            "splits": {split: _pack(path, split, tokenizer, dtype, tokens_folder) for split, path in sources.items()},
             "source": _source(raw / "source.json"),
         }
         write_json(tokens_folder / META, meta)
@@ -228,9 +219,7 @@ def _pack(
             progress.update(documents, f"{n_bytes / 1e6:,.0f} MB")
         n_tokens = file.tell() // dtype.itemsize
     if n_bytes == 0:
-        raise UserError(
-            f"{path}: {documents} documents and no text in them; give the {split} split some text"
-        )
+        raise UserError(f"{path}: {documents} documents and no text in them; give the {split} split some text")
     facts = {"documents": documents, "tokens": n_tokens, "bytes": n_bytes, "sha256": sha256_file(target)}
     log2_prob = log2_prob_sum(path)
     return facts if log2_prob is None else facts | {"log2_prob": log2_prob}
@@ -249,18 +238,14 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _encoded(
-    tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.dtype[Any]
-) -> Iterator[np.ndarray]:
+def _encoded(tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
     """The ids of each piece, (n,) of `dtype`; the end token is never among them."""
     try:
         encodings = tokenizer.backend_tokenizer.encode_batch_fast(
             [piece.text for piece in batch], add_special_tokens=False
         )
     except Exception as error:  # the Rust library's bare Exception: text that this vocabulary cannot spell
-        raise UserError(
-            f"data.tokenizer: cannot encode the text ({_beginning(error)}); choose another"
-        ) from None
+        raise UserError(f"data.tokenizer: cannot encode the text ({_beginning(error)}); choose another") from None
     for encoding in encodings:
         ids = np.array(encoding.ids, dtype)
         if (ids == tokenizer.eos_token_id).any():
@@ -310,7 +295,7 @@ def _staged(*folders: Path) -> Iterator[list[Path]]:
             if folder.exists():
                 shutil.rmtree(folder)
         for staging, folder in zip(stagings, folders, strict=True):
-            os.replace(staging, folder)
+            staging.replace(folder)
     finally:
         for staging in stagings:
             shutil.rmtree(staging, ignore_errors=True)

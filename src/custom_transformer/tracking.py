@@ -33,7 +33,7 @@ from filelock import FileLock
 
 from custom_transformer.config import Params, TrackingParams
 from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import sha256_file
+from custom_transformer.files import project_root, sha256_file
 
 if TYPE_CHECKING:
     import mlflow.entities
@@ -71,18 +71,6 @@ class DatasetVersion:
     name: str
     digest: str  # MLflow keeps the first 36 characters
     source: str  # a path or a URL
-
-
-def project_root() -> Path:
-    """The folder that holds the store and its artifacts, absolute.
-
-    DVC_ROOT where DVC set it (in temporary and queued experiments that is the repository they came from), else
-    the nearest folder upwards that is a DVC or git repository, else the working folder.
-    """
-    if root := os.environ.get("DVC_ROOT"):
-        return Path(root).resolve()
-    here = Path.cwd()
-    return next((d for d in (here, *here.parents) if (d / ".dvc").is_dir() or (d / ".git").exists()), here)
 
 
 def store_uri(tracking: TrackingParams) -> str:
@@ -240,9 +228,7 @@ class Run:
 
     def _search(self, condition: str) -> list[mlflow.entities.Run]:
         newest_first = ["attributes.start_time DESC"]
-        found = self._call(
-            "search_runs", [self._experiment_id], condition, order_by=newest_first, max_results=50
-        )
+        found = self._call("search_runs", [self._experiment_id], condition, order_by=newest_first, max_results=50)
         return list(found or [])
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -259,9 +245,7 @@ class Run:
         self._client = self.run_id = None
         self._waiting.clear()
         where = _without_password(self.uri)
-        message = (
-            f"MLflow tracking is off: {where}: {_cause(error)}; the work goes on, nothing more is logged"
-        )
+        message = f"MLflow tracking is off: {where}: {_cause(error)}; the work goes on, nothing more is logged"
         print(f"warning: {one_line(message)}", file=sys.stderr)
 
 

@@ -145,9 +145,7 @@ class CustomTransformerWrapper:
         return checkpoint.metadata
 
     @classmethod
-    def from_checkpoint(
-        cls, path: Path | str, device: torch.device | str | None = None
-    ) -> CustomTransformerWrapper:
+    def from_checkpoint(cls, path: Path | str, device: torch.device | str | None = None) -> CustomTransformerWrapper:
         """A wrapper around the model in a checkpoint, in evaluation mode. Raises UserError when it is damaged."""
         checkpoint: Checkpoint = load_checkpoint(path)
         wrapper = cls(**checkpoint.config.model_dump(), device=device, dtype=checkpoint.dtype)
