@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from custom_transformer.checkpoint import load_checkpoint
@@ -16,17 +15,17 @@ from custom_transformer.report import print_metrics
 from custom_transformer.tokenization import load_tokenizer
 from custom_transformer.tokens import load_tokens
 from custom_transformer.tracking import checkpoint_run
+from stages.cli import parser
 from stages.generate import write_samples
 
 METRICS = Path("metrics")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__)
-    parser.add_argument("--config", default="params.yaml", help="parameters (default: params.yaml)")
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best.pt"))
-    parser.add_argument("--generate", action="store_true", help="generate samples from it as well")
-    arguments = parser.parse_args()
+    arguments_parser = parser(__doc__)
+    arguments_parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best.pt"))
+    arguments_parser.add_argument("--generate", action="store_true", help="generate samples from it as well")
+    arguments = arguments_parser.parse_args()
     params = load_params(arguments.config)
 
     checkpoint = load_checkpoint(arguments.checkpoint)

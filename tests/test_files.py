@@ -44,7 +44,7 @@ def test_csv_and_digest(tmp_path: Path) -> None:
 
 
 def test_the_project_root_is_dvcs_or_found_upwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "dvc.yaml").touch()
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path / "inner")
     monkeypatch.delenv("DVC_ROOT", raising=False)

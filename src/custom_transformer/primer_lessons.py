@@ -432,7 +432,7 @@ KINDS = (
 
         {child} has {s.first} {thing.many}, and {friend} has {s.second}.
         {child} finds {s.first} {thing.many}, and {friend} finds {s.second}.
-        On the table lie {s.first} {thing.many}. They belong to {child}. {friend} brings {s.second} more.
+        {child} puts {s.first} {thing.many} on the table. {friend} brings {s.second} more.
 
         How many are there together? {s.cap} is {s.total}, so there are {s.total} of them.
         They put all of them into a bag and count. The bag holds {s.total}, because {s} is {s.total}.
@@ -721,7 +721,7 @@ KINDS = (
     ),
     kind(
         "melting and freezing",
-        dict(c=CHANGES, child=CHILDREN, place=PLACES, d=other("c", CHANGES)),
+        dict(c=CHANGES, child=CHILDREN, d=other("c", CHANGES)),
         """
         When {c.matter} {c.when}, it {c.verb}.
         {c.matter.cap} {c.verb} when it {c.when}.
@@ -734,11 +734,8 @@ KINDS = (
         {child} wants to learn more. {child.he.cap} {d.deed}.
         One day {child} {d.deed}.
 
-        The {d.matter} {d.when}. What will it do? It {d.verb} and becomes {d.result}.
+        The {d.matter} {d.when}, so it {d.verb} and becomes {d.result}.
         What happens to the {d.matter}? It {d.when}, so it {d.verb} and becomes {d.result}.
-
-        {child} writes this down and puts the paper {place}.
-        Then {child} has a rest {place}.
 
         Heat and cold can change things.
         Things can be solid, liquid or a gas.

@@ -70,8 +70,9 @@ def training_step(
     return StepResult(loss, "ok", clipped_norm, norm)
 
 
-# Compiling costs about half a minute and halves the time of a step; a laptop's core pair does 4e10 FLOPs a second.
-WORTH_COMPILING_FLOPS = 5e12
+# Compiling costs about half a minute, and what it saves of a small model's step is little: only a run of a quarter of
+# an hour or more (a laptop's core pair does about 1e11 FLOPs a second) earns it back for certain.
+WORTH_COMPILING_FLOPS = 1e14
 
 
 def should_compile(choice: Literal["auto", True, False], flops: float) -> bool:
