@@ -76,8 +76,8 @@ def test_the_probability_is_the_product_of_the_choices() -> None:
 
 def test_the_probabilities_of_all_texts_of_a_kind_add_up_to_one() -> None:
     """Exactly, for a kind small enough to list: a table given by another fact included."""
-    big = next(k for k in KINDS if k.name == "plants")
-    few = dict(islice(big.facts.items(), 2))  # plant, and an odd one of another part
+    big = next(k for k in KINDS if k.name == "colours")
+    few = dict(islice(big.facts.items(), 2))  # a thing, and one of another colour
     small = Kind("small", few, big.passages[:2])
     texts = list(enumerate_kind(small))
     assert sum(Fraction(1, ways) for _, ways in texts) == 1
