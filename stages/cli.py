@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
+from pathlib import Path
 
 from custom_transformer.config import Params, load_params
+from custom_transformer.errors import ArgumentParser
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None) -> ArgumentParser:
     """A parser that knows --config; `description` is the stage's docstring."""
-    arguments = argparse.ArgumentParser(description=description)
+    program = f"python -m stages.{Path(sys.argv[0]).stem}"
+    arguments = ArgumentParser(prog=program, description=description)
     arguments.add_argument("--config", default="params.yaml", help="parameters (default: params.yaml)")
     return arguments
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from custom_transformer.checkpoint import load_checkpoint
+from custom_transformer.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.evaluation import evaluate, held_out_accuracy
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.model import CustomTransformer
 from custom_transformer.primer import held_out_questions
 from custom_transformer.report import print_metrics
 from custom_transformer.tokenization import load_tokenizer
@@ -29,19 +28,20 @@ def main() -> None:
     params = load_params(arguments.config)
 
     checkpoint = load_checkpoint(arguments.checkpoint)
-    model = checkpoint.build_model()
-    metrics = evaluate_model(model, params)
+    metrics = evaluate_checkpoint(checkpoint, params)
     with checkpoint_run(params, arguments.checkpoint, stage="evaluate") as run:
         run.log_metrics({f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0))
         run.log_artifact(METRICS / "eval.json", "metrics")
         run.log_artifact(METRICS / "loss_by_position.csv", "metrics")
         if arguments.generate:
-            write_samples(model, params, run)
+            write_samples(checkpoint, params, run)
     print_metrics(metrics)
 
 
-def evaluate_model(model: CustomTransformer, params: Params) -> dict[str, float | int]:
+def evaluate_checkpoint(checkpoint: Checkpoint, params: Params) -> dict[str, float | int]:
     split = load_tokens(Path("data/tokens"), "validation")
+    tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
+    model = checkpoint.build_model()
     vocab_size = split.meta["tokenizer"]["vocab_size"]
     if model.config.vocab_size != vocab_size:
         raise UserError(
@@ -51,8 +51,7 @@ def evaluate_model(model: CustomTransformer, params: Params) -> dict[str, float 
     length = min(params.data.max_length, model.config.max_seq_len)
     metrics, by_position = evaluate(model, split, length, params.evaluation.batch_size, params.evaluation.max_batches)
     if params.data.dataset == "primer":
-        questions = held_out_questions()
-        metrics["held_out_accuracy"] = held_out_accuracy(model, load_tokenizer(Path("data/tokenizer")), questions)
+        metrics["held_out_accuracy"] = held_out_accuracy(model, tokenizer, held_out_questions())
     write_json(METRICS / "eval.json", metrics)
     write_csv(METRICS / "loss_by_position.csv", by_position)
     return metrics

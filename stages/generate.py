@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from custom_transformer.checkpoint import load_checkpoint
+from custom_transformer.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.config import Params
 from custom_transformer.errors import run_main
 from custom_transformer.files import atomic_write
 from custom_transformer.generation import generate_samples, samples_markdown
-from custom_transformer.model import CustomTransformer
 from custom_transformer.progress import Progress
 from custom_transformer.tokenization import load_tokenizer
 from custom_transformer.tracking import Run, checkpoint_run
@@ -21,14 +20,15 @@ CHECKPOINT, METRICS = Path("checkpoints/best.pt"), Path("metrics")
 
 def main() -> None:
     params = parameters(__doc__)
-    model = load_checkpoint(CHECKPOINT).build_model()
+    checkpoint = load_checkpoint(CHECKPOINT)
     with checkpoint_run(params, CHECKPOINT, stage="generate") as run:
-        write_samples(model, params, run)
+        write_samples(checkpoint, params, run)
 
 
-def write_samples(model: CustomTransformer, params: Params, run: Run) -> None:
+def write_samples(checkpoint: Checkpoint, params: Params, run: Run) -> None:
     """Both files of samples, and a copy of each in the MLflow run."""
-    tokenizer = load_tokenizer(Path("data/tokenizer"))
+    tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
+    model = checkpoint.build_model()
     samples = []
     with Progress("generate", len(params.generation.prompts) * params.generation.num_samples, "samples") as progress:
         for sample in generate_samples(model, tokenizer, params.generation, params.seed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,7 @@ def main() -> None:
     params = parameters("train the configured model")
     train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
     torch.use_deterministic_algorithms(True)
-    facts = params.model_dump(include={"seed", "model", "training"}) | {"tokens": train.meta}
-    key = run_key(facts)
+    key = training_key(params, train.meta)
     with WorkFolder(project_root() / "work", key) as folder:
         trainer = build_trainer(params, train, validation, folder.checkpoints)
         state = folder.load()
@@ -45,16 +45,23 @@ def main() -> None:
         folder.remove()
 
 
+def training_key(params: Params, tokens: dict[str, Any]) -> str:
+    """The name of all that decides the result of a training."""
+    facts = params.model_dump(include={"seed": True, "data": {"max_length"}, "model": True, "training": True})
+    return run_key(facts | {"tokens": tokens})
+
+
 def build_trainer(params: Params, train: Any, validation: Any, checkpoints: Path) -> Trainer:
     config = CustomTransformerConfig(**params.model.model_dump(), vocab_size=train.meta["tokenizer"]["vocab_size"])
     training, length = params.training, params.data.max_length
-    epochs_flops = flops_per_token(config, length) * train.n_tokens * training.num_epochs
+    step_tokens = training.batch_size * training.grad_accumulation * length
+    tokens = min(train.n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
     model = CustomTransformer(
         config,
         device="cuda" if torch.cuda.is_available() else "cpu",
         dtype=DTYPES[training.precision],
         seed=params.seed,
-        compile=should_compile(training.compile, epochs_flops),
+        compile=should_compile(training.compile, flops_per_token(config, length) * tokens),
     )
     return Trainer(
         model,

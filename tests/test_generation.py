@@ -83,3 +83,19 @@ def test_sampling_settings(settings: dict[str, float], expected: list[float]) ->
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="empty prompt"):
         generate(random_model(), torch.zeros(1, 0, dtype=torch.int64), 5)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_settings_out_of_range_are_named(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="temperature ≥ 0"):
+        sample(LOGITS, **settings)
+
+
+def test_the_smallest_temperature_takes_the_likeliest() -> None:
+    assert sample(LOGITS, 1e-45).tolist() == [0]
+
+
+@pytest.mark.parametrize("token", [-1, 37])
+def test_a_prompt_outside_the_vocabulary_is_named(token: int) -> None:
+    with pytest.raises(ValueError, match=f"token id {token} is outside"):
+        generate(random_model(), torch.tensor([[3, token]]), 5)

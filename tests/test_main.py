@@ -14,7 +14,7 @@ import yaml
 
 from custom_transformer.checkpoint import save_checkpoint
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.gradcheck import check_gradients
+from custom_transformer.gradcheck import check_gradients, reduced
 from custom_transformer.model import CustomTransformer, parameter_table
 from custom_transformer.summary import flops_per_token, memory_bytes
 from tests.helpers import SIZES, random_model
@@ -102,6 +102,15 @@ def test_gradcheck_passes_and_catches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "final_norm.weight" not in wrong
 
 
+@pytest.mark.parametrize(
+    "changes", [{"d_model": 64, "n_heads": 1}, {"d_model": 8, "n_heads": 8}, {"d_model": 1, "n_heads": 1}]
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gradcheck_measures_well_at_any_size(changes: dict[str, int], seed: int) -> None:
+    config = reduced(CustomTransformerConfig(**(SIZES | changes)))
+    assert [check.name for check in check_gradients(config, seed) if not check.ok] == []
+
+
 BAD_CONFIGS = {
     "unknown key": {"model__d_modle": 3},
     "number as text": {"training__learning_rate": "3e-4"},
@@ -127,6 +136,11 @@ def one_line(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("module", ["stages.evaluate", "stages.train", "custom_transformer"])
+def test_a_wrong_command_line_gets_one_line(tmp_path: Path, module: str) -> None:
+    one_line(run(module, "--nonsense", cwd=tmp_path), "--help")
 
 
 @pytest.mark.parametrize(
@@ -169,4 +183,10 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other.pt", random_model(torch.float32), {})
     done = run("stages.evaluate", "--config", config, "--checkpoint", tmp_path / "other.pt", cwd=tmp_path)
     one_line(done, "the checkpoint's vocabulary has 37 entries")
+    tokenizer = tmp_path / "data/tokenizer/tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    for stage in ("evaluate", "generate"):
+        one_line(run(f"stages.{stage}", "--config", config, cwd=tmp_path), "not the tokenizer that the checkpoint")
+    gpt2 = config_file(tmp_path, data__tokenizer="gpt2")
+    assert "vocab_size=50257" in run("custom_transformer", "summary", "--config", gpt2, cwd=tmp_path).stdout
     assert {path.name: path.read_bytes() for path in (tmp_path / "metrics").iterdir()} == metrics

@@ -176,3 +176,12 @@ def test_a_state_that_does_not_fit_is_refused_whole(change: str) -> None:
     with pytest.raises(ValueError, match=r"extra|final_norm"):
         model.load_state_dict(state)
     assert all(torch.equal(model.parameters[name], p) for name, p in before.items())
+
+
+@pytest.mark.parametrize("label", [-1, 37])
+def test_a_label_outside_the_vocabulary_is_named(label: int) -> None:
+    tokens = random_tokens()
+    labels = tokens.clone()
+    labels[1, 2] = label
+    with pytest.raises(ValueError, match=f"label {label} is neither"):
+        random_model().loss(tokens, labels)

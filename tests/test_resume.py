@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError
-from custom_transformer.resume import WorkFolder, run_key
+from custom_transformer.resume import WorkFolder
+from stages.train import training_key
 
 
 def test_the_newest_state_comes_back(tmp_path: Path) -> None:
@@ -58,5 +60,22 @@ def test_publishing_replaces_an_earlier_runs_checkpoints(tmp_path: Path) -> None
     assert [path.name for path in out.iterdir()] == ["best.pt"]
 
 
-def test_what_decides_a_result_decides_its_key() -> None:
-    assert run_key({"seed": 1}) == run_key({"seed": 1}) != run_key({"seed": 2})
+@pytest.mark.parametrize(
+    ("section", "key", "value", "decides"),
+    [
+        (None, "seed", 8, True),
+        ("data", "max_length", 32, True),
+        ("model", "d_ffn", 65, True),
+        ("training", "learning_rate", 0.5, True),
+        ("generation", "temperature", 0.5, False),
+        ("tracking", "experiment", "other", False),
+    ],
+)
+def test_what_decides_a_result_decides_its_key(section: str | None, key: str, value: object, decides: bool) -> None:
+    params = load_params("configs/smoke.yaml")
+    content = params.model_dump()
+    (content[section] if section else content)[key] = value
+    other = Params.model_validate(content)
+    tokens = {"splits": {"train": {"sha256": "0"}}}
+    assert (training_key(other, tokens) != training_key(params, tokens)) is decides
+    assert training_key(params, tokens) != training_key(params, {})

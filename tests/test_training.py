@@ -170,3 +170,10 @@ def test_evaluation_counts_every_token_once_and_knows_its_floor() -> None:
     assert metrics["bits_per_byte_floor"] == 1.5
     assert [row["position"] for row in by_position] == list(range(LENGTH))
     assert np.mean([row["loss"] for row in by_position]) == pytest.approx(metrics["loss"])
+
+
+def test_a_run_that_diverges_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("custom_transformer.training.validation_loss", lambda *_: float("nan"))
+    with pytest.raises(UserError, match="the validation loss is nan"):
+        list(trainer(tmp_path).run())
+    assert not list(tmp_path.iterdir())

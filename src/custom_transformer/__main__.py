@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -11,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from custom_transformer.checkpoint import DTYPES
-from custom_transformer.config import CustomTransformerConfig, Params, load_params
-from custom_transformer.errors import UserError, run_main
+from custom_transformer.config import CustomTransformerConfig, DataParams, Params, load_params
+from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.model import parameter_table
 from custom_transformer.summary import flops_per_token, memory_bytes
@@ -22,7 +21,7 @@ GPT2_VOCAB_SIZE = 50257
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="custom_transformer", description=__doc__)
+    parser = ArgumentParser(prog="python -m custom_transformer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (
         ("summary", "what a configuration comes to: tensors, memory, arithmetic"),
@@ -37,9 +36,8 @@ def main() -> None:
 
 def model_config(params: Params) -> CustomTransformerConfig:
     """The configured model; its vocabulary is the tokenised data's, or, before there is any, what is asked for."""
-    tokens = Path("data/tokens")
-    if (tokens / "meta.json").exists():
-        vocab_size = load_tokens(tokens, "train").meta["tokenizer"]["vocab_size"]
+    if (tokenized := _tokenized_vocab_size(params.data)) is not None:
+        vocab_size = tokenized
     elif params.data.tokenizer == "bpe":
         vocab_size = params.data.vocab_size
     elif params.data.tokenizer == "gpt2":
@@ -49,6 +47,17 @@ def model_config(params: Params) -> CustomTransformerConfig:
             f"the vocabulary of {params.data.tokenizer} is not known yet: run python -m stages.tokenize first"
         )
     return CustomTransformerConfig(**params.model.model_dump(), vocab_size=vocab_size)
+
+
+def _tokenized_vocab_size(data: DataParams) -> int | None:
+    """The size of the vocabulary that data/tokens was made with; None where it is another tokenizer's, or missing."""
+    tokens = Path("data/tokens")
+    if not (tokens / "meta.json").exists():
+        return None
+    made = load_tokens(tokens, "train").meta["tokenizer"]
+    requested = data.vocab_size if data.tokenizer == "bpe" else None
+    same = made["name"] in (data.tokenizer, Path(data.tokenizer).name) and made["requested_vocab_size"] == requested
+    return int(made["vocab_size"]) if same else None
 
 
 def print_summary(params: Params) -> None:

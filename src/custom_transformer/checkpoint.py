@@ -38,8 +38,10 @@ class Checkpoint:
 def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mapping[str, Any]) -> None:
     """Writes {"state_dict", "config", "metadata"}; equal contents give equal bytes, whatever the file's name.
 
-    `metadata` takes plain values: str, int, float, bool, None, and lists and dictionaries of them.
+    `metadata` takes plain values: str, int, float, bool, None, and lists and dictionaries of them. Raises ValueError
+    for any other, since the file could not be loaded again.
     """
+    _check_plain("metadata", metadata)
     dtype = str(model.dtype).removeprefix("torch.")
     content = {
         "state_dict": {name: p.cpu() for name, p in model.parameters.items()},
@@ -49,6 +51,18 @@ def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mappin
     with atomic_write(path) as file:
         # A file object, since torch.save writes a path's own name into the archive.
         torch.save(content, file)
+
+
+def _check_plain(name: str, value: Any) -> None:
+    if type(value) is dict:
+        for key, part in value.items():
+            _check_plain(f"{name}.{key}", part)
+            _check_plain(f"the key {key!r} in {name}", key)
+    elif type(value) is list:
+        for i, part in enumerate(value):
+            _check_plain(f"{name}.{i}", part)
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(f"{name} is of type {type(value).__name__}, no plain value; convert it first")
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -75,6 +89,8 @@ def read_tensors(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(entry.file_size > entry.compress_size for entry in archive.infolist()):
                 raise UserError(f"{path}: a compressed archive, which torch.save never writes; refused")
+            if damaged := archive.testzip():  # torch.load does not look at the checksums
+                raise UserError(f"{path}: damaged: the checksum of {damaged} is wrong; use another checkpoint")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged or not a checkpoint ({one_line(error)[:120]})") from None

@@ -169,7 +169,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
         raise UserError(f"{path}: no such file; run from the repository root or name one with --config") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; is this a YAML file of parameters?") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected sections (seed, data, model, …), found {type(content).__name__}")

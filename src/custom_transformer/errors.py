@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -12,6 +13,13 @@ class UserError(Exception):
 
     Its text is one line that names what is wrong, where, and what to do.
     """
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose complaint about the command line is one line, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def one_line(text: object) -> str:

@@ -96,7 +96,7 @@ def _answer(model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, questi
     statements = [question.prompt + choice for choice in question.choices]
     # The end token is what every text of the stream comes after.
     rows = [[tokenizer.eos_token_id, *tokenizer.encode(s, add_special_tokens=False)] for s in statements]
-    input_ids, labels = _padded(rows)
+    input_ids, labels = _padded([row[-model.config.max_seq_len - 1 :] for row in rows])
     losses, _ = score(model, input_ids, labels)
     return int(losses.sum(1).argmin())
 

@@ -40,11 +40,13 @@ def generate(
     Rows that have produced `eos_token_id` are filled up with it; generation ends early once all have. Beyond
     max_seq_len the model sees the last max_seq_len tokens. The cache changes the speed, not the tokens: learned
     positions move once that window slides, so from there on each step computes it whole.
-    Returns (B, T′) with T ≤ T′ ≤ max(T, max_length). Raises ValueError for an empty prompt.
+    Returns (B, T′) with T ≤ T′ ≤ max(T, max_length). Raises ValueError for an empty prompt, a token outside the
+    vocabulary, and settings that are out of range.
     """
     if input_ids.shape[-1] == 0:
         raise ValueError("an empty prompt: give at least one token (the end token starts a new text)")
     tokens, window = input_ids, model.config.max_seq_len
+    model.check_tokens(tokens[:, -window:])
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     cache: list[KeyValues] = []
     while tokens.shape[1] < max_length and not done.all():
@@ -74,10 +76,13 @@ def sample(
     top_k keeps the k likeliest tokens (Fan et al. 2018); top_p then keeps the fewest whose probabilities add up
     to p (Holtzman et al. 2020).
     """
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError(f"temperature ≥ 0, top_k ≥ 1 and 0 < top_p ≤ 1, not {temperature}, {top_k} and {top_p}")
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature == 0:
         return z.argmax(-1)
-    z, order = (z / temperature).sort(stable=True, dim=-1, descending=True)
+    # The largest is moved to 0, so that no temperature makes it infinite.
+    z, order = ((z - z.amax(-1, keepdim=True)) / temperature).sort(stable=True, dim=-1, descending=True)
     if top_k is not None:
         z = z[:, :top_k]
     probabilities = torch.softmax(z, -1)

@@ -144,6 +144,8 @@ def _final(dataset: str, revision: str | None, error: Exception) -> UserError | 
         return UserError(f"{where}: the Hub refuses the token; {login}")
     if type(error).__name__ in ("EmptyDatasetError", "DataFilesNotFoundError"):
         return UserError(f"{where}: has no data files at {revision}")
+    if type(error) is ValueError:  # such as a dataset of several configurations, of which none is named
+        return UserError(f"{where}: {one_line(error)[:160]}; choose another dataset")
     return None
 
 

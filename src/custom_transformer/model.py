@@ -219,8 +219,13 @@ class CustomTransformer:
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy of `labels` (B, T; already shifted, -100 left out) after `tokens` (B, T), in nats.
 
-        Head and loss are fused: the logits never exist at once. `loss_backward` fills `gradients`.
+        Head and loss are fused: the logits never exist at once. `loss_backward` fills `gradients`. Raises ValueError
+        for tokens as `forward` does, and for labels that are neither in the vocabulary nor -100.
         """
+        outside = (labels != ops.IGNORE_INDEX) & ((labels < 0) | (labels >= self.config.vocab_size))
+        if outside.any():
+            wrong = int(labels[outside][0])
+            raise ValueError(f"label {wrong} is neither in the vocabulary of {self.config.vocab_size} nor -100")
         with torch.no_grad():
             x, saved = self._hidden_forward(tokens)
             loss, head = ops.linear_cross_entropy_forward(x, self.head_weight(), labels)
@@ -242,7 +247,7 @@ class CustomTransformer:
         }
 
     def _hidden_forward(self, tokens: Tensor, for_backward: bool = True) -> tuple[Tensor, Any]:
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         config, p = self.config, self.parameters
         drop = for_backward and self.training and config.dropout > 0
         batch, time = tokens.shape
@@ -259,7 +264,8 @@ class CustomTransformer:
         x, final_norm = ops.layer_norm_forward(x, p["final_norm.weight"], p.get("final_norm.bias"))
         return x, (embedding, embedding_drop, blocks, final_norm)
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raises ValueError for tokens of another shape or dtype, outside the vocabulary, or beyond max_seq_len."""
         if tokens.ndim != 2 or tokens.dtype != torch.int64:
             raise ValueError(f"tokens must be (B, T) int64, not {tuple(tokens.shape)} {tokens.dtype}")
         if not 0 < tokens.shape[1] <= self.config.max_seq_len:

@@ -44,7 +44,7 @@ def training_figure(metrics: Path) -> Figure:
     rate.plot(train["step"], train["learning_rate"], color="#009E73")
     rate.set(ylabel="learning rate", xlabel="step")
     norm.plot(train["step"], train["grad_norm"], color="#CC79A7")
-    norm.set(ylabel="gradient norm, before clipping", xlabel="step", yscale="log")
+    norm.set(ylabel="gradient norm", xlabel="step", yscale="log")
     for axes in (loss, rate, norm):
         axes.grid(alpha=0.3)
     return figure

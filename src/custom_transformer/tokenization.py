@@ -46,12 +46,18 @@ def build_tokenizer(data: DataParams, texts: Iterable[str]) -> PreTrainedTokeniz
     return _wrapped(loaded.backend_tokenizer, names | {"eos_token": end})
 
 
-def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
-    """The tokenizer that `tokenize` saved; raises UserError where it is missing or damaged."""
+def load_tokenizer(folder: Path | str, sha256: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer that `tokenize` saved; raises UserError where it is missing, damaged, or not the one whose
+    tokenizer.json has the digest `sha256`."""
     from transformers import PreTrainedTokenizerFast
 
     if not (Path(folder) / "tokenizer.json").exists():
         raise UserError(f"{folder}: no tokenizer there; run dvc repro tokenize")
+    if sha256 not in (None, sha256_file(Path(folder) / "tokenizer.json")):
+        raise UserError(
+            f"{folder}: not the tokenizer that the checkpoint was trained with; run python -m stages.tokenize with the "
+            "checkpoint's configuration"
+        )
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         if tokenizer.eos_token_id is None:
@@ -175,6 +181,7 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
                 "name": Path(data.tokenizer).name if Path(data.tokenizer).exists() else data.tokenizer,
                 "sha256": sha256_file(tokenizer_folder / "tokenizer.json"),
                 "vocab_size": vocabulary_size(tokenizer),
+                "requested_vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,
                 "end_token": tokenizer.eos_token,
                 "end_token_id": tokenizer.eos_token_id,
             },

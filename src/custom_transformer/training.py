@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,7 @@ class Trainer:
         if result.status == "ok":
             return
         self.nan_steps += 1
-        if self.nan_steps >= self.params.max_nan_steps:
+        if self.nan_steps >= min(self.params.max_nan_steps, self.total_steps):
             raise UserError(
                 f"training stopped at step {self.step}: {self.nan_steps} steps had a loss or gradient that was NaN "
                 "or infinite (training.max_nan_steps); lower training.learning_rate or max_grad_norm"
@@ -206,6 +207,10 @@ class Trainer:
 
     def _validate(self, epoch: int) -> float:
         loss = validation_loss(self.model, self.validation, self.max_length, self.params.batch_size)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training stopped at step {self.step}: the validation loss is {loss}; lower training.learning_rate"
+            )
         self.validation_curve.append({"step": self.step, "epoch": epoch, "validation_loss": loss})
         if loss < self.best_validation_loss:
             self.best_validation_loss, self.best_step = loss, self.step

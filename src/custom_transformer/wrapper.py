@@ -141,6 +141,9 @@ class CustomTransformerWrapper:
         Raises UserError when the file is damaged, and ValueError when it belongs to another shape.
         """
         checkpoint = load_checkpoint(path)
+        for name, value in self.model.config.model_dump(exclude={"dropout"}).items():
+            if (other := getattr(checkpoint.config, name)) != value:
+                raise ValueError(f"{path}: {name} is {other}, this model's is {value}: not the same shape")
         self.model.load_state_dict(checkpoint.state_dict)
         return checkpoint.metadata
 
