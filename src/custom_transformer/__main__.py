@@ -56,7 +56,7 @@ def _tokenized_vocab_size(data: DataParams) -> int | None:
         return None
     made = load_tokens(tokens, "train").meta["tokenizer"]
     requested = data.vocab_size if data.tokenizer == "bpe" else None
-    same = made["name"] in (data.tokenizer, Path(data.tokenizer).name) and made["requested_vocab_size"] == requested
+    same = made["name"] in (data.tokenizer, Path(data.tokenizer).name) and made.get("requested_vocab_size") == requested
     return int(made["vocab_size"]) if same else None
 
 
