@@ -12,6 +12,7 @@ import torch
 from custom_transformer.checkpoint import DTYPES
 from custom_transformer.config import CustomTransformerConfig, Params
 from custom_transformer.errors import run_main
+from custom_transformer.fast.engine import choose_engine
 from custom_transformer.files import project_root, write_csv, write_json
 from custom_transformer.model import CustomTransformer
 from custom_transformer.progress import Progress
@@ -20,7 +21,7 @@ from custom_transformer.resume import WorkFolder, run_key
 from custom_transformer.summary import flops_per_token
 from custom_transformer.tokens import load_tokens
 from custom_transformer.tracking import DatasetVersion, Run, training_run
-from custom_transformer.training import StepMetrics, Trainer, should_compile
+from custom_transformer.training import StepMetrics, Trainer
 from stages.cli import parameters
 
 TOKENS, CHECKPOINTS, METRICS = Path("data/tokens"), Path("checkpoints"), Path("metrics")
@@ -56,13 +57,9 @@ def build_trainer(params: Params, train: Any, validation: Any, checkpoints: Path
     training, length = params.training, params.data.max_length
     step_tokens = training.batch_size * training.grad_accumulation * length
     tokens = min(train.n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
-    model = CustomTransformer(
-        config,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        dtype=DTYPES[training.precision],
-        seed=params.seed,
-        compile=should_compile(training.compile, flops_per_token(config, length) * tokens),
-    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    engine = choose_engine(training.compile, device, flops_per_token(config, length) * tokens)
+    model = CustomTransformer(config, device=device, dtype=DTYPES[training.precision], seed=params.seed, engine=engine)
     return Trainer(
         model,
         training,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 
 from custom_transformer import CustomTransformer
+from custom_transformer.fast.engine import EAGER, Engine
 
 SIZES = {"vocab_size": 37, "max_seq_len": 13, "n_blocks": 2, "n_heads": 3, "d_model": 15, "d_ffn": 22}
 
 
-def random_model(dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object) -> CustomTransformer:
+def random_model(
+    dtype: torch.dtype = torch.float64, seed: int = 0, engine: Engine = EAGER, **changes: object
+) -> CustomTransformer:
     """Norms are not 1 and biases not 0, so that a missing factor or term shows."""
-    model = CustomTransformer({**SIZES, **changes}, dtype=dtype, seed=seed)
+    model = CustomTransformer({**SIZES, **changes}, dtype=dtype, seed=seed, engine=engine)
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters.values():
         p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))

@@ -70,7 +70,7 @@ def test_the_memory_of_the_summary_is_what_a_step_saves() -> None:
             for part in saved:
                 collect(part)
 
-    (_, _, blocks, _), _ = model._saved
+    (_, _, (blocks, _)), _ = model._saved
     collect(blocks)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters.values()}
     assert sizes["activations"] == sum(n for pointer, n in storages.items() if pointer not in parameters)

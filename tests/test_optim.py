@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from custom_transformer.config import TrainingParams, load_params
-from custom_transformer.optim import SGD, AdamW, clip_by_global_norm, global_norm, learning_rate_at
+from custom_transformer.optim import SGD, AdamW, clip_scale, global_norm, learning_rate_at
 
 TRAINING = load_params("params.yaml").training
 
@@ -53,13 +53,19 @@ def test_clipping_scales_all_gradients_together_and_only_when_needed() -> None:
     gradients = random_tensors(3)
     norm = global_norm(gradients)
     assert norm == pytest.approx(torch.cat([g.flatten() for g in gradients.values()]).norm().item())
-    assert clip_by_global_norm(gradients, norm, norm * 2) == (gradients, norm)
-    assert clip_by_global_norm(gradients, norm, None) == (gradients, norm)
-    clipped, after = clip_by_global_norm(gradients, norm, norm / 4)
-    assert after == norm / 4
+    assert clip_scale(norm, norm * 2) == 1.0
+    assert clip_scale(norm, None) == 1.0
+    scale = clip_scale(norm, norm / 4)
+    clipped = {n: g * scale for n, g in gradients.items()}
     assert global_norm(clipped) == pytest.approx(norm / 4)
-    for n, g in gradients.items():
-        torch.testing.assert_close(clipped[n], g / 4)
+    for rule in ("sgd", "adamw"):
+        ends = []
+        for given, factor in ((gradients, scale), (clipped, 1.0)):
+            parameters = random_tensors(0)
+            (SGD() if rule == "sgd" else AdamW(parameters)).update(parameters, given, 0.1, factor)
+            ends.append(parameters)
+        for n, p in ends[0].items():
+            torch.testing.assert_close(p, ends[1][n])
 
 
 def test_the_norm_of_large_finite_float32_gradients_is_finite() -> None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from custom_transformer import ops
+from custom_transformer.blocks import feed_forward_layer_forward, in_product_dtype
 from custom_transformer.config import GenerationParams
-from custom_transformer.model import CustomTransformer, feed_forward_layer_forward
+from custom_transformer.model import CustomTransformer
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
@@ -102,7 +103,9 @@ def _cached_hidden(
     x, _ = ops.embedding_forward(new_tokens, p["token_embedding"], p["position_embedding"][start:])
     extended = []
     for i in range(model.config.n_blocks):
-        x, key_values = _cached_block(x, model.block_parameters(i), n_heads, cache[i] if cache else None)
+        x, key_values = _cached_block(
+            x, in_product_dtype(model.block_parameters(i), model.dtype), n_heads, cache[i] if cache else None
+        )
         extended.append(key_values)
     x, _ = ops.layer_norm_forward(x, p["final_norm.weight"], p.get("final_norm.bias"))
     return x, extended

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from custom_transformer.blocks import draw_keep, keep_shapes
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.model import CustomTransformer, draw_keep, keep_shapes
+from custom_transformer.fast.engine import EAGER, Engine
+from custom_transformer.model import CustomTransformer
 from custom_transformer.ops import IGNORE_INDEX
 
 TOLERANCE = 1e-8
@@ -54,9 +56,9 @@ def reduced(config: CustomTransformerConfig) -> CustomTransformerConfig:
     return config.model_copy(update=sizes)
 
 
-def check_gradients(config: CustomTransformerConfig, seed: int = 0) -> Iterator[GradientCheck]:
+def check_gradients(config: CustomTransformerConfig, seed: int = 0, engine: Engine = EAGER) -> Iterator[GradientCheck]:
     """Checks every parameter of a float64 model with random weights, norms and biases, one after another."""
-    model, tokens, labels = _random_problem(config, seed)
+    model, tokens, labels = _random_problem(config, seed, engine)
     _loss(model, tokens, labels, seed)
     model.loss_backward()
     gradients = model.gradients
@@ -70,9 +72,11 @@ def check_gradients(config: CustomTransformerConfig, seed: int = 0) -> Iterator[
         yield GradientCheck(name, tuple(gradient.shape), difference / scale, autograd / scale)
 
 
-def _random_problem(config: CustomTransformerConfig, seed: int) -> tuple[CustomTransformer, Tensor, Tensor]:
+def _random_problem(
+    config: CustomTransformerConfig, seed: int, engine: Engine
+) -> tuple[CustomTransformer, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    model = CustomTransformer(config, dtype=torch.float64, seed=seed)
+    model = CustomTransformer(config, dtype=torch.float64, seed=seed, engine=engine)
     model.training = True
     # The initial weights (norms all 1, biases all 0) would hide a missing factor or term.
     for parameter in model.parameters.values():

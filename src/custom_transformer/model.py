@@ -1,4 +1,4 @@
-"""The model: its parameter table, its initialisation, and its block forwards and backwards.
+"""The model: its parameter table, its initialisation, and its way from tokens to gradients.
 
 GPT-2's architecture (Radford et al. 2019): token + position embedding, then blocks of
 x + projection(attention(norm(x))) and x + down(gelu(up(norm(x)))), a last norm, and a head that is the token
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from custom_transformer import ops
+from custom_transformer.blocks import Gradients, draw_keep, keep_shapes
 from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.fast.engine import EAGER, Engine
 from custom_transformer.optim import SGD, Tensors
 
 INIT_STD = 0.02  # Radford et al. 2018, section 4.1
@@ -70,88 +72,6 @@ def initial_parameters(config: CustomTransformerConfig, seed: int) -> Tensors:
     return parameters
 
 
-# -------------------------------------------------------------------------------------------------- block
-
-
-def keep_shapes(config: CustomTransformerConfig, batch: int, time: int) -> dict[str, tuple[int, ...]]:
-    """Where a block drops something, and the shape of the mask there."""
-    return {
-        "attention": (batch, config.n_heads, time, time),
-        "projection": (batch, time, config.d_model),
-        "down": (batch, time, config.d_model),
-    }
-
-
-def draw_keep(shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
-    """A dropout mask: True with probability 1 − p. Drawn on the generator's device."""
-    return torch.rand(shape, generator=generator, device=generator.device) >= dropout
-
-
-def attention_layer_forward(
-    x: Tensor, p: Mapping[str, Tensor], n_heads: int, keep: Mapping[str, Tensor], dropout: float
-) -> tuple[Tensor, ops.Saved]:
-    """x + dropout(projection(attention(qkv(norm(x)))))        x (B, T, D) -> (B, T, D)"""
-    h, norm = ops.layer_norm_forward(x, p["norm_1.weight"], p.get("norm_1.bias"))
-    h, qkv = ops.linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
-    h, attention = ops.causal_attention_forward(h, n_heads, keep.get("attention"), dropout)
-    h, projection = ops.linear_forward(h, p["projection.weight"], p.get("projection.bias"))
-    h, drop = ops.dropout_forward(h, keep.get("projection"), dropout)
-    return x + h, (norm, qkv, attention, projection, drop)
-
-
-def attention_layer_backward(dx: Tensor, saved: ops.Saved) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The forward, upside down; the gradients of its parameters under their names."""
-    norm, qkv, attention, projection, drop = saved
-    g: dict[str, Tensor | None] = {}
-    dh = ops.dropout_backward(dx, drop)
-    dh, g["projection.weight"], g["projection.bias"] = ops.linear_backward(dh, projection)
-    dh = ops.causal_attention_backward(dh, attention)
-    dh, g["qkv.weight"], g["qkv.bias"] = ops.linear_backward(dh, qkv)
-    dh, g["norm_1.weight"], g["norm_1.bias"] = ops.layer_norm_backward(dh, norm)
-    return dx + dh, g  # x + h hands x to both sides, so their gradients add
-
-
-def feed_forward_layer_forward(
-    x: Tensor, p: Mapping[str, Tensor], keep: Mapping[str, Tensor], dropout: float
-) -> tuple[Tensor, ops.Saved]:
-    """x + dropout(down(gelu(up(norm(x)))))        x (B, T, D) -> (B, T, D)"""
-    h, norm = ops.layer_norm_forward(x, p["norm_2.weight"], p.get("norm_2.bias"))
-    h, up = ops.linear_forward(h, p["up.weight"], p.get("up.bias"))
-    h, gelu = ops.gelu_forward(h)
-    h, down = ops.linear_forward(h, p["down.weight"], p.get("down.bias"))
-    h, drop = ops.dropout_forward(h, keep.get("down"), dropout)
-    return x + h, (norm, up, gelu, down, drop)
-
-
-def feed_forward_layer_backward(dx: Tensor, saved: ops.Saved) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The forward, upside down; the gradients of its parameters under their names."""
-    norm, up, gelu, down, drop = saved
-    g: dict[str, Tensor | None] = {}
-    dh = ops.dropout_backward(dx, drop)
-    dh, g["down.weight"], g["down.bias"] = ops.linear_backward(dh, down)
-    dh = ops.gelu_backward(dh, gelu)
-    dh, g["up.weight"], g["up.bias"] = ops.linear_backward(dh, up)
-    dh, g["norm_2.weight"], g["norm_2.bias"] = ops.layer_norm_backward(dh, norm)
-    return dx + dh, g
-
-
-def block_forward(
-    x: Tensor, p: Mapping[str, Tensor], n_heads: int, keep: Mapping[str, Tensor], dropout: float
-) -> tuple[Tensor, ops.Saved]:
-    """x (B, T, D) -> (B, T, D), by the block's own parameters `p`; `keep` is empty when nothing is dropped."""
-    x, attention_layer = attention_layer_forward(x, p, n_heads, keep, dropout)
-    x, feed_forward_layer = feed_forward_layer_forward(x, p, keep, dropout)
-    return x, (attention_layer, feed_forward_layer)
-
-
-def block_backward(dx: Tensor, saved: ops.Saved) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """dx (B, T, D) -> (B, T, D), and the gradients of the block's parameters under their short names"""
-    attention_layer, feed_forward_layer = saved
-    dx, g_feed_forward = feed_forward_layer_backward(dx, feed_forward_layer)
-    dx, g_attention = attention_layer_backward(dx, attention_layer)
-    return dx, g_attention | g_feed_forward
-
-
 # -------------------------------------------------------------------------------------------------- model
 
 
@@ -163,8 +83,7 @@ class CustomTransformer:
     training: whether dropout is active; its masks are drawn from `generator`.
     dtype: float32 or float64, or bfloat16 for bfloat16 matrix products over float32 parameters, with the
         residual stream, norms, softmax, loss and gradients in float32 (Micikevicius et al. 2018, section 3.1).
-    compile: whether the block functions run through torch.compile (its forward graphs only: the backward is
-        ours). The first steps then take a minute; later ones are faster.
+    engine: the functions it computes with (see fast/engine.py); all give the same results within rounding.
     """
 
     def __init__(
@@ -174,7 +93,7 @@ class CustomTransformer:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         seed: int = 0,
-        compile: bool = False,
+        engine: Engine = EAGER,
     ):
         if not isinstance(config, CustomTransformerConfig):
             config = CustomTransformerConfig.from_mapping(config)
@@ -183,6 +102,7 @@ class CustomTransformer:
         if self.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float64 or bfloat16, not {self.dtype}")
         self.device = torch.device(device or "cpu")
+        self.engine = engine
         self.training = False
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.parameters = {
@@ -191,8 +111,6 @@ class CustomTransformer:
         }
         self.gradients: Tensors = {}
         self._saved: Any = None
-        self._block_forward = torch.compile(block_forward) if compile else block_forward
-        self._block_backward = torch.compile(block_backward) if compile else block_backward
 
     @property
     def parameter_dtype(self) -> torch.dtype:
@@ -206,7 +124,7 @@ class CustomTransformer:
         Raises ValueError for tokens of another shape or dtype, outside the vocabulary, or longer than max_seq_len.
         """
         with torch.no_grad():
-            x, saved = self._hidden_forward(tokens)
+            x, saved = self._hidden_forward(tokens, self._dropout())
             logits, head = ops.linear_forward(x, self.head_weight().T, None)
         self._saved = (saved, head)
         return logits
@@ -214,7 +132,7 @@ class CustomTransformer:
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> the last norm's output (B, T, D), without dropout and keeping nothing for a backward."""
         with torch.no_grad():
-            return self._hidden_forward(tokens, for_backward=False)[0]
+            return self._hidden_forward(tokens, dropout=0.0)[0]
 
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy of `labels` (B, T; already shifted, -100 left out) after `tokens` (B, T), in nats.
@@ -227,8 +145,8 @@ class CustomTransformer:
             wrong = int(labels[outside][0])
             raise ValueError(f"label {wrong} is neither in the vocabulary of {self.config.vocab_size} nor -100")
         with torch.no_grad():
-            x, saved = self._hidden_forward(tokens)
-            loss, head = ops.linear_cross_entropy_forward(x, self.head_weight(), labels)
+            x, saved = self._hidden_forward(tokens, self._dropout())
+            loss, head = self.engine.linear_cross_entropy_forward(x, self.head_weight(), labels)
         self._saved = (saved, head)
         return loss
 
@@ -238,31 +156,28 @@ class CustomTransformer:
         return self.parameters[name].to(self.dtype)
 
     def block_parameters(self, i: int) -> Tensors:
-        """Block i's parameters under their short names; those of its products in the dtype of the products."""
+        """Block i's parameters under their short names."""
         prefix = f"blocks.{i}."
-        return {
-            (short := name.removeprefix(prefix)): p if short.startswith("norm") else p.to(self.dtype)
-            for name, p in self.parameters.items()
-            if name.startswith(prefix)
-        }
+        return {name.removeprefix(prefix): p for name, p in self.parameters.items() if name.startswith(prefix)}
 
-    def _hidden_forward(self, tokens: Tensor, for_backward: bool = True) -> tuple[Tensor, Any]:
+    def _dropout(self) -> float:
+        return self.config.dropout if self.training else 0.0
+
+    def _hidden_forward(self, tokens: Tensor, dropout: float) -> tuple[Tensor, Any]:
         self.check_tokens(tokens)
         config, p = self.config, self.parameters
-        drop = for_backward and self.training and config.dropout > 0
-        batch, time = tokens.shape
         x, embedding = ops.embedding_forward(tokens, p["token_embedding"], p["position_embedding"])
-        keep = draw_keep(tuple(x.shape), config.dropout, self.generator) if drop else None
-        x, embedding_drop = ops.dropout_forward(x, keep, config.dropout)
-        shapes = keep_shapes(config, batch, time) if drop else {}
-        blocks = []
-        for i in range(config.n_blocks):
-            masks = {name: draw_keep(s, config.dropout, self.generator) for name, s in shapes.items()}
-            x, saved = self._block_forward(x, self.block_parameters(i), config.n_heads, masks, config.dropout)
-            if for_backward:
-                blocks.append(saved)
-        x, final_norm = ops.layer_norm_forward(x, p["final_norm.weight"], p.get("final_norm.bias"))
-        return x, (embedding, embedding_drop, blocks, final_norm)
+        keep = draw_keep(tuple(x.shape), dropout, self.generator) if dropout else None
+        x, embedding_drop = ops.dropout_forward(x, keep, dropout)
+        shapes = keep_shapes(config, *tokens.shape) if dropout else {}
+
+        def draw_masks() -> Tensors:
+            return {name: draw_keep(shape, dropout, self.generator) for name, shape in shapes.items()}
+
+        blocks = [self.block_parameters(i) for i in range(config.n_blocks)]
+        final_norm = {kind: p[f"final_norm.{kind}"] for kind in ("weight", "bias") if f"final_norm.{kind}" in p}
+        x, stack = self.engine.stack_forward(x, blocks, final_norm, config.n_heads, self.dtype, draw_masks, dropout)
+        return x, (embedding, embedding_drop, stack)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises ValueError for tokens of another shape or dtype, outside the vocabulary, or beyond max_seq_len."""
@@ -291,7 +206,7 @@ class CustomTransformer:
         """Fills `gradients` for the last `loss`, scaled by `dloss`. Raises RuntimeError when there was none."""
         saved, head = self._take_saved("loss")
         with torch.no_grad():
-            dx, d_head = ops.linear_cross_entropy_backward(dloss, head)
+            dx, d_head = self.engine.linear_cross_entropy_backward(dloss, head)
             self._hidden_backward(dx, d_head, saved)
 
     def _take_saved(self, needed: str) -> Any:
@@ -301,18 +216,18 @@ class CustomTransformer:
         return saved
 
     def _hidden_backward(self, dx: Tensor, d_head: Tensor, saved: Any) -> None:
-        embedding, embedding_drop, blocks, final_norm = saved
-        g: dict[str, Tensor | None] = {}
-        dx, g["final_norm.weight"], g["final_norm.bias"] = ops.layer_norm_backward(dx, final_norm)
-        for i in reversed(range(self.config.n_blocks)):
-            dx, block = self._block_backward(dx, blocks.pop())
+        embedding, embedding_drop, stack = saved
+        g: Gradients = {}
+        dx, g_blocks, g_norm = self.engine.stack_backward(dx, stack)
+        g |= {f"final_norm.{name}": gradient for name, gradient in g_norm.items()}
+        for i, block in enumerate(g_blocks):
             g |= {f"blocks.{i}.{name}": gradient for name, gradient in block.items()}
         dx = ops.dropout_backward(dx, embedding_drop)
-        d_token_table, g["position_embedding"] = ops.embedding_backward(dx, embedding)
         if self.config.tie_embeddings:
-            g["token_embedding"] = d_token_table + d_head  # used twice, so its gradients add
+            tables = self.engine.tied_embedding_backward(dx, d_head, embedding)
         else:
-            g["token_embedding"], g["head.weight"] = d_token_table, d_head
+            tables, g["head.weight"] = ops.embedding_backward(dx, embedding), d_head
+        g["token_embedding"], g["position_embedding"] = tables
         self.gradients = {name: g[name].to(p.dtype) for name, p in self.parameters.items()}  # type: ignore[union-attr]
 
     # -- parameters
@@ -321,7 +236,7 @@ class CustomTransformer:
         """Plain SGD by the last gradients. Raises RuntimeError when no backward has run."""
         if not self.gradients:
             raise RuntimeError("update_parameters without a backward before it")
-        SGD().update(self.parameters, self.gradients, learning_rate)
+        SGD(rule=self.engine.sgd_update).update(self.parameters, self.gradients, learning_rate)
 
     def state_dict(self) -> Tensors:
         """A copy of every parameter: {name: tensor}."""

@@ -58,6 +58,15 @@ def embedding_backward(dx: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
     return d_token_table, d_position_table
 
 
+def tied_embedding_backward(dx: Tensor, d_head: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+    """`embedding_backward` where the token table is also the head's matrix: used twice, so its gradients add.
+
+    dx (B, T, D), d_head (V, D) -> d_token_table (V, D), d_position_table (≥T, D)
+    """
+    d_token_table, d_position_table = embedding_backward(dx, saved)
+    return d_token_table + d_head, d_position_table
+
+
 # ------------------------------------------------------------------------------------------------- linear
 
 
@@ -67,7 +76,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tens
     x (..., D_in), weight (D_in, D_out), bias (D_out,) or None -> y (..., D_out)
     """
     x_cast = x.to(weight.dtype)
-    y = x_cast @ weight if bias is None else x_cast @ weight + bias
+    y = x_cast @ weight if bias is None else x_cast @ weight + bias.to(weight.dtype)
     return y, (x_cast, weight, bias, x.dtype)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -14,33 +14,72 @@ from custom_transformer.config import TrainingParams
 Tensors = dict[str, Tensor]
 
 
+class UpdateRules(Protocol):
+    """Where an optimiser finds its arithmetic: this module, or a faster equal of it."""
+
+    @property
+    def sgd_update(self) -> Callable[..., None]: ...
+
+    @property
+    def adamw_update(self) -> Callable[..., None]: ...
+
+
+def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:
+    """θ ← θ − η (s g + λ θ), in place        (Robbins & Monro 1951)"""
+    parameter.mul_(1 - lr * weight_decay)
+    parameter.sub_(gradient, alpha=lr * scale)
+
+
+def adamw_update(
+    parameter: Tensor,
+    gradient: Tensor,
+    m: Tensor,
+    v: Tensor,
+    t: int,
+    scale: float,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """m ← β₁ m + (1 − β₁) s g,    v ← β₂ v + (1 − β₂) (s g)²,    θ ← θ − η (m̂ / (√v̂ + ε) + λ θ), in place
+
+    with m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ); t counts the updates from 1. (Loshchilov & Hutter 2019, algorithm 2.)
+    """
+    beta1, beta2 = betas
+    g = gradient * scale
+    m.lerp_(g, 1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    parameter.mul_(1 - lr * weight_decay)
+    denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(eps)
+    parameter.addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
+
+
 class Optimizer(Protocol):
-    """Changes parameters in place, by gradients of the same names and shapes, and remembers what it must."""
+    """Changes parameters in place, by `scale` times gradients of the same names and shapes; remembers what it must.
+
+    Weight decay shrinks matrices towards 0; a norm's weight near 1 and a bias have no reason to shrink.
+    """
 
     state: dict[str, Tensors]
 
-    def update(self, parameters: Tensors, gradients: Tensors, learning_rate: float) -> None: ...
+    def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None: ...
 
 
 class SGD:
-    """θ ← θ − η (g + λ θ), with λ = 0 for vectors (biases and norms)        (Robbins & Monro 1951)"""
+    """`sgd_update` of every parameter, with λ = 0 for vectors (biases and norms)"""
 
-    def __init__(self, weight_decay: float = 0.0):
-        self.weight_decay = weight_decay
+    def __init__(self, weight_decay: float = 0.0, rule: Callable[..., None] = sgd_update):
+        self.weight_decay, self.rule = weight_decay, rule
         self.state: dict[str, Tensors] = {}
 
-    def update(self, parameters: Tensors, gradients: Tensors, learning_rate: float) -> None:
+    def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None:
         for name, parameter in parameters.items():
-            parameter.mul_(1 - learning_rate * _decay_of(parameter, self.weight_decay))
-            parameter.sub_(gradients[name], alpha=learning_rate)
+            self.rule(parameter, gradients[name], scale, lr, _decay_of(parameter, self.weight_decay))
 
 
 class AdamW:
-    """m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) g²,    θ ← θ − η (m̂ / (√v̂ + ε) + λ θ)
-
-    with m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), and λ = 0 for vectors (biases and norms).
-    (Loshchilov & Hutter 2019, algorithm 2.) m, v: tensors like the parameters; t: the number of updates.
-    """
+    """`adamw_update` of every parameter, with λ = 0 for vectors. m, v: tensors like the parameters; t: updates done."""
 
     def __init__(
         self,
@@ -48,37 +87,32 @@ class AdamW:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         eps: float = 1e-8,
+        rule: Callable[..., None] = adamw_update,
     ):
-        self.betas, self.weight_decay, self.eps = betas, weight_decay, eps
+        self.betas, self.weight_decay, self.eps, self.rule = betas, weight_decay, eps, rule
         self.state: dict[str, Tensors] = {
             "m": {name: torch.zeros_like(p) for name, p in parameters.items()},
             "v": {name: torch.zeros_like(p) for name, p in parameters.items()},
             "t": {"t": torch.zeros((), dtype=torch.int64)},
         }
 
-    def update(self, parameters: Tensors, gradients: Tensors, learning_rate: float) -> None:
-        beta1, beta2 = self.betas
-        t = self.state["t"]["t"].add_(1).item()
-        correction1, correction2 = 1 - beta1**t, 1 - beta2**t
+    def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None:
+        t = int(self.state["t"]["t"].add_(1))
         for name, parameter in parameters.items():
-            gradient, m, v = gradients[name], self.state["m"][name], self.state["v"][name]
-            m.lerp_(gradient, 1 - beta1)
-            v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            parameter.mul_(1 - learning_rate * _decay_of(parameter, self.weight_decay))
-            denominator = v.sqrt().div_(math.sqrt(correction2)).add_(self.eps)
-            parameter.addcdiv_(m, denominator, value=-learning_rate / correction1)
+            m, v = self.state["m"][name], self.state["v"][name]
+            decay = _decay_of(parameter, self.weight_decay)
+            self.rule(parameter, gradients[name], m, v, t, scale, lr, self.betas, decay, self.eps)
 
 
 def _decay_of(parameter: Tensor, weight_decay: float) -> float:
-    """Decay shrinks matrices towards 0; a norm's weight near 1 and a bias have no reason to shrink."""
     return weight_decay if parameter.ndim >= 2 else 0.0
 
 
-def build_optimizer(params: TrainingParams, parameters: Mapping[str, Tensor]) -> Optimizer:
+def build_optimizer(params: TrainingParams, parameters: Mapping[str, Tensor], rules: UpdateRules) -> Optimizer:
     """The optimiser that `params.optimizer` names."""
     if params.optimizer == "sgd":
-        return SGD(params.weight_decay)
-    return AdamW(parameters, params.betas, params.weight_decay)
+        return SGD(params.weight_decay, rules.sgd_update)
+    return AdamW(parameters, params.betas, params.weight_decay, rule=rules.adamw_update)
 
 
 def global_norm(gradients: Mapping[str, Tensor]) -> float:
@@ -87,11 +121,12 @@ def global_norm(gradients: Mapping[str, Tensor]) -> float:
     return torch.linalg.vector_norm(torch.stack(norms)).item()
 
 
-def clip_by_global_norm(gradients: Tensors, norm: float, max_norm: float | None) -> tuple[Tensors, float]:
-    """g ← g · min(1, c / ‖g‖), and the norm that results        (Pascanu et al. 2013, algorithm 1)"""
-    if max_norm is None or norm <= max_norm:
-        return gradients, norm
-    return {name: gradient * (max_norm / norm) for name, gradient in gradients.items()}, max_norm
+def clip_scale(norm: float, max_norm: float | None) -> float:
+    """min(1, c / ‖g‖): what gradients of this global norm are multiplied with
+
+    (Pascanu et al. 2013, algorithm 1; c is `max_norm`, None for no clipping.)
+    """
+    return 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
 
 
 def learning_rate_at(step: int, total_steps: int, params: TrainingParams) -> float:

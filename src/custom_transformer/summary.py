@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from custom_transformer.blocks import block_forward, keep_shapes
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.model import block_forward, keep_shapes, parameter_table
+from custom_transformer.model import parameter_table
 from custom_transformer.optim import Tensors
 
 

@@ -21,8 +21,7 @@ from custom_transformer.optim import (
     Optimizer,
     Tensors,
     build_optimizer,
-    clip_by_global_norm,
-    global_norm,
+    clip_scale,
     learning_rate_at,
 )
 from custom_transformer.tokens import TokenSplit, epoch_order
@@ -55,6 +54,7 @@ def training_step(
     counts = [int((labels != IGNORE_INDEX).sum()) for _, labels in batches]
     loss = 0.0
     gradients: Tensors = {}
+    model.gradients = {}  # the last step's, whose memory this one can use
     for (input_ids, labels), count in zip(batches, counts, strict=True):
         share = count / max(1, sum(counts))
         batch_loss = model.loss(input_ids, labels)
@@ -63,33 +63,12 @@ def training_step(
         loss += share * batch_loss.item()
         model.loss_backward(share)
         gradients = {name: gradients[name] + g for name, g in model.gradients.items()} if gradients else model.gradients
-    norm = global_norm(gradients)
-    if norm != norm or norm == float("inf"):
+    norm = model.engine.global_norm(gradients)
+    if not math.isfinite(norm):
         return StepResult(loss, "nan_gradient", norm, norm)
-    model.gradients, clipped_norm = clip_by_global_norm(gradients, norm, max_grad_norm)
-    optimizer.update(model.parameters, model.gradients, learning_rate)
-    return StepResult(loss, "ok", clipped_norm, norm)
-
-
-# Compiling costs about half a minute, and what it saves of a small model's step is little: only a run of a quarter of
-# an hour or more (a laptop's core pair does about 1e11 FLOPs a second) earns it back for certain.
-WORTH_COMPILING_FLOPS = 1e14
-
-
-def should_compile(choice: Literal["auto", True, False], flops: float) -> bool:
-    """Whether a run of `flops` floating-point operations goes through torch.compile.
-
-    "auto": when the run is long enough to earn the compile time back, and a compiler works here; where the
-    second is what is missing, one line says so.
-    """
-    if choice != "auto" or flops < WORTH_COMPILING_FLOPS:
-        return choice is True
-    try:
-        torch.compile(lambda x: x + 1)(torch.ones(2))
-    except Exception as error:  # whatever a missing or broken compiler makes of it
-        print(f"training without torch.compile, which does not work here ({type(error).__name__})")
-        return False
-    return True
+    scale = clip_scale(norm, max_grad_norm)
+    optimizer.update(model.parameters, gradients, learning_rate, scale)
+    return StepResult(loss, "ok", norm if max_grad_norm is None else min(norm, max_grad_norm), norm)
 
 
 @dataclass(frozen=True)
@@ -128,7 +107,7 @@ class Trainer:
         self.train, self.validation = train, validation
         self.max_length, self.seed = max_length, seed
         self.checkpoints = checkpoints
-        self.optimizer = build_optimizer(params, model.parameters)
+        self.optimizer = build_optimizer(params, model.parameters, model.engine)
         self.n_windows = train.n_windows(max_length)
         if self.n_windows == 0:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from custom_transformer import ops
 from custom_transformer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.fast.engine import choose_engine
 from custom_transformer.generation import generate
 from custom_transformer.model import CustomTransformer
 from custom_transformer.optim import SGD
@@ -22,6 +24,7 @@ class CustomTransformerWrapper:
 
     device: None takes the GPU where there is one. dtype: float32 (default), float64, or bfloat16 for bfloat16
     products over float32 parameters. pad_token_id: labels of this id are left out of the loss; pad on the right.
+    compile: whether it computes with the fast functions, which takes some seconds of compiling the first time.
     It starts in training mode (dropout active), as PyTorch's modules do.
     """
 
@@ -53,7 +56,9 @@ class CustomTransformerWrapper:
             tie_embeddings=tie_embeddings,
         )
         self.pad_token_id = pad_token_id
-        self.model = CustomTransformer(config, device=_device(device), dtype=dtype, compile=compile)
+        device = _device(device)
+        engine = choose_engine(compile, device, flops=math.inf)
+        self.model = CustomTransformer(config, device=device, dtype=dtype, engine=engine)
         self.model.training = True
 
     @property
@@ -88,10 +93,13 @@ class CustomTransformerWrapper:
         """Forward, backward, clip, and one step of SGD. input_ids, labels (B, T) int64, labels unshifted.
 
         Returns loss (nats per counted label), status ("ok", "nan_detected" for the loss, "nan_gradient"),
-        grad_norm as applied and grad_norm_before_clip. Unless the status is "ok" no parameter has changed.
+        grad_norm as applied and grad_norm_before_clip; model.gradients are those before clipping. Unless the status
+        is "ok" no parameter has changed.
         """
         batch = (input_ids.to(self.device)[:, :-1], self._shifted(labels))
-        result = training_step(self.model, SGD(), [batch], learning_rate, max_grad_norm)
+        result = training_step(
+            self.model, SGD(rule=self.model.engine.sgd_update), [batch], learning_rate, max_grad_norm
+        )
         return {
             "loss": result.loss,
             "status": result.status,

@@ -1,0 +1,218 @@
+"""Who is timed: each builds, from a workload, a function that does one whole training step and returns its loss.
+
+All start from the same parameters and do forward, backward, clipping at a global norm of 1, and the update. What
+autograd is compared with here is the project's subject; the product itself uses none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.workloads import Workload
+from custom_transformer import CustomTransformer, CustomTransformerConfig
+from custom_transformer.fast.engine import Engine, choose_engine
+from custom_transformer.fast.memory import keep_freed_memory
+from custom_transformer.model import initial_parameters
+from custom_transformer.optim import SGD, AdamW
+from custom_transformer.training import training_step
+
+Step = Callable[[], float]
+LEARNING_RATE = 1e-4
+
+
+# --------------------------------------------------------------------------------------------------- ours
+
+
+def ours_eager(workload: Workload) -> Step:
+    return _ours(workload, choose_engine(False, torch.device("cpu"), 0))
+
+
+def ours_fast(workload: Workload) -> Step:
+    return _ours(workload, choose_engine(True, torch.device("cpu"), 0))
+
+
+def _ours(workload: Workload, engine: Engine) -> Step:
+    model = CustomTransformer(workload.config, dtype=getattr(torch, workload.precision), engine=engine)
+    model.training = True
+    if workload.optimizer == "sgd":
+        optimizer: Any = SGD(rule=engine.sgd_update)
+    else:
+        optimizer = AdamW(model.parameters, rule=engine.adamw_update)
+    batch = workload.batch()
+    return lambda: training_step(model, optimizer, [batch], LEARNING_RATE, 1.0).loss
+
+
+# -------------------------------------------------------------------------------------------------- peers
+
+
+class Block(nn.Module):
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__()
+        d = config.d_model
+        self.n_heads = config.n_heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.qkv, self.projection = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.up, self.down = nn.Linear(d, config.d_ffn), nn.Linear(config.d_ffn, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, time, d = x.shape
+        q, k, v = self.qkv(self.norm_1(x)).view(batch, time, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.projection(a.transpose(1, 2).reshape(batch, time, d))
+        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
+
+
+class Twin(nn.Module):
+    """The same architecture as anyone would write it with PyTorch's own layers."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
+        self.final_norm = nn.LayerNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self._take_over(config)
+        if config.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+
+    def _take_over(self, config: CustomTransformerConfig) -> None:
+        ours = initial_parameters(config, seed=0)
+        for name, parameter in self.named_parameters():
+            known = ours.get(name, ours.get(name.removesuffix(".weight"), ours["token_embedding"]))
+            is_linear = known.shape != parameter.shape or name.split(".")[-2] in ("projection",)
+            with torch.no_grad():
+                parameter.copy_(known.T if is_linear and known.ndim == 2 else known)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        x = self.token_embedding(input_ids) + self.position_embedding.weight[: input_ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.final_norm(x))
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def twin_eager(workload: Workload) -> Step:
+    return _autograd_step(Twin(workload.config), workload)
+
+
+def twin_compiled(workload: Workload) -> Step:
+    return _autograd_step(torch.compile(Twin(workload.config)), workload)
+
+
+def gpt2(workload: Workload) -> Step:
+    return _autograd_step(_Gpt2Loss(workload.config), workload)
+
+
+def gpt2_compiled(workload: Workload) -> Step:
+    return _autograd_step(torch.compile(_Gpt2Loss(workload.config)), workload)
+
+
+class _Gpt2Loss(nn.Module):
+    """transformers' GPT-2 of these sizes, its weights its own; labels already shifted."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__()
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        self.model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=config.vocab_size,
+                n_positions=config.max_seq_len,
+                n_embd=config.d_model,
+                n_layer=config.n_blocks,
+                n_head=config.n_heads,
+                n_inner=config.d_ffn,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                tie_word_embeddings=config.tie_embeddings,
+                use_cache=False,
+            )
+        )
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        logits = self.model(input_ids).logits
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def _autograd_step(model: Any, workload: Workload) -> Step:
+    parameters = list(model.parameters())
+    if workload.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, LEARNING_RATE)
+    else:
+        optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.0)
+    input_ids, labels = workload.batch()
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=workload.precision == "bfloat16"):
+            loss = model(input_ids, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+# -------------------------------------------------------------------------------------------------- floor
+
+
+def floor(workload: Workload) -> Step:
+    """Only the step's matrix products, at their shapes, in their best layout, into memory that is there already."""
+    config, n = workload.config, workload.tokens
+    d, f, time = config.d_model, config.d_ffn, config.max_seq_len
+    dtype = getattr(torch, workload.precision)
+    linears = [(d, 3 * d), (d, d), (d, f), (f, d)] * config.n_blocks + [(d, config.vocab_size)]
+
+    def operands(k: int, m: int) -> tuple[Callable[[], Any], ...]:
+        x, weight, dy = (torch.randn(shape, dtype=dtype) for shape in ((n, k), (k, m), (n, m)))
+        y, dx, dweight = torch.empty_like(dy), torch.empty_like(x), torch.empty_like(weight)
+        transposed = weight.T.contiguous()
+        return (
+            lambda: torch.mm(x, weight, out=y),
+            lambda: torch.mm(dy, transposed, out=dx),
+            lambda: torch.mm(x.T, dy, out=dweight),
+        )
+
+    pairs = workload.batch_size * config.n_heads
+    q, v = (torch.randn(pairs, time, config.head_size, dtype=dtype) for _ in range(2))
+    scores, y = torch.randn(pairs, time, time, dtype=dtype), torch.empty_like(v)
+    products = [product for shape in set(linears) for product in operands(*shape) for _ in range(linears.count(shape))]
+    # Causal attention needs half of each of its six products: the scores and their gradient, and four like v.
+    halves = [lambda: torch.bmm(q, v.transpose(1, 2), out=scores)] + 2 * [lambda: torch.bmm(scores, v, out=y)]
+    products += halves * config.n_blocks
+
+    def step() -> float:
+        for product in products:
+            product()
+        return 0.0
+
+    return step
+
+
+CONTESTANTS: dict[str, Callable[[Workload], Step]] = {
+    "ours, fast": ours_fast,
+    "ours, eager": ours_eager,
+    "twin, compiled": twin_compiled,
+    "twin, eager": twin_eager,
+    "GPT2LMHeadModel, compiled": gpt2_compiled,
+    "GPT2LMHeadModel, eager": gpt2,
+    "floor": floor,
+}
+
+
+def build(name: str, workload: Workload, tuned: bool) -> Step:
+    """The step of contestant `name`. tuned: with the allocator kept from giving memory back, and float32 products
+    by the faster of the two libraries that PyTorch has for them."""
+    torch.manual_seed(0)
+    if tuned:
+        keep_freed_memory()
+        torch.set_float32_matmul_precision("medium")
+    return CONTESTANTS[name](workload)

@@ -1,0 +1,1 @@
+"""What is faster than ops.py, behind the same mathematics; `engine.choose_engine` decides which one runs."""

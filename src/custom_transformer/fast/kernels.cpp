@@ -1,0 +1,468 @@
+// Everything of a training step that is not a matrix product, in one pass over memory each.
+//
+// The formulas stand in ops.py and optim.py, whose functions these equal; here only what is fused is said. Loops are
+// plain, for the compiler to vectorise on whatever processor it runs on. Rows are shared out to threads in fixed
+// parts and sums over rows are added up in the threads' order, so that equal runs on equally many threads give equal
+// bits.
+//
+// T is the type of the matrix products (float, bfloat16 or double), W the type of parameters, residual stream and
+// arithmetic (float, or double for double). Matrices are contiguous, one row after the other.
+//
+// Shapes: N rows, D d_model, F d_ffn, B batch, H heads, K head size, V vocabulary.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+using Index = std::int64_t;
+
+struct bfloat16 {
+  std::uint16_t bits;
+};
+
+inline float load(float x) { return x; }
+inline double load(double x) { return x; }
+inline float load(bfloat16 x) {
+  std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline void store(float* to, float x) { *to = x; }
+inline void store(double* to, double x) { *to = x; }
+inline void store(bfloat16* to, float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  // To the nearest, ties to even. (NaN stays NaN: those that arithmetic makes have no low bits that could carry.)
+  to->bits = static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// eˣ, to 2 units in the last place, as arithmetic that vectorises: x = n ln 2 + r, eʳ by its Taylor polynomial
+// (|r| ≤ 0.35), 2ⁿ by the exponent's bits. Below −87 it stays e⁻⁸⁷ ≈ 10⁻³⁸; no caller asks for more than 80.
+inline float exp_of(float x) {
+  float clamped = x < -87.0f ? -87.0f : x;
+  float n = (clamped * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 · 2²³: adding it rounds to an integer
+  float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;    // ln 2 in two parts
+  float p = 1.0f / 5040.0f;
+  p = p * r + 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  std::int32_t bits = (static_cast<std::int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return p * power;
+}
+inline double exp_of(double x) { return std::exp(x); }
+
+// tanh x = 1 − 2 / (1 + e²ˣ)
+template <typename W> inline W tanh_of(W x) {
+  W bounded = x > W(20) ? W(20) : x;
+  return W(1) - W(2) / (W(1) + exp_of(W(2) * bounded));
+}
+
+// The rows of [0, n) that are this thread's.
+struct Part {
+  Index first, last;
+  explicit Part(Index n) {
+    Index threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    first = n * thread / threads;
+    last = n * (thread + 1) / threads;
+  }
+};
+
+// Sums over rows, of `width` columns: each thread adds up its own rows, then the threads' sums are added in order.
+template <typename W> class ColumnSums {
+ public:
+  explicit ColumnSums(Index width) : width_(width), sums_(omp_get_max_threads() * width, W(0)) {}
+  W* mine() { return &sums_[omp_get_thread_num() * width_]; }
+  void write(W* to, Index first, Index count) const {
+    if (!to) return;
+    for (Index i = 0; i < count; i++) {
+      W sum = 0;
+      for (Index t = 0; t < omp_get_max_threads(); t++) sum += sums_[t * width_ + first + i];
+      to[i] = sum;
+    }
+  }
+
+ private:
+  Index width_;
+  std::vector<W> sums_;
+};
+
+// ------------------------------------------------------------------------------------------- residual and norm
+
+// x_sum = x + dropout(h + h_bias);  y = layer norm of x_sum. Without h: x_sum is x and is not written.
+template <typename T, typename W>
+void add_norm_forward(const W* x, const T* h, const W* h_bias, const std::uint8_t* keep, W keep_scale, const W* weight,
+                      const W* bias, W eps, Index rows, Index D, W* x_sum, T* y, W* mean, W* rstd) {
+#pragma omp parallel
+  {
+    std::vector<W> row(D);
+    W* v = row.data();
+    for (Part part(rows); part.first < part.last; part.first++) {
+      Index n = part.first;
+      for (Index i = 0; i < D; i++) v[i] = x[n * D + i];
+      if (h) {
+        for (Index i = 0; i < D; i++) {
+          W add = load(h[n * D + i]) + (h_bias ? h_bias[i] : W(0));
+          v[i] += keep ? (keep[n * D + i] ? add * keep_scale : W(0)) : add;
+        }
+        for (Index i = 0; i < D; i++) x_sum[n * D + i] = v[i];
+      }
+      W sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+      for (Index i = 0; i < D; i++) sum += v[i];
+      W m = sum / D;
+#pragma omp simd reduction(+ : squares)
+      for (Index i = 0; i < D; i++) squares += (v[i] - m) * (v[i] - m);
+      W r = W(1) / std::sqrt(squares / D + eps);
+      for (Index i = 0; i < D; i++) store(&y[n * D + i], (v[i] - m) * r * weight[i] + (bias ? bias[i] : W(0)));
+      mean[n] = m;
+      rstd[n] = r;
+    }
+  }
+}
+
+// y = layer norm of x_sum, from its saved mean and rstd
+template <typename T, typename W>
+void norm_again(const W* x_sum, const W* weight, const W* bias, const W* mean, const W* rstd, Index rows, Index D,
+                T* y) {
+#pragma omp parallel
+  for (Part part(rows); part.first < part.last; part.first++) {
+    Index n = part.first;
+    W m = mean[n], r = rstd[n];
+    for (Index i = 0; i < D; i++) {
+      store(&y[n * D + i], (x_sum[n * D + i] - m) * r * weight[i] + (bias ? bias[i] : W(0)));
+    }
+  }
+}
+
+// dx = d_residual + the norm's gradient: the gradient of x and, through dropout, of h, whose column sums are h_bias's.
+// dh: null where there was no h, or where it equals dx (no dropout, T = W).
+template <typename T, typename W>
+void add_norm_backward(const T* dy, const W* d_residual, const W* x_sum, const W* weight, const W* mean, const W* rstd,
+                       const std::uint8_t* keep, W keep_scale, Index rows, Index D, W* dx, T* dh, W* dweight, W* dbias,
+                       W* dh_bias) {
+  ColumnSums<W> sums(3 * D);
+#pragma omp parallel
+  {
+    W *sum_weight = sums.mine(), *sum_bias = sum_weight + D, *sum_h = sum_weight + 2 * D;
+    for (Part part(rows); part.first < part.last; part.first++) {
+      Index n = part.first, at = n * D;
+      W m = mean[n], r = rstd[n], mean_dx_hat = 0, mean_product = 0;
+#pragma omp simd reduction(+ : mean_dx_hat, mean_product)
+      for (Index i = 0; i < D; i++) {
+        W dyi = load(dy[at + i]), x_hat = (x_sum[at + i] - m) * r;
+        sum_weight[i] += dyi * x_hat;
+        sum_bias[i] += dyi;
+        mean_dx_hat += dyi * weight[i];
+        mean_product += dyi * weight[i] * x_hat;
+      }
+      mean_dx_hat /= D;
+      mean_product /= D;
+      for (Index i = 0; i < D; i++) {
+        W x_hat = (x_sum[at + i] - m) * r;
+        W d = r * (load(dy[at + i]) * weight[i] - mean_dx_hat - x_hat * mean_product);
+        dx[at + i] = (d_residual ? d_residual[at + i] : W(0)) + d;
+      }
+      if (keep) {
+        for (Index i = 0; i < D; i++) {
+          W d = keep[at + i] ? dx[at + i] * keep_scale : W(0);
+          sum_h[i] += d;
+          store(&dh[at + i], d);
+        }
+      } else {
+        for (Index i = 0; i < D; i++) sum_h[i] += dx[at + i];
+        if (dh)
+          for (Index i = 0; i < D; i++) store(&dh[at + i], dx[at + i]);
+      }
+    }
+  }
+  sums.write(dweight, 0, D);
+  sums.write(dbias, D, D);
+  sums.write(dh_bias, 2 * D, D);
+}
+
+// ------------------------------------------------------------------------------------------------------- gelu
+
+// y = gelu(h + bias)
+template <typename T, typename W> void gelu_forward(const T* h, const W* bias, Index rows, Index F, T* y) {
+  const W scale = std::sqrt(W(2) / W(M_PI)), cubic = W(0.044715);
+#pragma omp parallel
+  for (Part part(rows); part.first < part.last; part.first++) {
+    const T* hr = h + part.first * F;
+    T* yr = y + part.first * F;
+#pragma omp simd
+    for (Index i = 0; i < F; i++) {
+      W x = load(hr[i]) + (bias ? bias[i] : W(0));
+      store(&yr[i], W(0.5) * x * (1 + tanh_of(scale * (x + cubic * x * x * x))));
+    }
+  }
+}
+
+// h becomes y = gelu(h + bias) again, dy becomes dh = dy ∘ gelu′(h + bias); dbias its column sums.
+template <typename T, typename W>
+void gelu_backward(T* dy, T* h, const W* bias, Index rows, Index F, W* dbias) {
+  const W scale = std::sqrt(W(2) / W(M_PI)), cubic = W(0.044715);
+  ColumnSums<W> sums(F);
+#pragma omp parallel
+  {
+    W* sum = sums.mine();
+    for (Part part(rows); part.first < part.last; part.first++) {
+      T *hr = h + part.first * F, *dyr = dy + part.first * F;
+#pragma omp simd
+      for (Index i = 0; i < F; i++) {
+        W x = load(hr[i]) + (bias ? bias[i] : W(0));
+        W tau = tanh_of(scale * (x + cubic * x * x * x));
+        W du = scale * (1 + 3 * cubic * x * x);
+        W d = load(dyr[i]) * (W(0.5) * (1 + tau) + W(0.5) * x * (1 - tau * tau) * du);
+        sum[i] += d;
+        store(&dyr[i], d);
+        store(&hr[i], W(0.5) * x * (1 + tau));
+      }
+    }
+  }
+  sums.write(dbias, 0, F);
+}
+
+// -------------------------------------------------------------------------------------------------- attention
+
+// qkv (B, time, 3, H, K) + bias (3, H, K) -> heads (3, B, H, time, K)
+template <typename T, typename W>
+void split_heads(const T* qkv, const W* bias, Index B, Index time, Index H, Index K, T* heads) {
+#pragma omp parallel
+  for (Part part(B * time); part.first < part.last; part.first++) {
+    Index b = part.first / time, t = part.first % time;
+    for (Index c = 0; c < 3 * H; c++) {
+      Index kind = c / H, head = c % H;
+      const T* from = qkv + (part.first * 3 * H + c) * K;
+      T* to = heads + (((kind * B + b) * H + head) * time + t) * K;
+      if (!bias) {
+        std::memcpy(to, from, K * sizeof(T));
+      } else {
+        for (Index i = 0; i < K; i++) store(&to[i], load(from[i]) + bias[c * K + i]);
+      }
+    }
+  }
+}
+
+// heads (B, H, count, K), the times from `first` on -> columns `part` of parts of rows (B, time, parts, H, K); where
+// bias is given, the columns' sums are added to it.
+template <typename T, typename W>
+void merge_heads(const T* heads, Index B, Index H, Index count, Index K, Index first, Index time, Index parts,
+                 Index part_index, T* rows, W* bias) {
+  ColumnSums<W> sums(H * K);
+#pragma omp parallel
+  {
+    W* sum = sums.mine();
+    for (Part part(B * count); part.first < part.last; part.first++) {
+      Index b = part.first / count, t = part.first % count;
+      T* to = rows + ((b * time + first + t) * parts + part_index) * H * K;
+      for (Index head = 0; head < H; head++) {
+        const T* from = heads + ((b * H + head) * count + t) * K;
+        std::memcpy(to + head * K, from, K * sizeof(T));
+        if (bias)
+          for (Index i = 0; i < K; i++) sum[head * K + i] += load(from[i]);
+      }
+    }
+  }
+  if (bias) {
+    std::vector<W> total(H * K);
+    sums.write(total.data(), 0, H * K);
+    for (Index i = 0; i < H * K; i++) bias[i] += total[i];
+  }
+}
+
+// scores (BH, queries, keys), query q standing at first + q, become probabilities: softmax of scale · scores over the
+// keys up to the query's own place, 0 beyond. With keep (BH, time, time): dropped = probabilities ∘ keep · keep_scale.
+template <typename T, typename W>
+void softmax_forward(T* scores, W scale, const std::uint8_t* keep, W keep_scale, Index BH, Index queries, Index keys,
+                     Index first, Index time, T* dropped) {
+#pragma omp parallel
+  {
+    std::vector<W> exponentials(keys);
+    W* e = exponentials.data();
+    for (Part part(BH * queries); part.first < part.last; part.first++) {
+      Index bh = part.first / queries, q = first + part.first % queries, visible = q + 1;
+      T* s = scores + part.first * keys;
+      W top = load(s[0]), sum = 0;
+#pragma omp simd reduction(max : top)
+      for (Index k = 0; k < visible; k++) top = load(s[k]) > top ? load(s[k]) : top;
+#pragma omp simd reduction(+ : sum)
+      for (Index k = 0; k < visible; k++) {
+        e[k] = exp_of((load(s[k]) - top) * scale);
+        sum += e[k];
+      }
+      W inverse = W(1) / sum;
+      for (Index k = 0; k < visible; k++) store(&s[k], e[k] * inverse);
+      for (Index k = visible; k < keys; k++) store(&s[k], W(0));
+      if (keep) {
+        const std::uint8_t* kept = keep + (bh * time + q) * time;
+        T* d = dropped + part.first * keys;
+        for (Index k = 0; k < keys; k++) store(&d[k], kept[k] ? load(s[k]) * keep_scale : W(0));
+      }
+    }
+  }
+}
+
+// d_probabilities (of the dropped ones) become d_scores = scale · P ∘ (dP − Σ_keys dP ∘ P).
+template <typename T, typename W>
+void softmax_backward(T* d_probabilities, const T* probabilities, W scale, const std::uint8_t* keep, W keep_scale,
+                      Index BH, Index queries, Index keys, Index first, Index time) {
+#pragma omp parallel
+  for (Part part(BH * queries); part.first < part.last; part.first++) {
+    Index bh = part.first / queries, q = first + part.first % queries, visible = q + 1;
+    T* d = d_probabilities + part.first * keys;
+    const T* p = probabilities + part.first * keys;
+    if (keep) {
+      const std::uint8_t* kept = keep + (bh * time + q) * time;
+      for (Index k = 0; k < visible; k++) store(&d[k], kept[k] ? load(d[k]) * keep_scale : W(0));
+    }
+    W inner = 0;
+#pragma omp simd reduction(+ : inner)
+    for (Index k = 0; k < visible; k++) inner += load(d[k]) * load(p[k]);
+    for (Index k = 0; k < visible; k++) store(&d[k], scale * load(p[k]) * (load(d[k]) - inner));
+    for (Index k = visible; k < keys; k++) store(&d[k], W(0));
+  }
+}
+
+// ----------------------------------------------------------------------------------------------- head and loss
+
+// One tile of the logits (rows, width), of the vocabulary from `first` on, becomes exp(logits − top), where top (rows)
+// is the running maximum of the row, this tile included. sum (rows) = Σ exp(logits − top) over the tiles so far;
+// rescale (rows) is what earlier tiles' exponentials are to be multiplied by for the new top; tile_top (rows) = top;
+// label_logit (rows) is written where the row's label lies in the tile.
+template <typename T, typename W>
+void loss_tile(T* logits, const Index* labels, Index rows, Index width, Index first, W* top, W* sum, W* rescale,
+               W* tile_top, W* label_logit) {
+#pragma omp parallel
+  for (Part part(rows); part.first < part.last; part.first++) {
+    Index n = part.first;
+    T* z = logits + n * width;
+    Index label = labels[n] - first;
+    if (label >= 0 && label < width) label_logit[n] = load(z[label]);
+    W highest = load(z[0]), tile_sum = 0;
+#pragma omp simd reduction(max : highest)
+    for (Index v = 0; v < width; v++) highest = load(z[v]) > highest ? load(z[v]) : highest;
+    W reference = highest > top[n] ? highest : top[n];
+#pragma omp simd reduction(+ : tile_sum)
+    for (Index v = 0; v < width; v++) {
+      W e = exp_of(load(z[v]) - reference);
+      tile_sum += e;
+      store(&z[v], e);
+    }
+    rescale[n] = exp_of(top[n] - reference);
+    sum[n] = sum[n] * rescale[n] + tile_sum;
+    top[n] = tile_top[n] = reference;
+  }
+}
+
+// sum (rows, D) = sum ∘ rescale + add
+template <typename T, typename W>
+void rescale_add(W* sum, const W* rescale, const T* add, Index rows, Index D) {
+#pragma omp parallel
+  for (Part part(rows); part.first < part.last; part.first++) {
+    Index n = part.first;
+    for (Index i = 0; i < D; i++) sum[n * D + i] = sum[n * D + i] * rescale[n] + load(add[n * D + i]);
+  }
+}
+
+// y (rows, D) = x ∘ factor, row by row
+template <typename T, typename W> void scale_rows(const T* x, const W* factor, Index rows, Index D, T* y) {
+#pragma omp parallel
+  for (Part part(rows); part.first < part.last; part.first++) {
+    Index n = part.first;
+    for (Index i = 0; i < D; i++) store(&y[n * D + i], load(x[n * D + i]) * factor[n]);
+  }
+}
+
+// -------------------------------------------------------------------------------------------------- the update
+
+// Σ g², in double; each thread's part in blocks, whose sums lose less than one long sum would.
+template <typename W> double sum_of_squares(const W* g, Index count) {
+  std::vector<double> sums(omp_get_max_threads(), 0.0);
+#pragma omp parallel
+  {
+    Part part(count);
+    double total = 0;
+    for (Index start = part.first; start < part.last; start += 4096) {
+      double block = 0;
+      Index end = std::min(start + 4096, part.last);
+#pragma omp simd reduction(+ : block)
+      for (Index i = start; i < end; i++) block += static_cast<double>(g[i]) * static_cast<double>(g[i]);
+      total += block;
+    }
+    sums[omp_get_thread_num()] = total;
+  }
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+
+// θ ← (1 − lr λ) θ − lr · scale · g
+template <typename W> void sgd_update(W* parameter, const W* gradient, W shrink, W rate, Index count) {
+#pragma omp parallel
+  {
+    Part part(count);
+#pragma omp simd
+    for (Index i = part.first; i < part.last; i++) parameter[i] = parameter[i] * shrink - rate * gradient[i];
+  }
+}
+
+// AdamW on scale · g; rate = lr / (1 − β₁ᵗ), correction = (1 − β₂ᵗ)^½.
+template <typename W>
+void adamw_update(W* parameter, const W* gradient, W* m, W* v, W scale, W beta1, W beta2, W eps, W shrink, W rate,
+                  W correction, Index count) {
+#pragma omp parallel
+  {
+    Part part(count);
+#pragma omp simd
+    for (Index i = part.first; i < part.last; i++) {
+      W g = gradient[i] * scale;
+      m[i] += (g - m[i]) * (1 - beta1);
+      v[i] = v[i] * beta2 + g * g * (1 - beta2);
+      parameter[i] = parameter[i] * shrink - rate * m[i] / (std::sqrt(v[i]) / correction + eps);
+    }
+  }
+}
+
+}  // namespace
+
+// --------------------------------------------------------------------------------------------- names for Python
+
+#define EXPORT_UPDATE(function)                                                      \
+  void* function##_float32 = reinterpret_cast<void*>(&function<float>); \
+  void* function##_float64 = reinterpret_cast<void*>(&function<double>);
+#define EXPORT(function)                                                                 \
+  void* function##_float32 = reinterpret_cast<void*>(&function<float, float>);     \
+  void* function##_bfloat16 = reinterpret_cast<void*>(&function<bfloat16, float>); \
+  void* function##_float64 = reinterpret_cast<void*>(&function<double, double>);
+
+extern "C" {
+EXPORT(add_norm_forward)
+EXPORT(norm_again)
+EXPORT(add_norm_backward)
+EXPORT(gelu_forward)
+EXPORT(gelu_backward)
+EXPORT(split_heads)
+EXPORT(merge_heads)
+EXPORT(softmax_forward)
+EXPORT(softmax_backward)
+EXPORT(loss_tile)
+EXPORT(rescale_add)
+EXPORT(scale_rows)
+EXPORT_UPDATE(sum_of_squares)
+EXPORT_UPDATE(sgd_update)
+EXPORT_UPDATE(adamw_update)
+}
