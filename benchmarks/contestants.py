@@ -6,7 +6,7 @@ autograd is compared with here is the project's subject; the product itself uses
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -77,17 +77,18 @@ class Twin(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.final_norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self._take_over(config)
+        self._take_over(initial_parameters(config, seed=0))
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
 
-    def _take_over(self, config: CustomTransformerConfig) -> None:
-        ours = initial_parameters(config, seed=0)
-        for name, parameter in self.named_parameters():
-            known = ours.get(name, ours.get(name.removesuffix(".weight"), ours["token_embedding"]))
-            is_linear = known.shape != parameter.shape or name.split(".")[-2] in ("projection",)
-            with torch.no_grad():
-                parameter.copy_(known.T if is_linear and known.ndim == 2 else known)
+    @torch.no_grad()
+    def _take_over(self, ours: Mapping[str, Tensor]) -> None:
+        for name, module in self.named_modules():
+            for kind, parameter in module.named_parameters(recurse=False):
+                known = ours[name] if isinstance(module, nn.Embedding) else ours.get(f"{name}.{kind}")
+                if known is not None:  # a tied head has no parameter of its own
+                    transposed = isinstance(module, nn.Linear) and parameter.ndim == 2 and name != "head"
+                    parameter.copy_(known.T if transposed else known)
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         x = self.token_embedding(input_ids) + self.position_embedding.weight[: input_ids.shape[1]]
@@ -114,31 +115,52 @@ def gpt2_compiled(workload: Workload) -> Step:
 
 
 class _Gpt2Loss(nn.Module):
-    """transformers' GPT-2 of these sizes, its weights its own; labels already shifted."""
-
     def __init__(self, config: CustomTransformerConfig):
         super().__init__()
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        self.model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=config.vocab_size,
-                n_positions=config.max_seq_len,
-                n_embd=config.d_model,
-                n_layer=config.n_blocks,
-                n_head=config.n_heads,
-                n_inner=config.d_ffn,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                tie_word_embeddings=config.tie_embeddings,
-                use_cache=False,
-            )
-        )
+        self.model = gpt2_of(config, initial_parameters(config, seed=0))
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        logits = self.model(input_ids).logits
+        logits = self.model(input_ids, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def gpt2_of(config: CustomTransformerConfig, ours: Mapping[str, Tensor]) -> Any:
+    """transformers' GPT2LMHeadModel of these sizes, with our parameters under its names for them."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # takes a second to import
+
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.max_seq_len,
+            n_embd=config.d_model,
+            n_layer=config.n_blocks,
+            n_head=config.n_heads,
+            n_inner=config.d_ffn,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            tie_word_embeddings=config.tie_embeddings,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    theirs = {
+        "token_embedding": "transformer.wte.weight",
+        "position_embedding": "transformer.wpe.weight",
+        "final_norm": "transformer.ln_f",
+        "head": "lm_head",
+        "blocks": "transformer.h",
+        "norm_1": "ln_1",
+        "qkv": "attn.c_attn",
+        "projection": "attn.c_proj",
+        "norm_2": "ln_2",
+        "up": "mlp.c_fc",
+        "down": "mlp.c_proj",
+    }
+    renamed = {".".join(theirs.get(part, part) for part in name.split(".")): p for name, p in ours.items()}
+    missing, unexpected = model.load_state_dict(renamed, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    return model
 
 
 def _autograd_step(model: Any, workload: Workload) -> Step:

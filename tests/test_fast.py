@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from custom_transformer import CustomTransformer, blocks, ops, optim
 from custom_transformer.fast import compiled, kernels, native
 from custom_transformer.fast.engine import EAGER, NATIVE, choose_engine, compiled_engine
+from custom_transformer.fast.products import fast_products
+from custom_transformer.generation import generate
 from custom_transformer.gradcheck import check_gradients
 from custom_transformer.optim import SGD, AdamW
 from custom_transformer.training import training_step
@@ -213,11 +215,42 @@ def test_two_native_runs_give_identical_bits(dtype: torch.dtype) -> None:
     assert all(torch.equal(p, ends[1][1][name]) for name, p in ends[0][1].items())
 
 
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(("batch", "bias"), [(1, True), (3, False), (17, True)])
+def test_native_decoding_equals_the_readable_one(batch: int, bias: bool, dtype: torch.dtype) -> None:
+    d, f, n_heads, capacity, length = 15, 22, 3, 40, 30
+    generator = torch.Generator().manual_seed(0)
+    p = blocks.in_product_dtype(random_block(d, f, bias, wide(dtype), generator), dtype)
+    x = torch.randn(batch, 1, d, generator=generator, dtype=wide(dtype))
+    past = torch.randn(2, batch, n_heads, capacity, d // n_heads, generator=generator).to(dtype)
+    head = torch.randn(37, d, generator=generator).to(dtype)
+    results = []
+    for functions in (EAGER, NATIVE):
+        keys, values = past.clone().unbind()
+        y = functions.cached_block_forward(x, p, n_heads, keys, values, length)
+        results.append({"y": y, "keys": keys, "values": values, "logits": functions.last_logits(y, head)})
+    assert_close(results[1], results[0], BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_native_generation_draws_the_readable_ones_tokens(tie_embeddings: bool) -> None:
+    texts = [
+        generate(
+            random_model(tie_embeddings=tie_embeddings, engine=engine),  # float64: no near-tie is decided by rounding
+            random_tokens(time=4),
+            20,  # beyond max_seq_len, where the window slides
+            generator=torch.Generator().manual_seed(5),
+        )
+        for engine in (EAGER, NATIVE)
+    ]
+    assert torch.equal(texts[0], texts[1])
+
+
 def test_float32_products_stay_float32_and_the_setting_is_put_back() -> None:
     before = torch.get_float32_matmul_precision()
     a, b = torch.randn(64, 64), torch.randn(64, 64)
 
-    @native._fast_products
+    @fast_products
     def product() -> Tensor:
         return a @ b
 

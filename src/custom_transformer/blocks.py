@@ -112,6 +112,34 @@ def block_backward(
     return dx, g_attention | g_feed_forward
 
 
+# ---------------------------------------------------------------------------------------- for generation
+
+
+def cached_block_forward(
+    x: Tensor, p: Mapping[str, Tensor], n_heads: int, keys: Tensor, values: Tensor, length: int
+) -> Tensor:
+    """`block_forward` of the newest tokens alone, which attend to earlier ones by their keys and values.
+
+    x (B, T_new, D) -> (B, T_new, D). keys and values (B, H, capacity, K) hold those of `length` tokens at their
+    front; the new tokens' are written behind them.
+    """
+    h, _ = ops.layer_norm_forward(x, p["norm_1.weight"], p.get("norm_1.bias"))
+    h, _ = ops.linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
+    q, k, v = ops.split_heads(h, n_heads)
+    end = length + x.shape[1]
+    keys[:, :, length:end], values[:, :, length:end] = k, v
+    probabilities = torch.softmax(ops.attention_scores(q, keys[:, :, :end]), -1).to(v.dtype)
+    h = ops.merge_heads(probabilities @ values[:, :, :end])
+    h, _ = ops.linear_forward(h, p["projection.weight"], p.get("projection.bias"))
+    x, _ = feed_forward_layer_forward(x + h, p, keep={}, dropout=0.0)
+    return x
+
+
+def last_logits(x: Tensor, head_weight: Tensor) -> Tensor:
+    """The logits after each row's newest token. x (B, T, D), head_weight (V, D) -> (B, V) in the head's dtype"""
+    return x[:, -1].to(head_weight.dtype) @ head_weight.T
+
+
 # -------------------------------------------------------------------------------------------------- stack
 
 

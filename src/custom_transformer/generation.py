@@ -5,7 +5,7 @@ Shapes: B batch, T time, D d_model, H heads, K head size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,29 @@ import torch
 from torch import Tensor
 
 from custom_transformer import ops
-from custom_transformer.blocks import feed_forward_layer_forward, in_product_dtype
+from custom_transformer.blocks import in_product_dtype
 from custom_transformer.config import GenerationParams
+from custom_transformer.fast.products import fast_products
 from custom_transformer.model import CustomTransformer
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
-KeyValues = tuple[Tensor, Tensor]  # of one block, each (B, H, T, K)
+
+class KeyValueCache:
+    """Every block's keys and values of the tokens so far, (B, H, T, K) at the front of (B, H, capacity, K)."""
+
+    def __init__(self, model: CustomTransformer, batch: int, capacity: int):
+        shape = (batch, model.config.n_heads, capacity, model.config.head_size)
+        self.length = 0  # T
+        self.keys, self.values = (
+            [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(model.config.n_blocks)]
+            for _ in range(2)
+        )
 
 
 @torch.no_grad()
+@fast_products
 def generate(
     model: CustomTransformer,
     input_ids: Tensor,
@@ -49,14 +61,15 @@ def generate(
     tokens, window = input_ids, model.config.max_seq_len
     model.check_tokens(tokens[:, -window:])
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    cache: list[KeyValues] = []
+    cache = KeyValueCache(model, len(tokens), min(window, max(max_length, tokens.shape[1])))
+    blocks = [in_product_dtype(model.block_parameters(i), model.dtype) for i in range(model.config.n_blocks)]
+    head_weight = model.head_weight()
     while tokens.shape[1] < max_length and not done.all():
         if use_cache and tokens.shape[1] <= window:
-            known = cache[0][0].shape[2] if cache else 0
-            x, cache = _cached_hidden(model, tokens[:, known:], cache)
+            x = _cached_hidden(model, blocks, tokens[:, cache.length :], cache)
         else:
             x = model.hidden(tokens[:, -window:])
-        logits = x[:, -1].to(model.dtype) @ model.head_weight().T
+        logits = model.engine.last_logits(x, head_weight)
         chosen = sample(logits, temperature, top_k, top_p, generator)
         if eos_token_id is not None:
             chosen = torch.where(done, eos_token_id, chosen)
@@ -95,34 +108,16 @@ def sample(
 
 
 def _cached_hidden(
-    model: CustomTransformer, new_tokens: Tensor, cache: list[KeyValues]
-) -> tuple[Tensor, list[KeyValues]]:
-    """The last norm's output for `new_tokens` (B, T_new), and the cache with their keys and values added."""
-    p, n_heads = model.parameters, model.config.n_heads
-    start = cache[0][0].shape[2] if cache else 0
+    model: CustomTransformer, blocks: Sequence[Mapping[str, Tensor]], new_tokens: Tensor, cache: KeyValueCache
+) -> Tensor:
+    """The last norm's output for `new_tokens` (B, T_new), whose keys and values join the cache."""
+    p, start = model.parameters, cache.length
     x, _ = ops.embedding_forward(new_tokens, p["token_embedding"], p["position_embedding"][start:])
-    extended = []
-    for i in range(model.config.n_blocks):
-        x, key_values = _cached_block(
-            x, in_product_dtype(model.block_parameters(i), model.dtype), n_heads, cache[i] if cache else None
-        )
-        extended.append(key_values)
+    for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
+        x = model.engine.cached_block_forward(x, block, model.config.n_heads, keys, values, start)
+    cache.length += new_tokens.shape[1]
     x, _ = ops.layer_norm_forward(x, p["final_norm.weight"], p.get("final_norm.bias"))
-    return x, extended
-
-
-def _cached_block(x: Tensor, p: dict[str, Tensor], n_heads: int, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
-    """A block's forward for the newest tokens, which attend to the cached keys as well as to their own."""
-    h, _ = ops.layer_norm_forward(x, p["norm_1.weight"], p.get("norm_1.bias"))
-    h, _ = ops.linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
-    q, k, v = ops.split_heads(h, n_heads)
-    if past is not None:
-        k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-    probabilities = torch.softmax(ops.attention_scores(q, k), -1).to(v.dtype)
-    h = ops.merge_heads(probabilities @ v)
-    h, _ = ops.linear_forward(h, p["projection.weight"], p.get("projection.bias"))
-    x, _ = feed_forward_layer_forward(x + h, p, keep={}, dropout=0.0)
-    return x, (k, v)
+    return x
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,18 @@ from typing import Any, Literal
 import torch
 
 from custom_transformer import blocks, ops, optim
-from custom_transformer.fast import compiled, native
+from custom_transformer.fast import compiled, decoding, native
 from custom_transformer.fast.kernels import KernelsUnavailable, library
 from custom_transformer.fast.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The functions of a training step. Each has the contract, and within rounding the results, of its original:
+    """The functions of a training step and of generation. Each has the contract, and within rounding the results, of
+    its original:
 
-    stack_forward, stack_backward                                of blocks.py
+    stack_forward, stack_backward, cached_block_forward, last_logits
+                                                                 of blocks.py
     linear_cross_entropy_forward, linear_cross_entropy_backward,
     tied_embedding_backward                                      of ops.py
     global_norm, sgd_update, adamw_update                        of optim.py
@@ -29,6 +31,8 @@ class Engine:
     name: str
     stack_forward: Callable[..., Any]
     stack_backward: Callable[..., Any]
+    cached_block_forward: Callable[..., torch.Tensor]
+    last_logits: Callable[..., torch.Tensor]
     linear_cross_entropy_forward: Callable[..., Any]
     linear_cross_entropy_backward: Callable[..., Any]
     tied_embedding_backward: Callable[..., Any]
@@ -41,6 +45,8 @@ EAGER = Engine(
     "eager",
     blocks.stack_forward,
     blocks.stack_backward,
+    blocks.cached_block_forward,
+    blocks.last_logits,
     ops.linear_cross_entropy_forward,
     ops.linear_cross_entropy_backward,
     ops.tied_embedding_backward,
@@ -53,6 +59,8 @@ NATIVE = Engine(
     "native",
     native.stack_forward,
     native.stack_backward,
+    decoding.cached_block_forward,
+    decoding.last_logits,
     native.linear_cross_entropy_forward,
     native.linear_cross_entropy_backward,
     native.tied_embedding_backward,
@@ -69,6 +77,8 @@ def compiled_engine() -> Engine:
         "compiled",
         functools.partial(blocks.stack_forward, block_forward=torch.compile(compiled.block_forward)),
         functools.partial(blocks.stack_backward, block_backward=torch.compile(compiled.block_backward)),
+        blocks.cached_block_forward,
+        blocks.last_logits,
         torch.compile(ops.linear_cross_entropy_forward),
         torch.compile(ops.linear_cross_entropy_backward),
         ops.tied_embedding_backward,

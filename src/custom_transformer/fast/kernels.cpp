@@ -387,6 +387,94 @@ template <typename T, typename W> void scale_rows(const T* x, const W* factor, I
   }
 }
 
+// ----------------------------------------------------------------------------- one new token a row, for generation
+// A product of a few rows is as fast as its matrix is read: each thread reads a part of it, in the order it lies in.
+
+// y (rows, N) = x (rows, K) · weight (K, N)
+template <typename T, typename W>
+void few_rows_product(const T* x, const T* weight, Index rows, Index K, Index N, T* y) {
+  ColumnSums<W> sums(rows * N);
+#pragma omp parallel
+  {
+    W* mine = sums.mine();
+    Part part(K / 4 + 1);
+    for (Index four = part.first; four < part.last; four++) {
+      for (Index b = 0; b < rows; b++) {
+        const T *xb = x + b * K, *w = weight + four * 4 * N;
+        W* sum = mine + b * N;
+        if (four < K / 4) {
+          const W x0 = load(xb[four * 4]), x1 = load(xb[four * 4 + 1]), x2 = load(xb[four * 4 + 2]),
+                  x3 = load(xb[four * 4 + 3]);
+#pragma omp simd
+          for (Index i = 0; i < N; i++) {
+            sum[i] += x0 * load(w[i]) + x1 * load(w[N + i]) + x2 * load(w[2 * N + i]) + x3 * load(w[3 * N + i]);
+          }
+        } else {
+          for (Index k = four * 4; k < K; k++)
+            for (Index i = 0; i < N; i++) sum[i] += load(xb[k]) * load(weight[k * N + i]);
+        }
+      }
+    }
+  }
+  std::vector<W> total(rows * N);
+  sums.write(total.data(), 0, rows * N);
+  for (Index i = 0; i < rows * N; i++) store(&y[i], total[i]);
+}
+
+// logits (rows, V) = x (rows, D) · weight (V, D) transposed
+template <typename T, typename W>
+void few_rows_logits(const T* x, const T* weight, Index rows, Index D, Index V, T* logits) {
+#pragma omp parallel
+  for (Part part(V); part.first < part.last; part.first++) {
+    const T* w = weight + part.first * D;
+    for (Index b = 0; b < rows; b++) {
+      W sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (Index i = 0; i < D; i++) sum += load(x[b * D + i]) * load(w[i]);
+      store(&logits[b * V + part.first], sum);
+    }
+  }
+}
+
+// The new token's keys and values, of qkv (B, 3, H, K) + bias (3, H, K), join the `length` before them in keys and
+// values (B, H, capacity, K); its queries attend to all of them: y (B, H, K).
+template <typename T, typename W>
+void attend_cached(const T* qkv, const W* bias, T* keys, T* values, Index B, Index H, Index K, Index capacity,
+                   Index length, W scale, T* y) {
+#pragma omp parallel
+  {
+    std::vector<W> room(length + 1 + 2 * K);
+    W *p = room.data(), *q = p + length + 1, *sum = q + K;
+    for (Part part(B * H); part.first < part.last; part.first++) {
+      Index b = part.first / H, head = part.first % H;
+      T *k = keys + part.first * capacity * K, *v = values + part.first * capacity * K;
+      for (Index i = 0; i < K; i++) {
+        Index at = head * K + i;
+        q[i] = load(qkv[(b * 3) * H * K + at]) + (bias ? bias[at] : W(0));
+        store(&k[length * K + i], load(qkv[(b * 3 + 1) * H * K + at]) + (bias ? bias[H * K + at] : W(0)));
+        store(&v[length * K + i], load(qkv[(b * 3 + 2) * H * K + at]) + (bias ? bias[2 * H * K + at] : W(0)));
+      }
+      W top = -INFINITY, total = 0;
+      for (Index t = 0; t <= length; t++) {
+        W score = 0;
+#pragma omp simd reduction(+ : score)
+        for (Index i = 0; i < K; i++) score += q[i] * load(k[t * K + i]);
+        p[t] = score * scale;
+        top = p[t] > top ? p[t] : top;
+      }
+#pragma omp simd reduction(+ : total)
+      for (Index t = 0; t <= length; t++) {
+        p[t] = exp_of(p[t] - top);
+        total += p[t];
+      }
+      for (Index i = 0; i < K; i++) sum[i] = 0;
+      for (Index t = 0; t <= length; t++)
+        for (Index i = 0; i < K; i++) sum[i] += p[t] * load(v[t * K + i]);
+      for (Index i = 0; i < K; i++) store(&y[(b * H + head) * K + i], sum[i] / total);
+    }
+  }
+}
+
 // -------------------------------------------------------------------------------------------------- the update
 
 // Σ g², in double; each thread's part in blocks, whose sums lose less than one long sum would.
@@ -462,6 +550,9 @@ EXPORT(softmax_backward)
 EXPORT(loss_tile)
 EXPORT(rescale_add)
 EXPORT(scale_rows)
+EXPORT(few_rows_product)
+EXPORT(few_rows_logits)
+EXPORT(attend_cached)
 EXPORT_UPDATE(sum_of_squares)
 EXPORT_UPDATE(sgd_update)
 EXPORT_UPDATE(adamw_update)

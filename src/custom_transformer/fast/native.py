@@ -17,10 +17,8 @@ Shapes: B batch, T time, D d_model, H heads, K head size, F d_ffn, V vocabulary,
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from torch import Tensor
 
 from custom_transformer.blocks import Gradients
 from custom_transformer.fast.kernels import kernel
+from custom_transformer.fast.products import fast_products, matmul
 from custom_transformer.ops import IGNORE_INDEX, Saved
 
 _QUERY_BYTES = 256  # of a column of an attention tile: 64 queries in float32
@@ -39,57 +38,6 @@ DrawMasks = Callable[[], Mapping[str, Tensor]]
 
 def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
-
-
-def _float_products_only() -> bool:
-    """Whether bfloat16 products would run in software here (a hundred times slower than float32's)."""
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-@functools.cache
-def _onednn_computes_float32() -> bool:
-    """Whether oneDNN, allowed to round float32 operands to bfloat16, computes in float32 all the same.
-
-    So it does wherever rounding would bring it no speed. Its error then is 2⁻²² or so, else 2⁻⁹.
-    """
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(256, 256, dtype=torch.float64, generator=generator) for _ in range(2))
-    with _onednn():
-        error = (a.float() @ b.float() - a @ b).norm() / (a @ b).norm()
-    return error.item() < 1e-6
-
-
-@contextmanager
-def _onednn() -> Iterator[None]:
-    """float32 products by oneDNN in place of MKL (up to twice as fast on processors that are not Intel's)."""
-    matmul_settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul_settings.fp32_precision
-    matmul_settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul_settings.fp32_precision = before
-
-
-def _fast_products(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, its float32 products by the faster library that still computes them in float32."""
-
-    @functools.wraps(function)
-    def with_fast_products(*arguments: Any) -> Any:
-        if not _onednn_computes_float32():
-            return function(*arguments)
-        with _onednn():
-            return function(*arguments)
-
-    return with_fast_products
-
-
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a b, for matrices or batches of them: of bfloat16 operands, in float32 where the processor has nothing faster."""
-    product = torch.bmm if a.ndim == 3 else torch.mm
-    if a.dtype == torch.bfloat16 and _float_products_only():
-        return product(a.float(), b.float()).to(a.dtype)
-    return product(a, b)
 
 
 # ----------------------------------------------------------------------------------------- residual and norm
@@ -204,7 +152,7 @@ def causal_attention_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor 
 # -------------------------------------------------------------------------------------------------- the stack
 
 
-@_fast_products
+@fast_products
 def stack_forward(
     x: Tensor,
     blocks: Sequence[Mapping[str, Tensor]],
@@ -237,7 +185,7 @@ def stack_forward(
     return y.view(batch, time, d), (saved, last_norm, dtype)
 
 
-@_fast_products
+@fast_products
 def stack_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, list[Gradients], Gradients]:
     """As blocks.stack_backward"""
     blocks, last_norm, dtype = saved
@@ -266,7 +214,7 @@ def stack_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, list[Gradients], G
 # -------------------------------------------------------------------------------------------- head and loss
 
 
-@_fast_products
+@fast_products
 def linear_cross_entropy_forward(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Saved]:
     """As ops.linear_cross_entropy_forward; the gradients for dL = 1 are made on the way and are what is saved."""
     x_rows, label_rows = x.reshape(-1, x.shape[-1]), labels.reshape(-1).contiguous()

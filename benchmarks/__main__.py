@@ -1,0 +1,170 @@
+"""The training step side by side: python -m benchmarks [--workloads ...] [--precisions ...] (or make bench).
+
+Each contestant is a process of its own; they take their steps in turn, so that whatever else the machine does meets
+them all alike. What counts is the ratio of the medians. Where memory does not hold all contestants at once they come
+in groups, each with ours again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.plot import save_plot
+from benchmarks.workloads import SIZES, Workload
+from custom_transformer.files import write_json
+
+WARM_UP = 3
+OURS = ("ours, fast", False)
+FLOOR = ("floor", True)
+PEERS = [
+    (name, tuned)
+    for name in ("twin, compiled", "twin, eager", "GPT2LMHeadModel, compiled", "GPT2LMHeadModel, eager")
+    for tuned in (False, True)
+]
+ALL = [OURS, FLOOR, *PEERS, ("ours, eager", False)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """seconds: the median of a step; against: ours, fast in the same group; peak: bytes of resident memory."""
+
+    workload: str
+    name: str
+    tuned: bool
+    seconds: float
+    against: float
+    peak: int
+
+
+class Contestant:
+    """A worker process."""
+
+    def __init__(self, name: str, tuned: bool, workload: Workload):
+        self.name, self.tuned = name, tuned
+        self.seconds: list[float] = []
+        command = [sys.executable, "-m", "benchmarks.worker", name, workload.as_json(), json.dumps(tuned)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.answer()
+
+    def answer(self) -> object:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: the contestant {self.name} ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def ask(self, request: str) -> object:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{request}\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def step(self) -> None:
+        seconds, _loss = self.ask("step")  # type: ignore[misc]
+        self.seconds.append(seconds)
+
+
+def compare(workload: Workload, contestants: Sequence[tuple[str, bool]], steps: int) -> list[Result]:
+    """All of `contestants`, among them ours, alive at once and taking turns."""
+    running: list[Contestant] = []
+    try:
+        for name, tuned in contestants:
+            contestant = Contestant(name, tuned, workload)
+            running.append(contestant)
+            for _ in range(WARM_UP):
+                contestant.ask("step")
+            contestant.ask("reset")
+        for _ in range(steps):
+            for contestant in running:
+                contestant.step()
+        peaks = [int(c.ask("peak")) for c in running]  # type: ignore[call-overload]
+    finally:
+        for contestant in running:
+            contestant.process.kill()
+            contestant.process.wait()
+    medians = [statistics.median(c.seconds) for c in running]
+    ours = next(m for c, m in zip(running, medians, strict=True) if (c.name, c.tuned) == OURS)
+    return [
+        Result(workload.title, c.name, c.tuned, median, ours, peak)
+        for c, median, peak in zip(running, medians, peaks, strict=True)
+    ]
+
+
+def groups(workload: Workload, contestants: Sequence[tuple[str, bool]]) -> list[list[tuple[str, bool]]]:
+    """`contestants` in groups whose processes fit into memory together, ours in each."""
+    parameters = workload.config.vocab_size * workload.config.d_model * 2 + 12 * workload.config.n_blocks * (
+        workload.config.d_model**2
+    )
+    each = 1.5e9 + 16 * parameters + 12 * workload.tokens * workload.config.vocab_size
+    size = max(2, int(psutil.virtual_memory().available / each))
+    others = [c for c in contestants if c != OURS]
+    return [[OURS, *others[i : i + size - 1]] for i in range(0, len(others), size - 1)]
+
+
+def show(workload: Workload, results: Sequence[Result], console: Console) -> None:
+    ours = [r for r in results if (r.name, r.tuned) == OURS]
+    seconds = statistics.median(r.seconds for r in ours)
+    floor = next((r.seconds / r.against for r in results if r.name == "floor"), None)
+    table = Table("contestant", "settings", "ms a step", "times ours", "of the floor", "peak MB", title=workload.title)
+    rows = [ours[0], *(r for r in results if (r.name, r.tuned) != OURS)]
+    for r in sorted(rows, key=lambda r: r.seconds / r.against):
+        ratio = r.seconds / r.against
+        table.add_row(
+            r.name,
+            "tuned" if r.tuned else "default",
+            f"{1e3 * seconds * ratio:,.0f}",
+            f"{ratio:.2f}",
+            "" if floor is None else f"{floor / ratio:.0%}",
+            f"{r.peak / 1e6:,.0f}",
+        )
+    console.print(table)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--workloads", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--precisions", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
+    parser.add_argument("--optimizers", nargs="+", choices=["sgd", "adamw"], default=["adamw"])
+    parser.add_argument("--untied", action="store_true", help="a head of its own in place of the token table")
+    parser.add_argument("--steps", type=int, default=9, help="timed steps of each contestant (default: 9)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results.json and .png")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, console = arguments(), Console(width=110)
+    console.print(f"{os.cpu_count()} processors, PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    if "bfloat16" in args.precisions and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        console.print("bfloat16 left out: this processor has no instructions for its products")
+        args.precisions = [p for p in args.precisions if p != "bfloat16"]
+    results: list[Result] = []
+    for name in args.workloads:
+        for precision in args.precisions:
+            for optimizer in args.optimizers:
+                workload = Workload(name, precision, optimizer, tied=not args.untied)
+                found = [r for group in groups(workload, ALL) for r in compare(workload, group, args.steps)]
+                show(workload, found, console)
+                results += found
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / "results.json", [asdict(r) for r in results])
+    save_plot(results, args.out / "results.png")
+    console.print(f"written: {args.out}/results.json, {args.out}/results.png")
+
+
+if __name__ == "__main__":
+    main()
