@@ -16,12 +16,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.contestants import ABLATIONS
 from benchmarks.plot import save_plot
 from benchmarks.workloads import SIZES, Workload
 from custom_transformer.files import write_json
@@ -29,12 +31,8 @@ from custom_transformer.files import write_json
 WARM_UP = 3
 OURS = ("ours, fast", False)
 FLOOR = ("floor", True)
-PEERS = [
-    (name, tuned)
-    for name in ("twin, compiled", "twin, eager", "GPT2LMHeadModel, compiled", "GPT2LMHeadModel, eager")
-    for tuned in (False, True)
-]
-ALL = [OURS, FLOOR, *PEERS, ("ours, eager", False)]
+PEERS = [(name, tuned) for name in ("twin, compiled", "twin, eager", "GPT2LMHeadModel") for tuned in (False, True)]
+ALL = [OURS, FLOOR, *PEERS, ("ours, no compiler", False), ("ours, eager", False)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Contestant:
         return self.answer()
 
     def step(self) -> None:
-        seconds, _loss = self.ask("step")  # type: ignore[misc]
+        seconds, _loss = cast(list[float], self.ask("step"))
         self.seconds.append(seconds)
 
 
@@ -141,6 +139,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
     parser.add_argument("--optimizers", nargs="+", choices=["sgd", "adamw"], default=["adamw"])
     parser.add_argument("--untied", action="store_true", help="a head of its own in place of the token table")
+    parser.add_argument("--ablate", action="store_true", help="ours with one technique left out, in place of the peers")
     parser.add_argument("--steps", type=int, default=9, help="timed steps of each contestant (default: 9)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results.json and .png")
     return parser.parse_args()
@@ -152,12 +151,13 @@ def main() -> None:
     if "bfloat16" in args.precisions and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         console.print("bfloat16 left out: this processor has no instructions for its products")
         args.precisions = [p for p in args.precisions if p != "bfloat16"]
+    contestants = [OURS, FLOOR, *((name, False) for name in ABLATIONS)] if args.ablate else ALL
     results: list[Result] = []
     for name in args.workloads:
         for precision in args.precisions:
             for optimizer in args.optimizers:
                 workload = Workload(name, precision, optimizer, tied=not args.untied)
-                found = [r for group in groups(workload, ALL) for r in compare(workload, group, args.steps)]
+                found = [r for group in groups(workload, contestants) for r in compare(workload, group, args.steps)]
                 show(workload, found, console)
                 results += found
     args.out.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ autograd is compared with here is the project's subject; the product itself uses
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from benchmarks.workloads import Workload
 from custom_transformer import CustomTransformer, CustomTransformerConfig
-from custom_transformer.fast.engine import Engine, choose_engine
+from custom_transformer.fast import native, products
+from custom_transformer.fast.engine import EAGER, FUSED, NATIVE, Engine, choose_engine
+from custom_transformer.fast.kernels import library
 from custom_transformer.fast.memory import keep_freed_memory
 from custom_transformer.model import initial_parameters
 from custom_transformer.optim import SGD, AdamW
@@ -36,6 +39,11 @@ def ours_fast(workload: Workload) -> Step:
     return _ours(workload, choose_engine(True, torch.device("cpu"), 0))
 
 
+def ours_without_compiler(workload: Workload) -> Step:
+    keep_freed_memory()
+    return _ours(workload, FUSED)
+
+
 def _ours(workload: Workload, engine: Engine) -> Step:
     model = CustomTransformer(workload.config, dtype=getattr(torch, workload.precision), engine=engine)
     model.training = True
@@ -45,6 +53,37 @@ def _ours(workload: Workload, engine: Engine) -> Step:
         optimizer = AdamW(model.parameters, rule=engine.adamw_update)
     batch = workload.batch()
     return lambda: training_step(model, optimizer, [batch], LEARNING_RATE, 1.0).loss
+
+
+# ours, fast, with one of its techniques left out
+
+
+def without_kept_memory(workload: Workload) -> Step:
+    library()
+    return _ours(workload, NATIVE)
+
+
+def without_onednn(workload: Workload) -> Step:
+    products.onednn_computes_float32 = lambda: False  # type: ignore[assignment]
+    return ours_fast(workload)
+
+
+def without_query_tiles(workload: Workload) -> Step:
+    native.QUERY_BYTES = 1 << 30
+    return ours_fast(workload)
+
+
+def without_vocabulary_tiles(workload: Workload) -> Step:
+    native.TILE = 1 << 30
+    return ours_fast(workload)
+
+
+def _without(**readable: Any) -> Callable[[Workload], Step]:
+    def contestant(workload: Workload) -> Step:
+        keep_freed_memory()
+        return _ours(workload, replace(NATIVE, **readable))
+
+    return contestant
 
 
 # -------------------------------------------------------------------------------------------------- peers
@@ -108,10 +147,6 @@ def twin_compiled(workload: Workload) -> Step:
 
 def gpt2(workload: Workload) -> Step:
     return _autograd_step(_Gpt2Loss(workload.config), workload)
-
-
-def gpt2_compiled(workload: Workload) -> Step:
-    return _autograd_step(torch.compile(_Gpt2Loss(workload.config)), workload)
 
 
 class _Gpt2Loss(nn.Module):
@@ -219,14 +254,31 @@ def floor(workload: Workload) -> Step:
     return step
 
 
+ABLATIONS: dict[str, Callable[[Workload], Step]] = {
+    "without kept memory": without_kept_memory,
+    "without oneDNN for float32": without_onednn,
+    "without the head's kernel": _without(
+        linear_cross_entropy_forward=FUSED.linear_cross_entropy_forward,
+        linear_cross_entropy_backward=FUSED.linear_cross_entropy_backward,
+    ),
+    "without tiles of the vocabulary": without_vocabulary_tiles,
+    "without the blocks' kernels": _without(stack_forward=FUSED.stack_forward, stack_backward=FUSED.stack_backward),
+    "without tiles of queries": without_query_tiles,
+    "without the update's kernels": _without(
+        global_norm=EAGER.global_norm, sgd_update=EAGER.sgd_update, adamw_update=EAGER.adamw_update
+    ),
+    "without the tied table's sum in place": _without(tied_embedding_backward=EAGER.tied_embedding_backward),
+}
+
 CONTESTANTS: dict[str, Callable[[Workload], Step]] = {
     "ours, fast": ours_fast,
     "ours, eager": ours_eager,
+    "ours, no compiler": ours_without_compiler,
     "twin, compiled": twin_compiled,
     "twin, eager": twin_eager,
-    "GPT2LMHeadModel, compiled": gpt2_compiled,
-    "GPT2LMHeadModel, eager": gpt2,
+    "GPT2LMHeadModel": gpt2,
     "floor": floor,
+    **ABLATIONS,
 }
 
 

@@ -39,7 +39,7 @@ def save_plot(results: Sequence[Measured], path: Path) -> None:
                 bars[f"{r.name}{', tuned' if r.tuned and r.name != 'floor' else ''}"] = r.seconds / r.against
         ordered = sorted(bars.items(), key=lambda bar: -bar[1])
         names, ratios = [name for name, _ in ordered], [ratio for _, ratio in ordered]
-        drawn = axes.barh(names, ratios, color=[COLOURS[name.split(",")[0]] for name in names])
+        drawn = axes.barh(names, ratios, color=[COLOURS.get(name.split(",")[0], COLOURS["ours"]) for name in names])
         axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_title(workload, fontsize=10)

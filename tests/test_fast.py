@@ -16,8 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from custom_transformer import CustomTransformer, blocks, ops, optim
-from custom_transformer.fast import compiled, kernels, native
-from custom_transformer.fast.engine import EAGER, NATIVE, choose_engine, compiled_engine
+from custom_transformer.fast import fused, kernels, native
+from custom_transformer.fast.engine import EAGER, FUSED, NATIVE, Engine, choose_engine, compiled_engine
 from custom_transformer.fast.products import fast_products
 from custom_transformer.generation import generate
 from custom_transformer.gradcheck import check_gradients
@@ -70,10 +70,11 @@ def run_stack(functions: object, arguments: tuple[object, ...], dy: Tensor) -> d
     return results | {f"final.{name}": g for name, g in g_norm.items()}
 
 
+@pytest.mark.parametrize("engine", [NATIVE, FUSED], ids=["native", "fused"])
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(("sizes", "bias", "dropout"), list(itertools.product(STACKS, [True, False], [0.0, 0.2])))
-def test_the_native_stack_equals_the_readable_one(
-    sizes: tuple[int, ...], bias: bool, dropout: float, dtype: torch.dtype
+def test_the_fast_stacks_equal_the_readable_one(
+    sizes: tuple[int, ...], bias: bool, dropout: float, dtype: torch.dtype, engine: Engine
 ) -> None:
     batch, time, d, f, n_heads = sizes
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +88,7 @@ def test_the_native_stack_equals_the_readable_one(
     }
     given = [t.clone() for t in (x, dy)]
     arguments = (x, p, norm, n_heads, dtype, lambda: masks if dropout else {}, dropout)
-    assert_close(run_stack(native, arguments, dy), run_stack(blocks, arguments, dy), BOUNDS[dtype])
+    assert_close(run_stack(engine, arguments, dy), run_stack(blocks, arguments, dy), BOUNDS[dtype])
     assert torch.equal(x, given[0])
     assert torch.equal(dy, given[1])
 
@@ -107,11 +108,12 @@ def run_head(functions: object, problem: tuple[Tensor, ...], dloss: float = 0.7)
     return {"loss": loss, "dx": dx, "dweight": dweight}
 
 
+@pytest.mark.parametrize("engine", [NATIVE, FUSED], ids=["native", "fused"])
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("sizes", HEADS)
-def test_the_native_head_equals_the_readable_one(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_the_fast_heads_equal_the_readable_one(sizes: tuple[int, int, int], dtype: torch.dtype, engine: Engine) -> None:
     problem = head_problem(*sizes, dtype)
-    assert_close(run_head(native, problem), run_head(ops, problem), BOUNDS[dtype])
+    assert_close(run_head(engine, problem), run_head(ops, problem), BOUNDS[dtype])
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
@@ -173,18 +175,19 @@ def test_the_native_norm_of_bad_gradients_is_not_finite_and_that_of_large_ones_i
 
 
 @pytest.mark.parametrize(("tie_embeddings", "bias", "dropout"), [(True, True, 0.2), (False, False, 0.0)])
-def test_every_native_gradient_is_right(tie_embeddings: bool, bias: bool, dropout: float) -> None:
+@pytest.mark.parametrize("engine", [NATIVE, FUSED], ids=["native", "fused"])
+def test_every_fast_gradient_is_right(tie_embeddings: bool, bias: bool, dropout: float, engine: Engine) -> None:
     config = random_model(tie_embeddings=tie_embeddings, bias=bias, dropout=dropout).config
-    assert [check for check in check_gradients(config, engine=NATIVE) if not check.ok] == []
+    assert [check for check in check_gradients(config, engine=engine) if not check.ok] == []
 
 
-@pytest.mark.parametrize("engine", ["native", "compiled"])
+@pytest.mark.parametrize("engine", ["native", "fused", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_a_training_step_is_the_same_by_every_engine(tie_embeddings: bool, dtype: torch.dtype, engine: str) -> None:
     ends = []
     tokens = random_tokens()
-    for functions in (EAGER, NATIVE if engine == "native" else compiled_engine()):
+    for functions in (EAGER, {"native": NATIVE, "fused": FUSED}.get(engine) or compiled_engine()):
         model = random_model(dtype, tie_embeddings=tie_embeddings, engine=functions)
         before, optimizer = model.state_dict(), SGD(rule=functions.sgd_update)
         results = [
@@ -292,9 +295,9 @@ def test_kernels_are_compiled_once_and_found_again(tmp_path: Path) -> None:
     assert built.stat().st_mtime_ns == made
 
 
-def test_without_a_compiler_it_is_the_readable_functions_and_one_line_says_so(tmp_path: Path) -> None:
+def test_without_a_compiler_it_is_the_fused_functions_and_one_line_says_so(tmp_path: Path) -> None:
     done = choose_in_a_process(tmp_path, PATH=str(tmp_path))
-    assert done.stdout == "eager\n"
+    assert done.stdout == "fused\n"
     assert done.stderr == "training without the compiled kernels: no C++ compiler was found\n"
 
 
@@ -303,7 +306,7 @@ def test_with_a_broken_compiler_too(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\necho 'c++: fatal error: no such thing' >&2; exit 1\n")
     broken.chmod(0o755)
     done = choose_in_a_process(tmp_path, CXX=str(broken))
-    assert done.stdout == "eager\n"
+    assert done.stdout == "fused\n"
     assert "fatal error: no such thing" in done.stderr
     assert done.stderr.count("\n") == 1
     assert list((tmp_path / "custom_transformer").iterdir()) == []
@@ -312,7 +315,7 @@ def test_with_a_broken_compiler_too(tmp_path: Path) -> None:
 def test_with_a_cache_that_cannot_be_written_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = choose_in_a_process(tmp_path / "file")
-    assert done.stdout == "eager\n"
+    assert done.stdout == "fused\n"
     assert "cannot be written" in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -340,7 +343,7 @@ def test_fused_attention_equals_the_readable_one(dtype: torch.dtype, keep: bool)
     mask = torch.rand(batch, n_heads, time, time, generator=generator) >= 0.2 if keep else None
     results = []
     for functions in (
-        (compiled.attention_forward, compiled.attention_backward),
+        (fused.causal_attention_forward, fused.causal_attention_backward),
         (ops.causal_attention_forward, ops.causal_attention_backward),
     ):
         y, saved = functions[0](qkv, n_heads, mask, 0.2 if keep else 0.0)
@@ -355,8 +358,8 @@ def test_on_a_gpu_the_shapes_and_dtypes_are_the_same(dtype: torch.dtype) -> None
         shapes = {name: t.shape for name, t in random_block(24, 40, True, torch.float32, torch.Generator()).items()}
         p = {n: torch.empty(shape, device="cuda", dtype=dtype) for n, shape in shapes.items()}
         x = torch.empty(2, 16, 24, device="cuda")
-        y, saved = compiled.block_forward(x, p, 3, {}, 0.0)
-        dx, gradients = compiled.block_backward(torch.empty_like(y), saved)
+        y, saved = blocks.block_forward(x, p, 3, {}, 0.0, fused)
+        dx, gradients = blocks.block_backward(torch.empty_like(y), saved, fused)
     assert (y.shape, y.dtype, dx.shape, dx.dtype) == (x.shape, x.dtype, x.shape, x.dtype)
     assert y.device == dx.device == x.device
     assert {n: None if g is None else g.shape for n, g in gradients.items()} == {n: t.shape for n, t in p.items()}

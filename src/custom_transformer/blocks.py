@@ -1,6 +1,7 @@
 """A block of the model, and the stack of them: forwards, and backwards that are the forwards upside down.
 
 A backward undoes its forward's lines from the last to the first, and hands each gradient on to the line before.
+`ops` is ops.py, or a module with the same functions.
 
 Shapes: B batch, T time, D d_model, F d_ffn.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from custom_transformer import ops
 from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.ops import Saved
 
 Gradients = dict[str, Tensor | None]  # by a parameter's short name; None where the parameter is absent
 
@@ -39,34 +41,32 @@ def attention_layer_forward(
     n_heads: int,
     keep: Mapping[str, Tensor],
     dropout: float,
-    attention_forward: Callable[..., Any] = ops.causal_attention_forward,
-) -> tuple[Tensor, ops.Saved]:
+    ops: Any = ops,
+) -> tuple[Tensor, Saved]:
     """x + dropout(projection(attention(qkv(norm(x)))))        x (B, T, D) -> (B, T, D)"""
     h, norm = ops.layer_norm_forward(x, p["norm_1.weight"], p.get("norm_1.bias"))
     h, qkv = ops.linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
-    h, attention = attention_forward(h, n_heads, keep.get("attention"), dropout)
+    h, attention = ops.causal_attention_forward(h, n_heads, keep.get("attention"), dropout)
     h, projection = ops.linear_forward(h, p["projection.weight"], p.get("projection.bias"))
     h, drop = ops.dropout_forward(h, keep.get("projection"), dropout)
     return x + h, (norm, qkv, attention, projection, drop)
 
 
-def attention_layer_backward(
-    dx: Tensor, saved: ops.Saved, attention_backward: Callable[..., Tensor] = ops.causal_attention_backward
-) -> tuple[Tensor, Gradients]:
+def attention_layer_backward(dx: Tensor, saved: Saved, ops: Any = ops) -> tuple[Tensor, Gradients]:
     """The forward, upside down; the gradients of its parameters under their names."""
     norm, qkv, attention, projection, drop = saved
     g: Gradients = {}
     dh = ops.dropout_backward(dx, drop)
     dh, g["projection.weight"], g["projection.bias"] = ops.linear_backward(dh, projection)
-    dh = attention_backward(dh, attention)
+    dh = ops.causal_attention_backward(dh, attention)
     dh, g["qkv.weight"], g["qkv.bias"] = ops.linear_backward(dh, qkv)
     dh, g["norm_1.weight"], g["norm_1.bias"] = ops.layer_norm_backward(dh, norm)
     return dx + dh, g  # x + h hands x to both sides, so their gradients add
 
 
 def feed_forward_layer_forward(
-    x: Tensor, p: Mapping[str, Tensor], keep: Mapping[str, Tensor], dropout: float
-) -> tuple[Tensor, ops.Saved]:
+    x: Tensor, p: Mapping[str, Tensor], keep: Mapping[str, Tensor], dropout: float, ops: Any = ops
+) -> tuple[Tensor, Saved]:
     """x + dropout(down(gelu(up(norm(x)))))        x (B, T, D) -> (B, T, D)"""
     h, norm = ops.layer_norm_forward(x, p["norm_2.weight"], p.get("norm_2.bias"))
     h, up = ops.linear_forward(h, p["up.weight"], p.get("up.bias"))
@@ -76,7 +76,7 @@ def feed_forward_layer_forward(
     return x + h, (norm, up, gelu, down, drop)
 
 
-def feed_forward_layer_backward(dx: Tensor, saved: ops.Saved) -> tuple[Tensor, Gradients]:
+def feed_forward_layer_backward(dx: Tensor, saved: Saved, ops: Any = ops) -> tuple[Tensor, Gradients]:
     """The forward, upside down; the gradients of its parameters under their names."""
     norm, up, gelu, down, drop = saved
     g: Gradients = {}
@@ -94,21 +94,19 @@ def block_forward(
     n_heads: int,
     keep: Mapping[str, Tensor],
     dropout: float,
-    attention_forward: Callable[..., Any] = ops.causal_attention_forward,
-) -> tuple[Tensor, ops.Saved]:
+    ops: Any = ops,
+) -> tuple[Tensor, Saved]:
     """x (B, T, D) -> (B, T, D), by the block's own parameters `p`; `keep` is empty when nothing is dropped."""
-    x, attention_layer = attention_layer_forward(x, p, n_heads, keep, dropout, attention_forward)
-    x, feed_forward_layer = feed_forward_layer_forward(x, p, keep, dropout)
+    x, attention_layer = attention_layer_forward(x, p, n_heads, keep, dropout, ops)
+    x, feed_forward_layer = feed_forward_layer_forward(x, p, keep, dropout, ops)
     return x, (attention_layer, feed_forward_layer)
 
 
-def block_backward(
-    dx: Tensor, saved: ops.Saved, attention_backward: Callable[..., Tensor] = ops.causal_attention_backward
-) -> tuple[Tensor, Gradients]:
+def block_backward(dx: Tensor, saved: Saved, ops: Any = ops) -> tuple[Tensor, Gradients]:
     """dx (B, T, D) -> (B, T, D), and the gradients of the block's parameters under their short names"""
     attention_layer, feed_forward_layer = saved
-    dx, g_feed_forward = feed_forward_layer_backward(dx, feed_forward_layer)
-    dx, g_attention = attention_layer_backward(dx, attention_layer, attention_backward)
+    dx, g_feed_forward = feed_forward_layer_backward(dx, feed_forward_layer, ops)
+    dx, g_attention = attention_layer_backward(dx, attention_layer, ops)
     return dx, g_attention | g_feed_forward
 
 
@@ -157,7 +155,8 @@ def stack_forward(
     draw_masks: Callable[[], Mapping[str, Tensor]],
     dropout: float,
     block_forward: Callable[..., Any] = block_forward,
-) -> tuple[Tensor, ops.Saved]:
+    ops: Any = ops,
+) -> tuple[Tensor, Saved]:
     """All blocks and the last norm. x (B, T, D) -> (B, T, D)
 
     blocks: each block's parameters; final_norm: "weight", and "bias" where there are biases; dtype: that of the
@@ -165,14 +164,14 @@ def stack_forward(
     """
     saved = []
     for p in blocks:
-        x, block = block_forward(x, in_product_dtype(p, dtype), n_heads, draw_masks(), dropout)
+        x, block = block_forward(x, in_product_dtype(p, dtype), n_heads, draw_masks(), dropout, ops)
         saved.append(block)
     x, norm = ops.layer_norm_forward(x, final_norm["weight"], final_norm.get("bias"))
     return x, (saved, norm)
 
 
 def stack_backward(
-    dx: Tensor, saved: ops.Saved, block_backward: Callable[..., Any] = block_backward
+    dx: Tensor, saved: Saved, block_backward: Callable[..., Any] = block_backward, ops: Any = ops
 ) -> tuple[Tensor, list[Gradients], Gradients]:
     """dx (B, T, D) -> (B, T, D), each block's gradients, and the last norm's
 
@@ -183,6 +182,6 @@ def stack_backward(
     g_blocks: list[Gradients] = []
     dx, g_norm["weight"], g_norm["bias"] = ops.layer_norm_backward(dx, norm)
     while blocks:
-        dx, g = block_backward(dx, blocks.pop())
+        dx, g = block_backward(dx, blocks.pop(), ops)
         g_blocks.insert(0, g)
     return dx, g_blocks, g_norm

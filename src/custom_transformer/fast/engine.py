@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 
 from custom_transformer import blocks, ops, optim
-from custom_transformer.fast import compiled, decoding, native
+from custom_transformer.fast import decoding, fused, native
 from custom_transformer.fast.kernels import KernelsUnavailable, library
 from custom_transformer.fast.memory import keep_freed_memory
+from custom_transformer.fast.products import fast_products
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,20 @@ EAGER = Engine(
     optim.adamw_update,
 )
 
+FUSED = Engine(
+    "fused",
+    fast_products(functools.partial(blocks.stack_forward, ops=fused)),
+    fast_products(functools.partial(blocks.stack_backward, ops=fused)),
+    blocks.cached_block_forward,
+    blocks.last_logits,
+    fused.linear_cross_entropy_forward,
+    fused.linear_cross_entropy_backward,
+    native.tied_embedding_backward,
+    optim.global_norm,
+    optim.sgd_update,
+    optim.adamw_update,
+)
+
 NATIVE = Engine(
     "native",
     native.stack_forward,
@@ -72,11 +87,15 @@ NATIVE = Engine(
 
 @functools.cache
 def compiled_engine() -> Engine:
-    """The readable functions through torch.compile, as fast/compiled.py says."""
+    """For a GPU: the fused functions, and the readable ones between them, through torch.compile.
+
+    torch.compile sees forward graphs only: the backward is a function of its own. One block is compiled, not the stack
+    of them, so that compiling takes as long for a deep model as for a shallow one.
+    """
     return Engine(
         "compiled",
-        functools.partial(blocks.stack_forward, block_forward=torch.compile(compiled.block_forward)),
-        functools.partial(blocks.stack_backward, block_backward=torch.compile(compiled.block_backward)),
+        functools.partial(blocks.stack_forward, block_forward=torch.compile(blocks.block_forward), ops=fused),
+        functools.partial(blocks.stack_backward, block_backward=torch.compile(blocks.block_backward), ops=fused),
         blocks.cached_block_forward,
         blocks.last_logits,
         torch.compile(ops.linear_cross_entropy_forward),
@@ -97,7 +116,8 @@ def choose_engine(choice: Literal["auto", True, False], device: torch.device, fl
     """The functions for a run of `flops` floating-point operations on `device`.
 
     choice: False for the readable ones, True for the fastest, "auto" for the fastest where the run is long enough to
-    earn their compile time back. Where they cannot be compiled it is the readable ones, and one line says so.
+    earn their compile time back, else the readable ones. Where kernels cannot be compiled it is PyTorch's fused ones,
+    and one line says so.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -109,5 +129,5 @@ def choose_engine(choice: Literal["auto", True, False], device: torch.device, fl
         library()
     except KernelsUnavailable as error:
         print(f"training without the compiled kernels: {error}", file=sys.stderr)
-        return EAGER
+        return FUSED
     return NATIVE

@@ -6,7 +6,7 @@ The mathematics is that of blocks.py and ops.py, whose results these functions e
 - The norms' and GELU's outputs are not saved but built again, and no cast of a weight is kept: one more pass over
   memory each, which is short beside a product.
 - Attention goes by tiles of queries, which meet only the keys up to their last one, and keeps its probabilities.
-- The head never holds more of the logits than `_ROWS` rows. A tile of them becomes exp(z − top) while it is in the
+- The head never holds more of the logits than `ROWS` rows. A tile of them becomes exp(z − top) while it is in the
   processor's cache, top being the largest logit of the row so far, and is multiplied with the head's matrix at once;
   what was added up under an earlier top is scaled to the new one. The one-hot of the labels is added sparsely.
 
@@ -29,9 +29,9 @@ from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.products import fast_products, matmul
 from custom_transformer.ops import IGNORE_INDEX, Saved
 
-_QUERY_BYTES = 256  # of a column of an attention tile: 64 queries in float32
-_ROWS = 1024  # rows of logits held at once
-_TILE = 2048  # columns of a logits tile: with its rows, some megabytes
+QUERY_BYTES = 256  # of a column of an attention tile: 64 queries in float32
+ROWS = 1024  # rows of logits held at once
+TILE = 2048  # columns of a logits tile: with its rows, some megabytes
 
 DrawMasks = Callable[[], Mapping[str, Tensor]]
 
@@ -105,7 +105,7 @@ def causal_attention_forward(
     q, k, v = heads
     y = _empty(qkv, batch * time, n_heads * size)
     tiles = []
-    queries = _QUERY_BYTES // dtype.itemsize
+    queries = QUERY_BYTES // dtype.itemsize
     for first in range(0, time, queries):
         last = min(first + queries, time)
         probabilities = matmul(q[:, first:last], k[:, :last].transpose(1, 2))
@@ -223,8 +223,8 @@ def linear_cross_entropy_forward(x: Tensor, weight: Tensor, labels: Tensor) -> t
     share = counted.to(x.dtype) / counted.sum()  # dL / d(row's loss)
     losses, dx = torch.empty_like(share), torch.empty_like(x_rows)
     dweight = torch.empty_like(weight, dtype=x.dtype)
-    for first in range(0, len(x_rows), _ROWS):
-        part = slice(first, first + _ROWS)
+    for first in range(0, len(x_rows), ROWS):
+        part = slice(first, first + ROWS)
         losses[part], dx[part] = _chunk(
             x_cast[part], weight, label_rows[part], share[part], dweight, is_first=first == 0
         )
@@ -247,8 +247,8 @@ def _chunk(
     rescale = torch.empty_like(share)
     dx = torch.zeros(rows, d, dtype=share.dtype)
     tiles = []
-    for start in range(0, vocab, _TILE):
-        tile_weight = weight[start : start + _TILE]
+    for start in range(0, vocab, TILE):
+        tile_weight = weight[start : start + TILE]
         exponentials = matmul(x, tile_weight.T)
         tile_top = torch.empty_like(share)
         kernel("loss_tile", x.dtype)(

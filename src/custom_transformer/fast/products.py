@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 @functools.cache
-def _onednn_computes_float32() -> bool:
+def onednn_computes_float32() -> bool:
     """Whether oneDNN, allowed to round float32 operands to bfloat16, computes in float32 all the same.
 
     So it does wherever rounding would bring it no speed. Its error then is 2⁻²² or so, else 2⁻⁹.
@@ -44,7 +44,7 @@ def fast_products(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def with_fast_products(*arguments: P.args, **named: P.kwargs) -> R:
-        if not _onednn_computes_float32():
+        if not onednn_computes_float32():
             return function(*arguments, **named)
         with _onednn():
             return function(*arguments, **named)

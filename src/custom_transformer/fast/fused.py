@@ -1,0 +1,123 @@
+"""The operations of ops.py by PyTorch's own fused kernels: each forward and each backward called explicitly.
+
+For where there is no compiler, and, within torch.compile, for a GPU. The names are those of ops.py, so that blocks.py
+computes with either.
+
+Shapes: B batch, T time, D d_model, V vocabulary, N = B·T rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from custom_transformer import ops
+from custom_transformer.fast.products import fast_products, matmul
+from custom_transformer.ops import Saved, dropout_backward, dropout_forward
+
+__all__ = ["dropout_backward", "dropout_forward"]
+
+aten = torch.ops.aten
+_ROWS = 1024  # rows of logits held at once
+
+
+def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Saved]:
+    """As ops.linear_forward"""
+    x_rows = x.flatten(0, -2).to(weight.dtype)
+    y = matmul(x_rows, weight)
+    if bias is not None:
+        y += bias.to(y.dtype)
+    return y.view(*x.shape[:-1], -1), (x_rows, weight, bias, x.dtype)
+
+
+def linear_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As ops.linear_backward"""
+    x_rows, weight, bias, input_dtype = saved
+    dy_rows = dy.flatten(0, -2).to(weight.dtype)
+    dx = matmul(dy_rows, weight.T).view(*dy.shape[:-1], -1).to(input_dtype)
+    dbias = None if bias is None else dy_rows.sum(0, dtype=bias.dtype)
+    return dx, matmul(x_rows.T, dy_rows), dbias
+
+
+def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Saved]:
+    """As ops.layer_norm_forward"""
+    y, mean, rstd = aten.native_layer_norm(x, weight.shape, weight, bias, eps)
+    return y, (x, weight, bias, mean, rstd)
+
+
+def layer_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As ops.layer_norm_backward"""
+    x, weight, bias, mean, rstd = saved
+    wanted = [True, True, bias is not None]
+    dx, dweight, dbias = aten.native_layer_norm_backward(dy, x, weight.shape, mean, rstd, weight, bias, wanted)
+    return dx, dweight, dbias
+
+
+def gelu_forward(x: Tensor) -> tuple[Tensor, Saved]:
+    """As ops.gelu_forward"""
+    return aten.gelu(x, approximate="tanh"), (x,)
+
+
+def gelu_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """As ops.gelu_backward"""
+    (x,) = saved
+    dx: Tensor = aten.gelu_backward(dy, x, approximate="tanh")
+    return dx
+
+
+def causal_attention_forward(qkv: Tensor, n_heads: int, keep: Tensor | None, dropout: float) -> tuple[Tensor, Saved]:
+    """ops.causal_attention_forward by the fused kernel; as it stands there where that has none: with dropout (whose
+    masks are drawn outside), and for float32 on a GPU.        qkv (B, T, 3·D) -> y (B, T, D)"""
+    if keep is not None or (qkv.is_cuda and qkv.dtype != torch.bfloat16):
+        y, saved = ops.causal_attention_forward(qkv, n_heads, keep, dropout)
+        return y, (None, saved)
+    q, k, v = ops.split_heads(qkv, n_heads)
+    if qkv.is_cuda:
+        y, *statistics, _ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)
+    else:
+        y, *statistics = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+    return ops.merge_heads(y), ((q, k, v, y), statistics)
+
+
+def causal_attention_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """ops.causal_attention_backward by the fused kernel.        dy (B, T, D) -> dqkv (B, T, 3·D)"""
+    heads, statistics = saved
+    if heads is None:
+        return ops.causal_attention_backward(dy, statistics)
+    q, k, v, y = heads
+    dy_heads = dy.view(dy.shape[0], dy.shape[1], q.shape[1], -1).transpose(1, 2)
+    if dy.is_cuda:
+        lse, *lengths, seed, offset = statistics
+        dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(
+            dy_heads, q, k, v, y, lse, *lengths, 0.0, True, seed, offset
+        )
+    else:
+        (lse,) = statistics
+        dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(dy_heads, q, k, v, y, lse, 0.0, True)
+    return ops.merge_heads(dq, dk, dv)
+
+
+@fast_products
+def linear_cross_entropy_forward(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Saved]:
+    """As ops.linear_cross_entropy_forward; the gradients for dL = 1 are made on the way and are what is saved."""
+    x_rows, label_rows = x.flatten(0, -2).to(weight.dtype), labels.flatten()
+    counted = label_rows != ops.IGNORE_INDEX
+    share = counted.to(x.dtype) / counted.sum()  # dL / d(row's loss)
+    chunks, dx = [], []
+    dweight = torch.zeros_like(weight, dtype=x.dtype)
+    for x_part, label, part in zip(
+        x_rows.split(_ROWS), label_rows.clamp(min=0).split(_ROWS), share.unsqueeze(1).split(_ROWS), strict=True
+    ):
+        log_p = torch.log_softmax(matmul(x_part, weight.T), -1, dtype=x.dtype)
+        chunks.append(-log_p.gather(-1, label.unsqueeze(1)))
+        dz = log_p.exp_().mul_(part).scatter_add_(-1, label.unsqueeze(1), -part).to(weight.dtype)
+        dx.append(matmul(dz, weight))
+        dweight += matmul(dz.T, x_part)
+    loss = torch.where(counted, torch.cat(chunks).squeeze(1), 0.0).sum() / counted.sum()
+    return loss, (torch.cat(dx).to(x.dtype).view(x.shape), dweight)
+
+
+def linear_cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> tuple[Tensor, Tensor]:
+    """As ops.linear_cross_entropy_backward"""
+    dx, dweight = saved
+    return dx * dloss, dweight * dloss
