@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contestants import ABLATIONS
+from benchmarks.contestants import ABLATIONS, PEERS
 from benchmarks.plot import save_plot
 from benchmarks.workloads import SIZES, Workload
 from custom_transformer.files import write_json
@@ -31,8 +31,13 @@ from custom_transformer.files import write_json
 WARM_UP = 3
 OURS = ("ours, fast", False)
 FLOOR = ("floor", True)
-PEERS = [(name, tuned) for name in ("twin, compiled", "twin, eager", "GPT2LMHeadModel") for tuned in (False, True)]
-ALL = [OURS, FLOOR, *PEERS, ("ours, no compiler", False), ("ours, eager", False)]
+ALL = [
+    OURS,
+    FLOOR,
+    *((name, tuned) for name in PEERS for tuned in (False, True)),
+    ("ours, no compiler", False),
+    ("ours, eager", False),
+]
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,7 @@ class Contestant:
         self.name, self.tuned = name, tuned
         self.seconds: list[float] = []
         command = [sys.executable, "-m", "benchmarks.worker", name, workload.as_json(), json.dumps(tuned)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answer()
 
     def answer(self) -> object:
@@ -80,12 +83,15 @@ class Contestant:
 def compare(workload: Workload, contestants: Sequence[tuple[str, bool]], steps: int) -> list[Result]:
     """All of `contestants`, among them ours, alive at once and taking turns."""
     running: list[Contestant] = []
+    ours_first = float("nan")  # ours comes first
     try:
         for name, tuned in contestants:
             contestant = Contestant(name, tuned, workload)
             running.append(contestant)
-            for _ in range(WARM_UP):
-                contestant.ask("step")
+            losses = [cast(list[float], contestant.ask("step"))[1] for _ in range(WARM_UP)]
+            ours_first = losses[0] if (name, tuned) == OURS else ours_first
+            if (name, tuned) != FLOOR and abs(losses[0] - ours_first) > 1e-2:
+                raise SystemExit(f"error: {name} starts with a loss of {losses[0]}, ours with {ours_first}")
             contestant.ask("reset")
         for _ in range(steps):
             for contestant in running:
@@ -151,6 +157,8 @@ def main() -> None:
     if "bfloat16" in args.precisions and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         console.print("bfloat16 left out: this processor has no instructions for its products")
         args.precisions = [p for p in args.precisions if p != "bfloat16"]
+        if not args.precisions:
+            raise SystemExit("error: nothing to compare; add --precisions float32")
     contestants = [OURS, FLOOR, *((name, False) for name in ABLATIONS)] if args.ablate else ALL
     results: list[Result] = []
     for name in args.workloads:

@@ -36,6 +36,7 @@ def ours_eager(workload: Workload) -> Step:
 
 
 def ours_fast(workload: Workload) -> Step:
+    library()  # without a compiler this is no contestant
     return _ours(workload, choose_engine(True, torch.device("cpu"), 0))
 
 
@@ -137,16 +138,16 @@ class Twin(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
-def twin_eager(workload: Workload) -> Step:
-    return _autograd_step(Twin(workload.config), workload)
+def twin_eager(workload: Workload, tuned: bool) -> Step:
+    return _autograd_step(Twin(workload.config), workload, tuned)
 
 
-def twin_compiled(workload: Workload) -> Step:
-    return _autograd_step(torch.compile(Twin(workload.config)), workload)
+def twin_compiled(workload: Workload, tuned: bool) -> Step:
+    return _autograd_step(torch.compile(Twin(workload.config)), workload, tuned)
 
 
-def gpt2(workload: Workload) -> Step:
-    return _autograd_step(_Gpt2Loss(workload.config), workload)
+def gpt2(workload: Workload, tuned: bool) -> Step:
+    return _autograd_step(_Gpt2Loss(workload.config), workload, tuned)
 
 
 class _Gpt2Loss(nn.Module):
@@ -198,18 +199,18 @@ def gpt2_of(config: CustomTransformerConfig, ours: Mapping[str, Tensor]) -> Any:
     return model
 
 
-def _autograd_step(model: Any, workload: Workload) -> Step:
+def _autograd_step(model: Any, workload: Workload, tuned: bool) -> Step:
     parameters = list(model.parameters())
     if workload.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, LEARNING_RATE)
     else:
-        optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.0, fused=tuned)
     input_ids, labels = workload.batch()
 
     def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=workload.precision == "bfloat16"):
             loss = model(input_ids, labels)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -270,23 +271,30 @@ ABLATIONS: dict[str, Callable[[Workload], Step]] = {
     "without the tied table's sum in place": _without(tied_embedding_backward=EAGER.tied_embedding_backward),
 }
 
-CONTESTANTS: dict[str, Callable[[Workload], Step]] = {
-    "ours, fast": ours_fast,
-    "ours, eager": ours_eager,
-    "ours, no compiler": ours_without_compiler,
+PEERS: dict[str, Callable[[Workload, bool], Step]] = {
     "twin, compiled": twin_compiled,
     "twin, eager": twin_eager,
     "GPT2LMHeadModel": gpt2,
-    "floor": floor,
+}
+
+OURS: dict[str, Callable[[Workload], Step]] = {
+    "ours, fast": ours_fast,
+    "ours, no compiler": ours_without_compiler,
+    "ours, eager": ours_eager,
     **ABLATIONS,
 }
 
 
 def build(name: str, workload: Workload, tuned: bool) -> Step:
-    """The step of contestant `name`. tuned: with the allocator kept from giving memory back, and float32 products
-    by the faster of the two libraries that PyTorch has for them."""
+    """The step of contestant `name`, or the floor's.
+
+    tuned, for a peer: the allocator keeps what is freed, float32 products go to the faster of the two libraries that
+    PyTorch has for them, and AdamW is PyTorch's fused one.
+    """
     torch.manual_seed(0)
-    if tuned:
+    if name in OURS:
+        return OURS[name](workload)
+    if tuned or name == "floor":
         keep_freed_memory()
         torch.set_float32_matmul_precision("medium")
-    return CONTESTANTS[name](workload)
+    return floor(workload) if name == "floor" else PEERS[name](workload, tuned)

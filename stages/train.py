@@ -12,7 +12,7 @@ import torch
 from custom_transformer.checkpoint import DTYPES
 from custom_transformer.config import CustomTransformerConfig, Params
 from custom_transformer.errors import run_main
-from custom_transformer.fast.engine import choose_engine
+from custom_transformer.fast.engine import Engine, choose_engine
 from custom_transformer.files import project_root, write_csv, write_json
 from custom_transformer.model import CustomTransformer
 from custom_transformer.progress import Progress
@@ -31,9 +31,10 @@ def main() -> None:
     params = parameters("train the configured model")
     train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
     torch.use_deterministic_algorithms(True)
-    key = training_key(params, train.meta)
+    engine = engine_for(params, train.meta, train.n_tokens)
+    key = training_key(params, train.meta, engine)
     with WorkFolder(project_root() / "work", key) as folder:
-        trainer = build_trainer(params, train, validation, folder.checkpoints)
+        trainer = build_trainer(params, train, validation, folder.checkpoints, engine)
         state = folder.load()
         if state is not None:
             trainer.restore(state)
@@ -46,26 +47,41 @@ def main() -> None:
         folder.remove()
 
 
-def training_key(params: Params, tokens: dict[str, Any]) -> str:
+def training_key(params: Params, tokens: dict[str, Any], engine: Engine) -> str:
     """The name of all that decides the result of a training."""
     facts = params.model_dump(include={"seed": True, "data": {"max_length"}, "model": True, "training": True})
-    return run_key(facts | {"tokens": tokens})
+    return run_key(facts | {"tokens": tokens, "engine": engine.name})
 
 
-def build_trainer(params: Params, train: Any, validation: Any, checkpoints: Path) -> Trainer:
-    config = CustomTransformerConfig(**params.model.model_dump(), vocab_size=train.meta["tokenizer"]["vocab_size"])
+def model_config(params: Params, meta: dict[str, Any]) -> CustomTransformerConfig:
+    return CustomTransformerConfig(**params.model.model_dump(), vocab_size=meta["tokenizer"]["vocab_size"])
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def engine_for(params: Params, meta: dict[str, Any], n_tokens: int) -> Engine:
     training, length = params.training, params.data.max_length
     step_tokens = training.batch_size * training.grad_accumulation * length
-    tokens = min(train.n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    engine = choose_engine(training.compile, device, flops_per_token(config, length) * tokens)
-    model = CustomTransformer(config, device=device, dtype=DTYPES[training.precision], seed=params.seed, engine=engine)
+    tokens = min(n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
+    return choose_engine(training.compile, device(), flops_per_token(model_config(params, meta), length) * tokens)
+
+
+def build_trainer(params: Params, train: Any, validation: Any, checkpoints: Path, engine: Engine) -> Trainer:
+    model = CustomTransformer(
+        model_config(params, train.meta),
+        device=device(),
+        dtype=DTYPES[params.training.precision],
+        seed=params.seed,
+        engine=engine,
+    )
     return Trainer(
         model,
-        training,
+        params.training,
         train,
         validation,
-        max_length=length,
+        max_length=params.data.max_length,
         seed=params.seed,
         checkpoints=checkpoints,
     )

@@ -9,6 +9,7 @@ import torch
 
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError
+from custom_transformer.fast.engine import EAGER, NATIVE
 from custom_transformer.resume import WorkFolder
 from stages.train import training_key
 
@@ -77,5 +78,6 @@ def test_what_decides_a_result_decides_its_key(section: str | None, key: str, va
     (content[section] if section else content)[key] = value
     other = Params.model_validate(content)
     tokens = {"splits": {"train": {"sha256": "0"}}}
-    assert (training_key(other, tokens) != training_key(params, tokens)) is decides
-    assert training_key(params, tokens) != training_key(params, {})
+    assert (training_key(other, tokens, EAGER) != training_key(params, tokens, EAGER)) is decides
+    assert training_key(params, tokens, EAGER) != training_key(params, {}, EAGER)
+    assert training_key(params, tokens, EAGER) != training_key(params, tokens, NATIVE)

@@ -253,11 +253,16 @@ class CustomTransformer:
             if tuple(state[name].shape) != shape:
                 raise ValueError(f"{name} has the shape {tuple(state[name].shape)}, this model's is {shape}")
         self.parameters = {
-            name: state[name].detach().to(self.device, self.parameter_dtype, copy=True) for name in table
+            name: state[name].detach().to(self.device, self.parameter_dtype, copy=True).contiguous() for name in table
         }
 
     def to(self, device: torch.device | str) -> CustomTransformer:
-        """Moves the parameters to `device`, where dropout's generator starts anew from its seed; returns self."""
+        """Moves the parameters to `device`, where dropout's generator starts anew from its seed; returns self.
+
+        The engine of one kind of device is not another's: on another kind the model goes on with the readable one.
+        """
+        if torch.device(device).type != self.device.type:
+            self.engine = EAGER
         self.device = torch.device(device)
         self.parameters = {name: p.to(self.device) for name, p in self.parameters.items()}
         self.gradients = {}

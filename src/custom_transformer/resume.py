@@ -26,7 +26,9 @@ GENERATIONS = 2  # saved states kept: should the newest be damaged, the one befo
 
 def run_key(facts: dict[str, Any]) -> str:
     """A name for the run that `facts` (plain values), this code and this PyTorch decide: 16 hexadecimal digits."""
-    code = {path.name: sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))}
+    room = Path(__file__).parent
+    sources = sorted(path for path in room.rglob("*") if path.suffix in (".py", ".cpp"))
+    code = {str(path.relative_to(room)): sha256_file(path) for path in sources}
     everything = {
         "facts": facts,
         "code": code,

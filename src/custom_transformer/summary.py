@@ -44,7 +44,7 @@ def memory_bytes(
 
 
 def _activation_bytes(config: CustomTransformerConfig, batch: int, time: int, dtype: torch.dtype) -> int:
-    """What the blocks really save, found by running one on the meta device, where tensors have no storage."""
+    """What the readable blocks really save, found by running one on the meta device, where tensors have no storage."""
     wide = torch.promote_types(dtype, torch.float32)
     prefix = "blocks.0."
     p: Tensors = {

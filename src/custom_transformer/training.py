@@ -66,6 +66,7 @@ def training_step(
     norm = model.engine.global_norm(gradients)
     if not math.isfinite(norm):
         return StepResult(loss, "nan_gradient", norm, norm)
+    model.gradients = gradients
     scale = clip_scale(norm, max_grad_norm)
     optimizer.update(model.parameters, gradients, learning_rate, scale)
     return StepResult(loss, "ok", norm if max_grad_norm is None else min(norm, max_grad_norm), norm)

@@ -156,10 +156,12 @@ class CustomTransformerWrapper:
         return checkpoint.metadata
 
     @classmethod
-    def from_checkpoint(cls, path: Path | str, device: torch.device | str | None = None) -> CustomTransformerWrapper:
+    def from_checkpoint(
+        cls, path: Path | str, device: torch.device | str | None = None, compile: bool = False
+    ) -> CustomTransformerWrapper:
         """A wrapper around the model in a checkpoint, in evaluation mode. Raises UserError when it is damaged."""
         checkpoint: Checkpoint = load_checkpoint(path)
-        wrapper = cls(**checkpoint.config.model_dump(), device=device, dtype=checkpoint.dtype)
+        wrapper = cls(**checkpoint.config.model_dump(), device=device, dtype=checkpoint.dtype, compile=compile)
         wrapper.model.load_state_dict(checkpoint.state_dict)
         return wrapper.eval()
 

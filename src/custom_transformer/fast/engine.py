@@ -20,7 +20,7 @@ from custom_transformer.fast.products import fast_products
 @dataclass(frozen=True)
 class Engine:
     """The functions of a training step and of generation. Each has the contract, and within rounding the results, of
-    its original:
+    its original, except that a backward may use up what its forward saved:
 
     stack_forward, stack_backward, cached_block_forward, last_logits
                                                                  of blocks.py
@@ -117,17 +117,22 @@ def choose_engine(choice: Literal["auto", True, False], device: torch.device, fl
 
     choice: False for the readable ones, True for the fastest, "auto" for the fastest where the run is long enough to
     earn their compile time back, else the readable ones. Where kernels cannot be compiled it is PyTorch's fused ones,
-    and one line says so.
+    and one line says so. On a CPU this process keeps the memory it frees from here on (see fast/memory.py).
     """
+    if device.type not in _WORTH_COMPILING:
+        return EAGER
     if device.type == "cpu":
         keep_freed_memory()
-    if choice is False or (choice == "auto" and flops < _WORTH_COMPILING[device.type]):
+    if choice is False:
+        return EAGER
+    if choice == "auto" and flops < _WORTH_COMPILING[device.type]:
+        print("computing with the readable functions: the run is too short to earn a compilation back", file=sys.stderr)
         return EAGER
     if device.type == "cuda":
         return compiled_engine()
     try:
         library()
     except KernelsUnavailable as error:
-        print(f"training without the compiled kernels: {error}", file=sys.stderr)
+        print(f"computing without the compiled kernels: {error}", file=sys.stderr)
         return FUSED
     return NATIVE

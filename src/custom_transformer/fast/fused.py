@@ -67,8 +67,12 @@ def gelu_backward(dy: Tensor, saved: Saved) -> Tensor:
 
 def causal_attention_forward(qkv: Tensor, n_heads: int, keep: Tensor | None, dropout: float) -> tuple[Tensor, Saved]:
     """ops.causal_attention_forward by the fused kernel; as it stands there where that has none: with dropout (whose
-    masks are drawn outside), and for float32 on a GPU.        qkv (B, T, 3·D) -> y (B, T, D)"""
-    if keep is not None or (qkv.is_cuda and qkv.dtype != torch.bfloat16):
+    masks are drawn outside), and on a GPU in float32 or for heads of odd sizes.
+
+    qkv (B, T, 3·D) -> y (B, T, D)
+    """
+    size = qkv.shape[-1] // (3 * n_heads)
+    if keep is not None or (qkv.is_cuda and (qkv.dtype != torch.bfloat16 or size % 8 or size > 256)):
         y, saved = ops.causal_attention_forward(qkv, n_heads, keep, dropout)
         return y, (None, saved)
     q, k, v = ops.split_heads(qkv, n_heads)

@@ -508,18 +508,18 @@ template <typename W> void sgd_update(W* parameter, const W* gradient, W shrink,
   }
 }
 
-// AdamW on scale · g; rate = lr / (1 − β₁ᵗ), correction = (1 − β₂ᵗ)^½.
+// AdamW on scale · g. The β come from Python as they are used: 1 − β in float would lose digits. rate = lr / (1 − β₁ᵗ), correction = (1 − β₂ᵗ)^½.
 template <typename W>
-void adamw_update(W* parameter, const W* gradient, W* m, W* v, W scale, W beta1, W beta2, W eps, W shrink, W rate,
-                  W correction, Index count) {
+void adamw_update(W* parameter, const W* gradient, W* m, W* v, W scale, W one_minus_beta1, W beta2, W one_minus_beta2,
+                  W eps, W shrink, W rate, W correction, Index count) {
 #pragma omp parallel
   {
     Part part(count);
 #pragma omp simd
     for (Index i = part.first; i < part.last; i++) {
       W g = gradient[i] * scale;
-      m[i] += (g - m[i]) * (1 - beta1);
-      v[i] = v[i] * beta2 + g * g * (1 - beta2);
+      m[i] += (g - m[i]) * one_minus_beta1;
+      v[i] = v[i] * beta2 + g * g * one_minus_beta2;
       parameter[i] = parameter[i] * shrink - rate * m[i] / (std::sqrt(v[i]) / correction + eps);
     }
   }

@@ -40,7 +40,7 @@ _ARGUMENTS = {
     "attend_cached": "TWTTiiiiiwT",
     "sum_of_squares": "Wi",
     "sgd_update": "WWwwi",
-    "adamw_update": "WWWWwwwwwwwi",
+    "adamw_update": "WWWWwwwwwwwwi",
 }
 
 
@@ -54,32 +54,28 @@ def library() -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX", "c++"), "g++", "clang++"])), None)
     if compiler is None:
         raise KernelsUnavailable("no C++ compiler was found")
-    path = _cache_folder() / f"kernels-{_key(compiler)}.so"
-    if not path.exists():
-        _build(compiler, path)
     try:
+        path = _cache_folder() / f"kernels-{_key(compiler)}.so"
+        if not path.exists():
+            _build(compiler, path)
         return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelsUnavailable(f"{path} does not load ({error})") from error
+    except (OSError, RuntimeError) as error:  # a compiler or cache that cannot be used, a home that is not known
+        raise KernelsUnavailable(str(error)) from error
 
 
 def _build(compiler: str, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(".so", dir=path.parent)
-        os.close(handle)
-        try:
-            built = subprocess.run(
-                [compiler, *_FLAGS, str(_SOURCE), "-o", temporary], capture_output=True, text=True, check=False
-            )
-            if built.returncode != 0:
-                first_error = next((line for line in built.stderr.splitlines() if "error" in line), "no message")
-                raise KernelsUnavailable(f"{compiler} failed: {first_error.strip()}")
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise KernelsUnavailable(f"{path.parent} cannot be written ({error.strerror})") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        done = subprocess.run(
+            [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            first_error = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
+            raise KernelsUnavailable(f"{compiler} failed: {first_error.strip()}")
+        with built.open("rb") as file:
+            os.fsync(file.fileno())
+        built.replace(path)
 
 
 def _cache_folder() -> Path:
@@ -92,7 +88,7 @@ def _key(compiler: str) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    parts = [_SOURCE.read_text(), *_FLAGS, compiler, version, platform.machine(), *processor]
+    parts = [_SOURCE.read_text(encoding="utf-8"), *_FLAGS, compiler, version, platform.machine(), *processor]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -114,7 +110,7 @@ def kernel(name: str, dtype: torch.dtype) -> Callable[..., float | None]:
     expected = [dtypes.get(kind) for kind in kinds]
 
     def call(*arguments: Tensor | float | int | None) -> float | None:
-        return function(*map(_plain, arguments, expected))
+        return function(*(_plain(a, dtype) for a, dtype in zip(arguments, expected, strict=True)))
 
     return call
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,7 +186,7 @@ def stack_forward(
 
 @fast_products
 def stack_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, list[Gradients], Gradients]:
-    """As blocks.stack_backward"""
+    """As blocks.stack_backward; `saved` is used up"""
     blocks, last_norm, dtype = saved
     g_norm: Gradients = {}
     g_blocks: list[Gradients] = [{} for _ in blocks]
@@ -270,7 +269,7 @@ def _chunk(
 
 
 def linear_cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> tuple[Tensor, Tensor]:
-    """As ops.linear_cross_entropy_backward"""
+    """As ops.linear_cross_entropy_backward, but dE float32 or wider; `saved` is used up"""
     dx, dweight = saved
     if isinstance(dloss, float) and dloss == 1.0:
         return dx, dweight
@@ -280,6 +279,7 @@ def linear_cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> tuple[
 def tied_embedding_backward(dx: Tensor, d_head: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
     """As ops.tied_embedding_backward, into d_head itself, which is taken over"""
     input_ids, _, position_table = saved
+    d_head = d_head.to(dx.dtype)
     d_head.index_add_(0, input_ids.flatten(), dx.flatten(0, -2))
     d_position_table = torch.zeros_like(position_table)
     torch.sum(dx, 0, out=d_position_table[: input_ids.shape[-1]])
@@ -291,10 +291,8 @@ def tied_embedding_backward(dx: Tensor, d_head: Tensor, saved: Saved) -> tuple[T
 
 def global_norm(gradients: Mapping[str, Tensor]) -> float:
     """As optim.global_norm"""
-    squares: list[Any] = [
-        kernel("sum_of_squares", g.dtype)(g, g.numel()) for g in map(Tensor.contiguous, gradients.values())
-    ]
-    return math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.nan
+    squares = [kernel("sum_of_squares", g.dtype)(g, g.numel()) for g in map(Tensor.contiguous, gradients.values())]
+    return math.sqrt(sum(squares))  # type: ignore[arg-type]
 
 
 def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:
@@ -324,8 +322,9 @@ def adamw_update(
         m,
         v,
         scale,
-        beta1,
+        1 - beta1,
         beta2,
+        1 - beta2,
         eps,
         1 - lr * weight_decay,
         lr / (1 - beta1**t),

@@ -40,7 +40,10 @@ def _onednn() -> Iterator[None]:
 
 
 def fast_products(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, its float32 products by the faster library that still computes them in float32."""
+    """`function`, its float32 products by the faster library that still computes them in float32.
+
+    The switch is the process's: another thread's products meanwhile go the same way.
+    """
 
     @functools.wraps(function)
     def with_fast_products(*arguments: P.args, **named: P.kwargs) -> R:
@@ -60,6 +63,6 @@ def _float_products_only() -> bool:
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b, for matrices or batches of them: of bfloat16 operands, in float32 where the processor has nothing faster."""
     product = torch.bmm if a.ndim == 3 else torch.mm
-    if a.dtype == torch.bfloat16 and _float_products_only():
+    if a.dtype == torch.bfloat16 and not a.is_cuda and _float_products_only():
         return product(a.float(), b.float()).to(a.dtype)
     return product(a, b)
