@@ -27,6 +27,7 @@ from benchmarks.contestants import ABLATIONS, PEERS
 from benchmarks.plot import save_plot
 from benchmarks.workloads import SIZES, Workload
 from custom_transformer.files import write_json
+from custom_transformer.summary import memory_bytes
 
 WARM_UP = 3
 OURS = ("ours, fast", False)
@@ -111,10 +112,10 @@ def compare(workload: Workload, contestants: Sequence[tuple[str, bool]], steps: 
 
 def groups(workload: Workload, contestants: Sequence[tuple[str, bool]]) -> list[list[tuple[str, bool]]]:
     """`contestants` in groups whose processes fit into memory together, ours in each."""
-    parameters = workload.config.vocab_size * workload.config.d_model * 2 + 12 * workload.config.n_blocks * (
-        workload.config.d_model**2
-    )
-    each = 1.5e9 + 16 * parameters + 12 * workload.tokens * workload.config.vocab_size
+    dtype = getattr(torch, workload.precision)
+    config, batch = workload.config, workload.batch_size
+    model = sum(memory_bytes(config, batch, config.max_seq_len, dtype, workload.optimizer).values())
+    each = 1.5e9 + model + 12 * workload.tokens * config.vocab_size  # PyTorch itself, the model, an autograd's logits
     size = max(2, int(psutil.virtual_memory().available / each))
     others = [c for c in contestants if c != OURS]
     return [[OURS, *others[i : i + size - 1]] for i in range(0, len(others), size - 1)]
