@@ -11,13 +11,14 @@ import torch
 
 from custom_transformer.checkpoint import DTYPES
 from custom_transformer.config import CustomTransformerConfig, Params
-from custom_transformer.errors import run_main
+from custom_transformer.errors import UserError, run_main
 from custom_transformer.fast.engine import Engine, choose_engine
 from custom_transformer.files import project_root, write_csv, write_json
+from custom_transformer.fingerprint import fingerprint, tags
 from custom_transformer.model import CustomTransformer
 from custom_transformer.progress import Progress
 from custom_transformer.report import training_figure
-from custom_transformer.resume import WorkFolder, run_key
+from custom_transformer.resume import WorkFolder, orphaned
 from custom_transformer.summary import flops_per_token
 from custom_transformer.tokens import load_tokens
 from custom_transformer.tracking import DatasetVersion, Run, training_run
@@ -32,25 +33,23 @@ def main() -> None:
     train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
     torch.use_deterministic_algorithms(True)
     engine = engine_for(params, train.meta, train.n_tokens)
-    key = training_key(params, train.meta, engine)
-    with WorkFolder(project_root() / "work", key) as folder:
-        trainer = build_trainer(params, train, validation, folder.checkpoints, engine)
-        state = folder.load()
-        if state is not None:
+    described = fingerprint_of(params, train.meta, engine)
+    with WorkFolder(project_root() / "work" / "train", described) as folder:
+        trainer = build_trainer(params, train, validation, folder, engine)
+        if (state := folder.load()) is not None:
             trainer.restore(state)
             print(f"going on after step {trainer.step:,}, where an unfinished run of these parameters stopped")
         datasets = dataset_versions(params, train.meta)
-        with training_run(params, datasets=datasets, key=key, resumed=state is not None) as run:
+        with training_run(params, datasets=datasets, work=folder.path, tags=tags(described)) as run:
             run_to_end(trainer, params, folder, run)
             write_outputs(trainer, folder)
             log_outputs(run, folder.path)
         folder.remove()
 
 
-def training_key(params: Params, tokens: dict[str, Any], engine: Engine) -> str:
-    """The name of all that decides the result of a training."""
-    facts = params.model_dump(include={"seed": True, "data": {"max_length"}, "model": True, "training": True})
-    return run_key(facts | {"tokens": tokens, "engine": engine.name})
+def fingerprint_of(params: Params, tokens: dict[str, Any], engine: Engine) -> dict[str, str]:
+    deciding = params.model_dump(include={"seed": True, "data": {"max_length"}, "model": True, "training": True})
+    return fingerprint(deciding, tokens, engine.name, device())
 
 
 def model_config(params: Params, meta: dict[str, Any]) -> CustomTransformerConfig:
@@ -68,7 +67,7 @@ def engine_for(params: Params, meta: dict[str, Any], n_tokens: int) -> Engine:
     return choose_engine(training.compile, device(), flops_per_token(model_config(params, meta), length) * tokens)
 
 
-def build_trainer(params: Params, train: Any, validation: Any, checkpoints: Path, engine: Engine) -> Trainer:
+def build_trainer(params: Params, train: Any, validation: Any, folder: WorkFolder, engine: Engine) -> Trainer:
     model = CustomTransformer(
         model_config(params, train.meta),
         device=device(),
@@ -83,7 +82,8 @@ def build_trainer(params: Params, train: Any, validation: Any, checkpoints: Path
         validation,
         max_length=params.data.max_length,
         seed=params.seed,
-        checkpoints=checkpoints,
+        checkpoints=folder.checkpoints,
+        keep_state=folder.keep,
     )
 
 
@@ -103,17 +103,23 @@ def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -
             now = time.monotonic()
             speed = (m.tokens - tokens) / (now - then)
             then, tokens = now, m.tokens
-            run.log_metrics(step_metrics(m, speed), step=m.step)
+            run.log_metrics(step_metrics(m, speed, trainer), step=m.step)
             if m.result.status != "ok":
                 progress.note(f"step {m.step}: {m.result.status}, no parameter changed")
+            if m.spike:
+                progress.note(f"step {m.step}: the loss of {m.result.loss:.3f} stands out above those before it")
             if m.validation_loss is not None:
                 validation_loss = f"  validation {m.validation_loss:.3f}"
             progress.update(m.step, f"loss {m.result.loss:.3f}{validation_loss}  {speed:,.0f} tokens/s")
-            if m.step % params.training.save_every == 0 or m.step == trainer.total_steps:
+            abandoned = orphaned()
+            if m.step % params.training.save_every == 0 or m.step == trainer.total_steps or abandoned:
+                run.flush()  # before the state, so that no step is missing from the run that goes on from it
                 folder.save(m.step, trainer.state())
+            if abandoned:
+                raise UserError("the dvc that started this training has ended; its state is saved: run dvc repro again")
 
 
-def step_metrics(m: StepMetrics, speed: float) -> dict[str, float]:
+def step_metrics(m: StepMetrics, speed: float, trainer: Trainer) -> dict[str, float]:
     metrics = {
         "train_loss": m.result.loss,
         "learning_rate": m.learning_rate,
@@ -121,7 +127,11 @@ def step_metrics(m: StepMetrics, speed: float) -> dict[str, float]:
         "epoch": float(m.epoch),
         "tokens_per_second": speed,
     }
-    return metrics if m.validation_loss is None else metrics | {"validation_loss": m.validation_loss}
+    if m.validation_loss is not None:
+        metrics["validation_loss"] = m.validation_loss
+    if m.spike or m.result.status != "ok" or m.step == trainer.total_steps:
+        metrics |= {"loss_spikes": trainer.loss_spikes, "nan_steps": trainer.nan_steps}
+    return metrics
 
 
 def write_outputs(trainer: Trainer, folder: WorkFolder) -> None:
@@ -132,8 +142,7 @@ def write_outputs(trainer: Trainer, folder: WorkFolder) -> None:
 
 
 def log_outputs(run: Run, scratch: Path) -> None:
-    for checkpoint in sorted(CHECKPOINTS.glob("*.pt")):
-        run.log_checkpoint(checkpoint)
+    run.log_checkpoints(sorted(CHECKPOINTS.glob("*.pt")))
     run.log_artifact(Path("data/tokenizer"))
     for name in ("training_curve.csv", "validation_curve.csv", "train.json"):
         run.log_artifact(METRICS / name, "metrics")

@@ -175,7 +175,7 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
         "validation_curve.csv",
         "loss_by_position.csv",
     }
-    assert list((tmp_path / "work").glob("*/")) == []
+    assert list((tmp_path / "work").glob("*/*/")) == []
     best = tmp_path / "checkpoints/best.pt"
     done = run("stages.evaluate", "--config", config, "--checkpoint", best, "--generate", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

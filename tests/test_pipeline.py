@@ -53,11 +53,11 @@ def test_a_killed_training_goes_on_to_the_same_bytes(repository: Path) -> None:
     train = [sys.executable, "-m", "stages.train"]
     for _ in range(10):  # until a kill hits between two saved states
         process = subprocess.Popen(train, cwd=repository, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not list(repository.glob("work/*/state-*.pt")):
+        while process.poll() is None and not list(repository.glob("work/train/*/state-*.pt")):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if list(repository.glob("work/*/state-*.pt")):
+        if list(repository.glob("work/train/*/state-*.pt")):
             break
     else:
         pytest.fail("no kill came between the first saved state and the end")
@@ -66,4 +66,4 @@ def test_a_killed_training_goes_on_to_the_same_bytes(repository: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on after step" in done.stdout
     assert (repository / "dvc.lock").read_bytes() == lock
-    assert not list(repository.glob("work/*/"))
+    assert not list(repository.glob("work/*/*/"))

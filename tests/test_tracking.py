@@ -1,12 +1,14 @@
-"""MLflow: what is logged arrives in a real store, processes share it, and no store ends a training."""
+"""MLflow: what is logged arrives in a real store once, processes share it, and no store ends or delays a training."""
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from mlflow import MlflowClient
 from custom_transformer.checkpoint import save_checkpoint
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError
-from custom_transformer.tracking import DatasetVersion, checkpoint_run, store_uri, training_run
+from custom_transformer.tracking import DatasetVersion, Run, checkpoint_run, store_uri, sync, training_run
+from custom_transformer.tracking.spool import Spool, spool_root
 from tests.helpers import random_model
 
 PARAMS = load_params("params.yaml")
@@ -36,6 +39,20 @@ def params(uri: str | None = None) -> Params:
     return PARAMS.model_copy(update={"tracking": PARAMS.tracking.model_copy(update={"uri": uri})})
 
 
+def training(folder: Path, uri: str | None = None) -> AbstractContextManager[Run]:
+    work = folder / "work" / "train" / "k"
+    work.mkdir(parents=True, exist_ok=True)
+    return training_run(params(uri), datasets=DATASETS, work=work, tags={"fingerprint": "f"})
+
+
+def spools() -> list[Path]:
+    return sorted(spool_root().glob("*"))
+
+
+def history(uri: str, run: Any, key: str = "train_loss") -> list[tuple[int, float, int]]:
+    return sorted((m.step, m.value, m.timestamp) for m in MlflowClient(uri).get_metric_history(run.info.run_id, key))
+
+
 def runs(uri: str) -> list[Any]:
     client = MlflowClient(uri)
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
@@ -43,11 +60,11 @@ def runs(uri: str) -> list[Any]:
 
 def test_a_training_is_one_run_to_which_evaluation_adds(root: Path) -> None:
     save_checkpoint(root / "best.pt", random_model(), {})
-    with training_run(params(), datasets=DATASETS, key="k") as run:
+    with training(root) as run:
         for step in range(1, 2501):  # more than MLflow takes in one request
             run.log_metrics({"train_loss": 1 / step}, step)
-        run.log_metrics({"broken": float("inf")}, 1)
-        run.log_checkpoint(root / "best.pt")
+        run.log_metrics({"broken": float("inf")}, 2501)
+        run.log_checkpoints([root / "best.pt"])
     with checkpoint_run(params(), root / "best.pt", stage="evaluate") as again:
         again.log_metrics({"eval_loss": 0.5}, 2500)
     uri = f"sqlite:///{root / 'mlflow.db'}"
@@ -57,12 +74,13 @@ def test_a_training_is_one_run_to_which_evaluation_adds(root: Path) -> None:
     assert len(found.data.params) == sum(len(v) if isinstance(v, dict) else 1 for v in PARAMS.model_dump().values())
     assert found.data.metrics["eval_loss"] == 0.5
     assert found.inputs.dataset_inputs[0].dataset.digest == ("ab" * 32)[:36]
+    assert [step for step, _, _ in history(uri, found)] == list(range(1, 2501))
+    assert found.data.tags["fingerprint"] == "f"
     client = MlflowClient(uri)
-    history = client.get_metric_history(found.info.run_id, "train_loss")
-    assert sorted(m.step for m in history) == list(range(1, 2501))
     stored = client.download_artifacts(found.info.run_id, "checkpoints/best.pt", str(root))
     assert Path(stored).read_bytes() == (root / "best.pt").read_bytes()
     assert (root / "mlartifacts").is_dir()
+    assert not spools()
 
 
 def test_a_checkpoint_from_elsewhere_gets_a_run_of_its_own(root: Path) -> None:
@@ -74,27 +92,80 @@ def test_a_checkpoint_from_elsewhere_gets_a_run_of_its_own(root: Path) -> None:
     assert ids[0] == ids[1] is not None
 
 
-def test_a_failed_training_says_so_and_a_resumed_one_goes_on_with_its_run(root: Path) -> None:
-    with pytest.raises(ZeroDivisionError), training_run(params(), datasets=DATASETS, key="k") as run:
-        first = run.run_id
+def test_a_resumed_training_goes_on_with_its_run_and_logs_each_step_once(root: Path) -> None:
+    with pytest.raises(ZeroDivisionError), training(root) as run:
+        for step in range(1, 8):
+            run.log_metrics({"train_loss": float(step)}, step)
         raise ZeroDivisionError
     uri = f"sqlite:///{root / 'mlflow.db'}"
-    assert [r.info.status for r in runs(uri)] == ["FAILED"]
-    with training_run(params(), datasets=DATASETS, key="k", resumed=True) as run:
-        assert run.run_id == first
-    assert [r.info.status for r in runs(uri)] == ["FINISHED"]
+    (failed,) = runs(uri)
+    assert failed.info.status == "FAILED"
+    with training(root) as run:  # from a state saved after step 5
+        for step in range(6, 11):
+            run.log_metrics({"train_loss": float(step)}, step)
+    (found,) = runs(uri)
+    assert (found.info.run_id, found.info.status) == (failed.info.run_id, "FINISHED")
+    assert [step for step, _, _ in history(uri, found)] == list(range(1, 11))
+    assert not spools()
 
 
-PROGRAM = """
-from tests.test_tracking import DATASETS, params, training_run
-with training_run(params(), datasets=DATASETS, key="k") as run:
-    for step in range(50):
+def test_a_training_that_starts_afresh_is_a_run_of_its_own(root: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), training(root):
+            raise ZeroDivisionError
+        (root / "work/train/k/spool").unlink()  # as when its work folder is discarded
+    with training(root):
+        pass
+    assert sorted(r.info.status for r in runs(f"sqlite:///{root / 'mlflow.db'}")) == ["FAILED", "FAILED", "FINISHED"]
+    assert not spools()
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from tests.test_tracking import training
+with training(pathlib.Path(sys.argv[1]), sys.argv[2]) as run:
+    for step in range(1, 51):
+        run.log_metrics({"train_loss": 1 / step}, step)
+    run.log_artifact("dvc.yaml")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_logged_is_delivered_by_the_next(root: Path) -> None:
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    subprocess.run([sys.executable, "-c", KILLED, str(root), uri], check=False, timeout=120)
+    (spool,) = spools()
+    with (spool / "events.jsonl").open("ab") as file:
+        file.write(b'{"time": 1, "step": 51, "metr')  # the power went
+    assert sync().delivered == 1
+    (found,) = runs(uri)
+    assert found.info.status == "KILLED"
+    points = history(uri, found)
+    assert [step for step, _, _ in points] == list(range(1, 51))
+    logged = [json.loads(line) for line in (spool / "events.jsonl").read_bytes().splitlines()[:50]]
+    assert [time for _, _, time in points] == [event["time"] for event in logged]
+    (spool / "delivered.json").write_text("{")  # all of it once more
+    with training(root) as run:
+        run.log_metrics({"train_loss": 1 / 51}, 51)
+    (again,) = runs(uri)
+    assert (again.info.run_id, again.info.status) == (found.info.run_id, "FINISHED")
+    assert history(uri, again)[:50] == points
+    assert len(history(uri, again)) == 51
+    assert [a.path for a in MlflowClient(uri).list_artifacts(again.info.run_id)] == ["dvc.yaml"]
+
+
+TRAINING = """
+import pathlib, sys
+from tests.test_tracking import training
+with training(pathlib.Path(sys.argv[1])) as run:
+    for step in range(1, 51):
         run.log_metrics({"train_loss": 1.0}, step)
 """
 
 
 def test_processes_that_begin_at_once_share_a_fresh_store(root: Path) -> None:
-    processes = [subprocess.Popen([sys.executable, "-c", PROGRAM], stderr=subprocess.PIPE) for _ in range(4)]
+    command = [sys.executable, "-c", TRAINING]
+    processes = [subprocess.Popen([*command, str(root / str(i))], stderr=subprocess.PIPE) for i in range(4)]
     errors = [p.communicate(timeout=180)[1].decode() for p in processes]
     assert all("warning" not in error for error in errors), errors
     found = runs(f"sqlite:///{root / 'mlflow.db'}")
@@ -126,25 +197,76 @@ def server(root: Path) -> Iterator[str]:
 
 def test_a_server_gets_the_same(root: Path, server: str) -> None:
     save_checkpoint(root / "best.pt", random_model(), {})
-    with training_run(params(server), datasets=DATASETS, key="k") as run:
+    with training(root, server) as run:
         run.log_metrics({"train_loss": 1.0}, 1)
-        run.log_checkpoint(root / "best.pt")
+        run.log_checkpoints([root / "best.pt"])
     (found,) = runs(server)
     assert found.data.metrics["train_loss"] == 1.0
     stored = MlflowClient(server).download_artifacts(found.info.run_id, "checkpoints/best.pt", str(root / "server"))
     assert Path(stored).read_bytes() == (root / "best.pt").read_bytes()
 
 
-def test_without_a_server_the_work_goes_on(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_server_the_work_goes_on_and_nothing_is_lost(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
     started = time.monotonic()
-    with training_run(params(nobody), datasets=DATASETS, key="k") as run:
+    with training(root, nobody) as run:
         for step in range(2000):
+            run.log_metrics({"train_loss": 1.0}, step + 1)
+    assert time.monotonic() - started < 15
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Connection refused" in line
+    assert "python -m custom_transformer sync" in line
+    (spool,) = spools()
+    assert Spool(spool).last_step() == 2000
+    assert [name for name, _ in sync().waiting] == [run._header.name]
+
+
+def test_a_store_that_was_emptied_gets_it_all_again(root: Path) -> None:
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    with pytest.raises(ZeroDivisionError), training(root) as run:
+        run.log_metrics({"train_loss": 1.0}, 1)
+        raise ZeroDivisionError
+    for path in root.glob("mlflow.db*"):
+        path.unlink()
+    with training(root) as run:
+        run.log_metrics({"train_loss": 2.0}, 2)
+    (found,) = runs(uri)
+    assert [value for _, value, _ in history(uri, found)] == [1.0, 2.0]
+
+
+def test_a_line_that_finds_the_disk_full_is_written_later(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    with training(root) as run:
+        spool = run._spool
+        assert spool is not None
+        real = spool._events
+        assert real is not None
+
+        class Full:
+            """Takes three bytes more."""
+
+            def write(self, data: memoryview) -> int:
+                if len(data) > 3:
+                    real.write(data[:3])
+                    raise OSError(28, "No space left on device")
+                return real.write(data)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+        run.log_metrics({"train_loss": 1.0}, 1)
+        monkeypatch.setattr(spool, "_events", Full())
+        for step in (2, 3):
             run.log_metrics({"train_loss": 1.0}, step)
-    assert time.monotonic() - started < 20
-    assert capsys.readouterr().err.count("MLflow tracking is off") == 1
+        monkeypatch.setattr(spool, "_events", real)
+        run.log_metrics({"train_loss": 1.0}, 4)
+    (found,) = runs(uri)
+    assert [step for step, _, _ in history(uri, found)] == [1, 2, 3, 4]
+    assert capsys.readouterr().err.count("No space left on device; the work goes on") == 1
 
 
 @pytest.mark.parametrize("uri", ["file:///tmp/x", "sqlite://", "sqlite:///", "http://", "nonsense", "sqlite:///a/"])

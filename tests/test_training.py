@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from custom_transformer.evaluation import evaluate, validation_loss
 from custom_transformer.model import CustomTransformer
 from custom_transformer.optim import SGD
 from custom_transformer.tokens import TokenSplit
-from custom_transformer.training import Trainer, training_step
+from custom_transformer.training import SPIKE_WINDOW, Trainer, is_spike, training_step
 from tests.helpers import SIZES, random_model, random_tokens
 
 TRAINING = load_params("configs/smoke.yaml").training
@@ -35,7 +36,13 @@ def trainer(folder: Path, model: CustomTransformer | None = None, **changes: Any
     settings = {"batch_size": 4, "max_steps": None, "num_epochs": 2, "eval_every": 5, "log_every": 3, **changes}
     params = TrainingParams.model_validate(TRAINING.model_dump() | settings)
     model = model or CustomTransformer({**SIZES, "dropout": 0.1}, seed=3)
-    return Trainer(model, params, split(), split(150, 1), max_length=LENGTH, seed=5, checkpoints=folder)
+    return Trainer(
+        model, params, split(), split(150, 1), max_length=LENGTH, seed=5, checkpoints=folder, keep_state=not_expected
+    )
+
+
+def not_expected(step: int, state: dict[str, Any]) -> Path:
+    raise AssertionError(f"a state was kept after step {step}")
 
 
 def test_accumulated_batches_are_one_larger_batch() -> None:
@@ -74,13 +81,48 @@ def test_nan_changes_nothing(where: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(torch.equal(before[name], p) for name, p in model.parameters.items())
 
 
-def test_the_run_stops_at_max_nan_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_stops_at_max_nan_steps_with_the_state_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     t = trainer(tmp_path, max_nan_steps=3, eval_every=1000)
-    monkeypatch.setattr(t.model, "loss", lambda *_: torch.tensor(float("nan")))
-    steps = []
-    with pytest.raises(UserError, match="max_nan_steps"):
-        steps.extend(m.step for m in t.run())
-    assert steps == [1, 2]
+    kept: dict[int, dict[str, Any]] = {}
+
+    def keep(step: int, state: dict[str, Any]) -> Path:
+        kept[step] = copy.deepcopy(state)
+        return tmp_path / "kept.pt"
+
+    t.keep_state = keep
+    loss = t.model.loss
+    monkeypatch.setattr(t.model, "loss", lambda *a: loss(*a) if t.step not in (2, 4, 5) else torch.tensor(math.nan))
+    statuses, before_first = [], None
+    with pytest.raises(UserError, match=r"max_nan_steps.*the first of them is kept in .*kept\.pt"):
+        for m in t.run():
+            statuses.append(m.result.status)
+            if m.step == 2:
+                before_first = copy.deepcopy(t.state())
+    assert statuses == ["ok", "ok", "nan_detected", "ok", "nan_detected"]
+    assert list(kept) == [2]
+    assert before_first is not None
+    for part in ("state_dict", "optimizer"):
+        torch.testing.assert_close(kept[2][part], before_first[part], rtol=0, atol=0)
+    assert kept[2]["progress"] == before_first["progress"]
+    # It is a checkpoint like any other.
+    torch.save(kept[2], tmp_path / "kept.pt")
+    assert load_checkpoint(tmp_path / "kept.pt").metadata["step"] == 2
+
+
+def test_a_spike_stands_out_above_the_losses_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.05, SPIKE_WINDOW)
+    recent = list(3 - 0.01 * np.arange(SPIKE_WINDOW) + noise)
+    assert not is_spike(recent[-1] + 0.2, recent)
+    assert is_spike(recent[-1] + 3.0, recent)
+    assert not is_spike(100.0, recent[1:])  # too few to compare with
+
+    t = trainer(tmp_path, num_epochs=6)
+    loss = t.model.loss
+    monkeypatch.setattr(t.model, "loss", lambda *a: loss(*a) + (30.0 if t.step == 55 else 0.0))
+    assert [m.step for m in t.run() if m.spike] == [56]
+    assert t.summary()["loss_spikes"] == 1
 
 
 def test_each_epoch_trains_on_every_window_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +192,10 @@ def test_checkpoints_of_the_last_epochs_and_the_best(tmp_path: Path) -> None:
 def test_too_little_text_is_named(tmp_path: Path) -> None:
     params = TrainingParams.model_validate(TRAINING.model_dump())
     with pytest.raises(UserError, match=r"not one window of data\.max_length = 9"):
-        Trainer(random_model(), params, split(5), split(5), max_length=LENGTH, seed=1, checkpoints=tmp_path)
+        Trainer(
+            random_model(), params, split(5), split(5),
+            max_length=LENGTH, seed=1, checkpoints=tmp_path, keep_state=not_expected,
+        )  # fmt: skip
 
 
 def test_evaluation_counts_every_token_once_and_knows_its_floor() -> None:

@@ -1,4 +1,4 @@
-"""python -m custom_transformer summary | gradcheck: a configuration looked at, and proved."""
+"""python -m custom_transformer summary | gradcheck | sync: a configuration looked at, proved; tracking delivered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ def main() -> None:
     ):
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("--config", default="params.yaml", help="parameters (default: params.yaml)")
+    about = "delivers to the MLflow stores what runs could not"
+    commands.add_parser("sync", help=about, description=about)
     arguments = parser.parse_args()
+    if arguments.command == "sync":
+        print_sync()
+        return
     params = load_params(arguments.config)
     {"summary": print_summary, "gradcheck": print_gradcheck}[arguments.command](params)
 
@@ -118,6 +123,16 @@ def print_gradcheck(params: Params) -> None:
         print(f"{len(wrong)} of {len(checks)} gradients are off: {', '.join(wrong)}", file=sys.stderr)
         sys.exit(1)
     console.print(f"all {len(checks)} gradients agree within {TOLERANCE:g} of each tensor's largest", highlight=False)
+
+
+def print_sync() -> None:
+    from custom_transformer.tracking import sync  # MLflow takes seconds to import
+
+    result = sync()
+    print(f"{result.delivered} runs delivered")
+    if result.waiting:
+        names = ", ".join(name for name, _ in result.waiting)
+        raise UserError(f"{names}: not delivered ({result.waiting[0][1]}); make the store answer, then sync again")
 
 
 if __name__ == "__main__":

@@ -41,16 +41,22 @@ def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mappin
     `metadata` takes plain values: str, int, float, bool, None, and lists and dictionaries of them. Raises ValueError
     for any other, since the file could not be loaded again.
     """
+    content = checkpoint_content(model, metadata)
+    with atomic_write(path) as file:
+        # A file object, since torch.save writes a path's own name into the archive.
+        torch.save(content, file)
+
+
+def checkpoint_content(model: CustomTransformer, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds, for torch.save; on the CPU the tensors are the model's own. Raises ValueError as
+    `save_checkpoint` does."""
     _check_plain("metadata", metadata)
     dtype = str(model.dtype).removeprefix("torch.")
-    content = {
+    return {
         "state_dict": {name: p.cpu() for name, p in model.parameters.items()},
         "config": {**model.config.model_dump(), "dtype": dtype},
         "metadata": dict(metadata),
     }
-    with atomic_write(path) as file:
-        # A file object, since torch.save writes a path's own name into the archive.
-        torch.save(content, file)
 
 
 def _check_plain(name: str, value: Any) -> None:

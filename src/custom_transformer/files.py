@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,21 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """A second name for a file that nobody changes in place; a copy where the file system refuses.
+
+    What stands at `target` already is left there.
+    """
+    source, target = Path(source).resolve(), Path(target)  # a link to a symbolic link would break with it
+    if target.exists():
+        return
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        with source.open("rb") as content, atomic_write(target) as copy:
+            shutil.copyfileobj(content, copy, 1 << 20)
 
 
 def write_json(path: Path | str, content: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from custom_transformer.checkpoint import save_checkpoint
+from custom_transformer.checkpoint import checkpoint_content, save_checkpoint
 from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
 from custom_transformer.evaluation import validation_loss
@@ -81,8 +82,20 @@ class StepMetrics:
     tokens: int  # labels seen so far in the run
     learning_rate: float
     result: StepResult
+    spike: bool  # the loss stands out above those of the steps before
     validation_loss: float | None  # where this step was followed by a validation
     checkpoint: Path | None  # where an epoch ended with this step
+
+
+# A loss this many standard deviations above the mean of so many before it is a spike.
+SPIKE_DEVIATIONS, SPIKE_WINDOW = 6.0, 50
+
+
+def is_spike(loss: float, recent: Sequence[float]) -> bool:
+    """Whether a loss stands out above those of the SPIKE_WINDOW steps before it."""
+    if len(recent) < SPIKE_WINDOW:
+        return False
+    return loss > statistics.fmean(recent) + SPIKE_DEVIATIONS * statistics.pstdev(recent)
 
 
 class Trainer:
@@ -90,7 +103,9 @@ class Trainer:
 
     Everything random is a function of (seed, step), so that `state()` after any step, restored into a new Trainer
     of the same arguments, goes on to the same end. Checkpoints are written into `checkpoints`:
-    custom_transformer_epoch_N.pt as epochs end, best.pt whenever the validation loss improves.
+    custom_transformer_epoch_N.pt as epochs end, best.pt whenever the validation loss improves. `keep_state`
+    is given the state before the first step whose loss or gradient is NaN or infinite, with its number of steps, and
+    returns where it keeps it.
     """
 
     def __init__(
@@ -103,11 +118,13 @@ class Trainer:
         max_length: int,
         seed: int,
         checkpoints: Path,
+        keep_state: Callable[[int, dict[str, Any]], Path],
     ):
         self.model, self.params = model, params
         self.train, self.validation = train, validation
         self.max_length, self.seed = max_length, seed
         self.checkpoints = checkpoints
+        self.keep_state, self.kept_state = keep_state, ""
         self.optimizer = build_optimizer(params, model.parameters, model.engine)
         self.n_windows = train.n_windows(max_length)
         if self.n_windows == 0:
@@ -120,11 +137,12 @@ class Trainer:
         self.total_steps = params.num_epochs * self.steps_per_epoch
         if params.max_steps is not None:
             self.total_steps = min(self.total_steps, params.max_steps)
-        self.step = self.tokens = self.nan_steps = 0
+        self.step = self.tokens = self.nan_steps = self.loss_spikes = 0
         self.best_validation_loss, self.best_step = float("inf"), 0
         self.curve: list[dict[str, float | int]] = []  # one row each log_every steps
         self.validation_curve: list[dict[str, float | int]] = []
         self._losses: list[float] = []  # since the last row of the curve
+        self._recent: list[float] = []  # of the last SPIKE_WINDOW steps
 
     def run(self) -> Iterator[StepMetrics]:
         """The remaining steps. Raises UserError when max_nan_steps steps have been skipped for NaN."""
@@ -148,9 +166,12 @@ class Trainer:
         self.model.generator.manual_seed((self.seed << 32) + self.step)
         self.model.training = True
         result = training_step(self.model, self.optimizer, batches, learning_rate, self.params.max_grad_norm)
+        if result.status != "ok" and self.nan_steps == 0:  # it has changed nothing yet
+            self.kept_state = str(self.keep_state(self.step, self.state()))
         self.step += 1
         self.tokens += len(indices) * self.max_length
         self._count_nan(result)
+        spike = self._count_spike(result)
         self._record(result, learning_rate, epoch)
 
         epoch_ends = self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
@@ -158,7 +179,7 @@ class Trainer:
         due = epoch_ends if every is None else self.step % every == 0 or self.step == self.total_steps
         loss = self._validate(epoch) if due else None
         checkpoint = self._save_epoch(epoch, result) if epoch_ends else None
-        return StepMetrics(self.step, epoch, self.tokens, learning_rate, result, loss, checkpoint)
+        return StepMetrics(self.step, epoch, self.tokens, learning_rate, result, spike, loss, checkpoint)
 
     def _count_nan(self, result: StepResult) -> None:
         if result.status == "ok":
@@ -167,8 +188,17 @@ class Trainer:
         if self.nan_steps >= min(self.params.max_nan_steps, self.total_steps):
             raise UserError(
                 f"training stopped at step {self.step}: {self.nan_steps} steps had a loss or gradient that was NaN "
-                "or infinite (training.max_nan_steps); lower training.learning_rate or max_grad_norm"
+                "or infinite (training.max_nan_steps); lower training.learning_rate or max_grad_norm; the state before "
+                f"the first of them is kept in {self.kept_state}"
             )
+
+    def _count_spike(self, result: StepResult) -> bool:
+        if result.status != "ok":
+            return False
+        spike = is_spike(result.loss, self._recent)
+        self.loss_spikes += spike
+        self._recent = [*self._recent, result.loss][-SPIKE_WINDOW:]
+        return spike
 
     def _record(self, result: StepResult, learning_rate: float, epoch: int) -> None:
         if result.status == "ok":
@@ -206,10 +236,12 @@ class Trainer:
 
     def _save(self, name: str, epoch: int, losses: dict[str, float]) -> Path:
         path = self.checkpoints / name
-        metadata = {"epoch": epoch, "step": self.step, "tokens": self.tokens, "seed": self.seed, **losses}
-        metadata["tokenizer"] = self.train.meta["tokenizer"]["sha256"]
-        save_checkpoint(path, self.model, metadata)
+        save_checkpoint(path, self.model, self._metadata(epoch) | losses)
         return path
+
+    def _metadata(self, epoch: int) -> dict[str, Any]:
+        facts = {"epoch": epoch, "step": self.step, "tokens": self.tokens, "seed": self.seed}
+        return facts | {"tokenizer": self.train.meta["tokenizer"]["sha256"]}
 
     def summary(self) -> dict[str, float | int]:
         """metrics/train.json: what a finished run comes to, losses in nats per token."""
@@ -222,6 +254,7 @@ class Trainer:
             "best_validation_loss": self.best_validation_loss,
             "best_step": self.best_step,
             "nan_steps": self.nan_steps,
+            "loss_spikes": self.loss_spikes,
         }
 
     # What a resumed run needs besides its arguments: tensors, and these plain attributes.
@@ -229,24 +262,27 @@ class Trainer:
         "step",
         "tokens",
         "nan_steps",
+        "loss_spikes",
+        "kept_state",
         "best_validation_loss",
         "best_step",
         "curve",
         "validation_curve",
         "_losses",
+        "_recent",
     )
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values, for torch.save; valid until the next step."""
+        """A checkpoint with the optimiser and the progress beside it, for torch.save; valid until the next step."""
         return {
-            "parameters": self.model.parameters,
+            **checkpoint_content(self.model, self._metadata(epoch=self.step // self.steps_per_epoch)),
             "optimizer": self.optimizer.state,
             "progress": {name: getattr(self, name) for name in self._PROGRESS},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to the step at which `state` was taken."""
-        self.model.load_state_dict(state["parameters"])
+        self.model.load_state_dict(state["state_dict"])
         device = self.model.device
         self.optimizer.state = {
             kind: {name: tensor.to(device) for name, tensor in tensors.items()}

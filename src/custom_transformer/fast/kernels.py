@@ -63,6 +63,11 @@ def library() -> ctypes.CDLL:
         raise KernelsUnavailable(str(error)) from error
 
 
+def kernels_name() -> str:
+    """The compiled kernels' name, which follows from all that they are made of and for. Raises KernelsUnavailable."""
+    return Path(library()._name).stem
+
+
 def _build(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

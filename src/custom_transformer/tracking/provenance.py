@@ -1,0 +1,89 @@
+"""What a run is told about itself: who ran which code, on which data, in which experiment of DVC's."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from custom_transformer.config import Params
+
+
+def flat_params(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """('model.d_model', '128'), …: text as it is, all else as JSON."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_params(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def describe(params: Params) -> str:
+    model = params.model
+    data = PurePosixPath(params.data.dataset).name
+    return f"{data}-d{model.d_model}-L{model.n_blocks}-H{model.n_heads}-seed{params.seed}"
+
+
+def run_name(otherwise: str) -> str:
+    return os.environ.get("DVC_EXP_NAME") or otherwise
+
+
+def provenance(stage: str) -> dict[str, str]:
+    """Tags: the stage, who ran it from which commit, and DVC's names for the experiment and its inputs."""
+    tags = {"stage": stage, "mlflow.source.type": "LOCAL", "mlflow.source.name": f"stages.{stage}"}
+    with contextlib.suppress(OSError, KeyError):  # a user without a name, as in some containers
+        tags["mlflow.user"] = getpass.getuser()
+    if commit := _git("rev-parse", "HEAD"):
+        # What the pipeline itself rewrites under git says nothing about the code.
+        changes = _git("status", "--porcelain", "--untracked-files=no", ":!dvc.lock", ":!metrics")
+        tags |= {"mlflow.source.git.commit": commit, "git.dirty": json.dumps(bool(changes))}
+    for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
+        if value := os.environ.get(name):
+            tags[name] = value
+    return tags | _upstream_stages()
+
+
+def _git(*args: str) -> str | None:
+    """The answer of git about the working folder; None where it has none."""
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _upstream_stages() -> dict[str, str]:
+    """`dvc.stage.NAME`: a short hash of the dvc.lock entry, for each stage that the running one builds upon.
+
+    Equal hashes mean equal commands, parameters, inputs and outputs. Outside a DVC stage the lock need not
+    have anything to do with the files in use, so there are no such tags.
+    """
+    stage = os.environ.get("DVC_STAGE")
+    if not stage:
+        return {}
+    try:
+        pipeline, lock = (yaml.safe_load(Path(name).read_text("utf-8")) for name in ("dvc.yaml", "dvc.lock"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    entries: dict[str, Any] = lock["stages"]
+    # A dependency in dvc.yaml is a path, or a mapping from the path to its options.
+    declared = pipeline["stages"].get(stage, {}).get("deps", [])
+    needed = [dep if isinstance(dep, str) else next(iter(dep)) for dep in declared]
+    upstream: dict[str, str] = {}
+    while needed:
+        path = PurePosixPath(needed.pop())
+        for name, entry in entries.items():
+            outs = [PurePosixPath(out["path"]) for out in entry.get("outs", [])]
+            if name not in upstream and any(path.is_relative_to(o) or o.is_relative_to(path) for o in outs):
+                content = json.dumps(entry, sort_keys=True).encode()
+                upstream[name] = sha256(content).hexdigest()[:16]
+                needed += [dep["path"] for dep in entry.get("deps", [])]
+    return {f"dvc.stage.{name}": digest for name, digest in upstream.items()}
