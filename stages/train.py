@@ -116,7 +116,9 @@ def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -
                 run.flush()  # before the state, so that no step is missing from the run that goes on from it
                 folder.save(m.step, trainer.state())
             if abandoned:
-                raise UserError("the dvc that started this training has ended; its state is saved: run dvc repro again")
+                break
+    if orphaned():
+        raise UserError("the dvc that started this training has ended; its state is saved: run dvc repro again")
 
 
 def step_metrics(m: StepMetrics, speed: float, trainer: Trainer) -> dict[str, float]:

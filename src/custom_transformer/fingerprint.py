@@ -28,7 +28,7 @@ def fingerprint(params: dict[str, Any], data: dict[str, Any], engine: str, devic
         "params": _digest(params),
         "data": _digest(data),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # it is a class of its own, which no state may hold
         "numpy": version("numpy"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

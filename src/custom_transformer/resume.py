@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 import torch
 from filelock import FileLock, Timeout
 
@@ -32,8 +33,16 @@ _PARENT = os.getppid()
 
 
 def orphaned() -> bool:
-    """Whether the dvc that started this process has ended: nobody waits for the result any more."""
-    return "DVC_STAGE" in os.environ and os.getppid() != _PARENT
+    """Whether the dvc that started this process has ended: nobody waits for the result any more.
+
+    Where it ended before this process could look, an adopter stands in its place: process 1, or one of another session.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return False
+    if os.getppid() != _PARENT:
+        return True
+    adopted_by_init = _PARENT == 1 and not any("dvc" in word for word in psutil.Process(1).cmdline())
+    return adopted_by_init or os.getsid(_PARENT) != os.getsid(0)
 
 
 class WorkFolder:

@@ -181,8 +181,10 @@ def deliver_unattended(uri: str | None = None) -> Iterator[tuple[Header, Excepti
     for spool in unattended():
         try:
             delivery = Delivery(spool)
-        except (OSError, ValueError, TypeError):  # its making was cut short: it tells nothing
+        except FileNotFoundError:  # the folder was delivered and removed meanwhile, and only the lock made it again
             spool.remove()
+            continue
+        except (OSError, ValueError, TypeError):  # a damaged disk; left for a person to look at
             continue
         store = delivery.header.uri
         if uri not in (None, store):

@@ -19,7 +19,7 @@ from custom_transformer.errors import one_line
 from custom_transformer.files import atomic_write, sha256_file
 from custom_transformer.tracking.delivery import Courier
 from custom_transformer.tracking.provenance import describe, flat_params, provenance, run_name
-from custom_transformer.tracking.spool import SPOOL_NAME, Header, Spool, now, spool_root
+from custom_transformer.tracking.spool import SPOOL_NAME, Header, Spool, new_name, now, spool_root
 from custom_transformer.tracking.store import import_mlflow, store_uri
 from custom_transformer.tracking.system import SystemMetrics
 
@@ -107,18 +107,17 @@ class Run:
 
     def _open_spool(self) -> Spool:
         """The spool of the interrupted run that this one goes on from, else a new one. Raises OSError."""
-        work = self._header.work
-        if work is None:
-            return Spool.create(self._header)
-        named = Path(work) / SPOOL_NAME
-        if named.exists() and (spool := Spool.reopen(named.read_text("utf-8"), self._header.uri)):
-            self._header, self._last_step = spool.header(), spool.last_step()
-            spool.append({"resumed": True, "time": now()})
-            return spool
-        spool = Spool.create(self._header)
-        with atomic_write(named, "w") as file:
-            file.write(spool.name)
-        return spool
+        name = new_name(self._header)
+        if self._header.work is not None:
+            named = Path(self._header.work) / SPOOL_NAME
+            if named.exists() and (spool := Spool.reopen(named.read_text("utf-8"), self._header.uri)):
+                self._header, self._last_step = spool.header(), spool.last_step()
+                spool.append({"resumed": True, "time": now()})
+                return spool
+            # Named before it is made: a kill between the two leaves no run that nobody goes on with.
+            with atomic_write(named, "w") as file:
+                file.write(name)
+        return Spool.create(self._header, name)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if self._spool is None or self._courier is None:

@@ -31,6 +31,7 @@ from custom_transformer.files import link_or_copy, project_root, write_json
 Event = dict[str, Any]
 
 SPOOL_NAME = "spool"  # the file in a work folder that names the spool of its run
+_LOCK_SECONDS = 30.0  # in which another process that delivers an interrupted run's spool is done with it
 _LONGEST_LINE = 1 << 20  # bytes; an event is some hundreds
 
 
@@ -71,6 +72,11 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
+def new_name(header: Header) -> str:
+    """A spool's name. Names sort by age: a training is delivered before the evaluation that adds to its run."""
+    return f"{header.started:013d}-{secrets.token_hex(4)}"
+
+
 class Spool:
     """One run's folder, locked while the object is open.
 
@@ -88,12 +94,10 @@ class Spool:
         self._lock = FileLock(path / "lock")
 
     @classmethod
-    def create(cls, header: Header) -> Spool:
+    def create(cls, header: Header, name: str) -> Spool:
         """A new spool, open for writing. Raises OSError."""
         root = spool_root()
         root.mkdir(parents=True, exist_ok=True, mode=0o700)  # an address may hold a password
-        # Names sort by age: a training is delivered before the evaluation that adds to its run.
-        name = f"{header.started:013d}-{secrets.token_hex(4)}"
         unfinished = cls(root / f".{name}")  # not seen by `unattended` before it is locked
         unfinished.path.mkdir()
         unfinished._lock.acquire(timeout=0)
@@ -106,9 +110,9 @@ class Spool:
     @classmethod
     def reopen(cls, name: str, uri: str) -> Spool | None:
         """The spool of an interrupted run, open for writing again, for the store at `uri`; None where it is gone."""
-        spool = cls(spool_root() / name)
+        spool = cls(spool_root() / Path(name).name)
         try:
-            spool._lock.acquire(timeout=0)
+            spool._lock.acquire(timeout=_LOCK_SECONDS)
             header = asdict(spool.header())
         except (Timeout, OSError, ValueError, TypeError):
             return None

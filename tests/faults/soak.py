@@ -1,0 +1,103 @@
+"""python -m tests.faults.soak [--kills 200] [--seed 0]: random kills over the pipeline's training, survived / total.
+
+A campaign begins with nothing trained and runs `dvc repro` until it ends by itself; until then each attempt is killed
+after a random time: the trainer, dvc, or both, the last at times with the newest saved state cut short or spoilt, as a
+power cut may leave it. The kills of a campaign are survived if checkpoints, metrics and dvc.lock are then those of an
+undisturbed run, byte for byte, and every training in MLflow is finished, the last with each step once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from tests.faults.killing import TRAINING, Pipeline, kill
+
+KILLS_A_CAMPAIGN = 10  # at most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = Pipeline(Path(folder) / "repository", target="generate")
+        total = survived = campaigns = 0
+        kinds: Counter[str] = Counter()
+        while total < arguments.kills:
+            kills = campaign(pipeline, min(KILLS_A_CAMPAIGN, arguments.kills - total), chance)
+            kinds.update(kill.rpartition(" at ")[0] for kill in kills)
+            campaigns += 1
+            total += len(kills)
+            wrong = pipeline.differences() + tracking_faults(pipeline)
+            survived += 0 if wrong else len(kills)
+            print(f"campaign {campaigns}: {', '.join(kills)}: {wrong or 'survived'}; {survived} / {total}", flush=True)
+            if wrong:
+                print(pipeline.log())
+                sys.exit(1)
+    print(f"{dict(kinds)}\n{survived} / {total} kills survived")
+    sys.exit(survived != total)
+
+
+def campaign(pipeline: Pipeline, most: int, chance: random.Random) -> list[str]:
+    """Trains once, killed at most `most` times; returns what each kill was."""
+    pipeline.start_over()
+    (pipeline.folder / "log").unlink(missing_ok=True)
+    kills: list[str] = []
+    while len(kills) < most:
+        started = time.monotonic()
+        process = pipeline.start()
+        try:
+            # Mostly while it trains, at times in any later stage.
+            process.wait(chance.uniform(0.5, 8.0) if chance.random() < 0.8 else chance.uniform(8.0, 25.0))
+        except subprocess.TimeoutExpired:
+            kills.append(strike(pipeline, process, chance))
+            kills[-1] += f" at {time.monotonic() - started:.1f} s"
+        else:
+            assert process.returncode == 0, pipeline.log()
+            if kills:
+                return kills
+            pipeline.start_over()  # it was over before its first kill
+    assert pipeline.start().wait(300) == 0, pipeline.log()
+    return kills
+
+
+def strike(pipeline: Pipeline, process: subprocess.Popen[str], chance: random.Random) -> str:
+    victim = chance.choice(("trainer", "dvc", "both"))
+    kill(process, victim)
+    states = pipeline.states()
+    if victim != "both" or not states or chance.random() < 0.5:
+        return victim
+    content = bytearray(states[-1].read_bytes())
+    if chance.random() < 0.5:
+        states[-1].write_bytes(content[: chance.randrange(len(content))])
+        return "both, state cut short"
+    content[chance.randrange(len(content))] ^= 0xFF
+    states[-1].write_bytes(content)
+    return "both, state spoilt"
+
+
+def tracking_faults(pipeline: Pipeline) -> list[str]:
+    """What is wrong with the newest training in MLflow, and with those before it."""
+    client = MlflowClient(f"sqlite:///{pipeline.folder / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.stage = 'train'", order_by=["attributes.start_time DESC"])
+    steps = sorted(metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train_loss"))
+    faults = [f"a training is {run.info.status} in MLflow" for run in runs if run.info.status != "FINISHED"]
+    if steps != list(range(1, TRAINING["max_steps"] + 1)):
+        faults.append(f"MLflow has {len(steps)} points, {len(set(steps))} distinct, of {TRAINING['max_steps']} steps")
+    return faults
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Whatever is killed, the same `dvc repro` again ends in the bytes of an undisturbed run, and in one MLflow run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.faults.killing import TRAINING, Pipeline, kill
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline(tmp_path_factory.mktemp("kills") / "repository")
+
+
+def newest_run_is_whole(pipeline: Pipeline) -> None:
+    client = MlflowClient(f"sqlite:///{pipeline.folder / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    run = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)[0]
+    assert run.info.status == "FINISHED"
+    steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss"))
+    assert steps == list(range(1, TRAINING["max_steps"] + 1))
+
+
+def test_killed_again_and_again(pipeline: Pipeline) -> None:
+    """The trainer; dvc, with the next dvc started while the trainer lives; both, with a state cut short."""
+    pipeline.start_over()
+    process = pipeline.start()
+    pipeline.wait_for_states(process)
+    kill(process, "trainer")
+    assert process.returncode != 0
+
+    process = pipeline.start()
+    pipeline.wait_for_states(process, after=40)
+    kill(process, "dvc")
+
+    process = pipeline.start()  # beside the orphan, which notices and lets go
+    pipeline.wait_for_states(process, after=80)
+    kill(process, "both")
+    newest = pipeline.states()[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+
+    pipeline.finish()
+    assert f"{newest.name}: damaged, so the state before it serves" in pipeline.log()
+    assert "going on after step" in pipeline.log()
+    assert pipeline.differences() == []
+    assert not list(pipeline.folder.glob("work/*/*/"))
+    newest_run_is_whole(pipeline)
+
+
+def test_a_finished_run_forced_starts_afresh(pipeline: Pipeline) -> None:
+    pipeline.start_over()
+    pipeline.finish()
+    assert "going on after step" not in pipeline.log()
+    assert pipeline.differences() == []
+
+
+def test_conditions_that_changed_stop_a_run_before_it_goes_on(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.start_over()
+    process = pipeline.start()
+    pipeline.wait_for_states(process)
+    kill(process, "both")
+    monkeypatch.setitem(pipeline.environment, "OMP_NUM_THREADS", "2")
+    before = Path(pipeline.states()[-1]).read_bytes()
+    process = pipeline.start()
+    assert process.wait(300) != 0
+    assert "threads was 1 and is 2" in pipeline.log()
+    assert "CUSTOM_TRANSFORMER_RESUME=anyway" in pipeline.log()
+    assert pipeline.states()[-1].read_bytes() == before
+    monkeypatch.setitem(pipeline.environment, "CUSTOM_TRANSFORMER_RESUME", "anyway")
+    pipeline.finish()
+    assert "it goes on all the same" in pipeline.log()
