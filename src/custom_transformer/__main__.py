@@ -129,7 +129,7 @@ def print_sync() -> None:
     from custom_transformer.tracking import sync  # MLflow takes seconds to import
 
     result = sync()
-    print(f"{result.delivered} runs delivered")
+    print(f"{result.delivered} run{'' if result.delivered == 1 else 's'} delivered")
     if result.waiting:
         names = ", ".join(name for name, _ in result.waiting)
         raise UserError(f"{names}: not delivered ({result.waiting[0][1]}); make the store answer, then sync again")
