@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -50,7 +50,15 @@ def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mappin
     }
     with atomic_write(path) as file:
         # A file object, since torch.save writes a path's own name into the archive.
+        _save(content, file)
+
+
+def _save(content: dict[str, Any], file: IO[bytes]) -> None:
+    try:
         torch.save(content, file)
+    except RuntimeError as error:  # a failed write's, which closing the archive has hidden behind its own
+        cause = error.__context__
+        raise (cause if isinstance(cause, OSError) else error) from None
 
 
 def _check_plain(name: str, value: Any) -> None:
