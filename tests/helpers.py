@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
+
 import torch
 
 from custom_transformer import CustomTransformer
@@ -23,3 +27,14 @@ def random_model(
 
 def random_tokens(batch: int = 3, time: int = 11, vocab_size: int = 37, seed: int = 1) -> torch.Tensor:
     return torch.randint(vocab_size, (batch, time), generator=torch.Generator().manual_seed(seed))
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes: a disk that fills up, as far as one write can tell."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 
 from custom_transformer.errors import UserError
 
-
 # What the system says of a folder or disk that cannot be written, and what helps.
 _REMEDIES = {
     errno.ENOSPC: "free some space",
