@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from custom_transformer.config import DataParams
 from custom_transformer.documents import Piece, document_count, log2_prob_sum, read_pieces
 from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import atomic_write, sha256_file, staged_folders, write_json, writing
+from custom_transformer.files import StorageError, atomic_write, sha256_file, staged_folders, write_json, writing
 from custom_transformer.progress import Progress
 from custom_transformer.tokens import META, token_dtype
 
@@ -131,12 +132,16 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
 
 def _fetched(name: str) -> Path:
     """The folder in the Hub's cache with a repository's tokenizer files, fetched where they are not there yet."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     try:
-        return Path(snapshot_download(name, allow_patterns=["*token*", "config.json", "vocab.*", "merges.txt"]))
+        with warnings.catch_warnings(), writing(constants.HF_HUB_CACHE):
+            warnings.filterwarnings("ignore", "Not enough free disk space")  # the error that follows says so
+            return Path(snapshot_download(name, allow_patterns=["*token*", "config.json", "vocab.*", "merges.txt"]))
+    except StorageError:
+        raise
     except errors.HFValidationError:
         problem = "is neither a file or folder here nor a Hub id; correct the path"
     except errors.GatedRepoError:
@@ -147,8 +152,6 @@ def _fetched(name: str) -> Path:
         reason = _beginning(error.__cause__ or error)
         problem = f"is not here, not in the Hub's cache, and the Hub cannot be reached ({reason}): connect, or use bpe"
     except Exception as error:  # the HTTP client's own, which share no base class
-        if isinstance(error, OSError) and error.errno:  # disk full, read-only cache, ...
-            raise
         problem = f"cannot be fetched from the Hub ({_beginning(error)}); try again later"
     raise UserError(f"data.tokenizer: {name!r} {problem}")
 
