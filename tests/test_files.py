@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,33 @@ def test_folders_change_together_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         with staged_folders(one, two) as folders:
             put(folders, "new")
     assert files(tmp_path) == old
+
+    with staged_folders(one, two) as folders:
+        put(folders, "new")
+    assert files(tmp_path) == {"one/file": "new", "two/file": "new"}
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+def test_killed_between_two_renames_nothing_old_stands_beside_the_new(tmp_path: Path, renames: int) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    with staged_folders(one, two) as folders:
+        put(folders, "old")
+    replace, done = Path.replace, []
+
+    def killing(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(path)
+        return replace(path, target)
+
+    child = os.fork()
+    if child == 0:
+        Path.replace = killing  # type: ignore[method-assign]
+        with staged_folders(one, two) as folders:
+            put(folders, "new")
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert len({folder / "file" for folder in (one, two) if folder.exists()}) == [2, 1, 0, 1][renames]
+    assert len({(folder / "file").read_text() for folder in (one, two) if folder.exists()}) <= 1
 
     with staged_folders(one, two) as folders:
         put(folders, "new")
