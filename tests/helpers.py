@@ -1,10 +1,13 @@
-"""What several tests share: a small model of odd, all-different sizes with non-trivial weights."""
+"""What several tests share: a small model of odd, all-different sizes with non-trivial weights; files and disks."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -27,6 +30,19 @@ def random_model(
 
 def random_tokens(batch: int = 3, time: int = 11, vocab_size: int = 37, seed: int = 1) -> torch.Tensor:
     return torch.randint(vocab_size, (batch, time), generator=torch.Generator().manual_seed(seed))
+
+
+def copy_repository(folder: Path) -> Path:
+    """The files that git would clone, but for results, with the smoke configuration as its parameters."""
+    root = Path(__file__).resolve().parents[1]
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in names:
+        if (root / name).is_file() and not name.startswith(("metrics/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, folder / name)
+    shutil.copy(root / "configs/smoke.yaml", folder / "params.yaml")
+    return folder
 
 
 @contextlib.contextmanager
