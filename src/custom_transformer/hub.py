@@ -177,14 +177,18 @@ def _cached(dataset: str, commit: str, split: str) -> HubFiles:
     """The same from the cache alone; its files' names are their digests, so these can still be checked."""
     import datasets
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     missing = UserError(
         f"data.dataset {dataset}: not in the cache at {commit}, and the Hub cannot be reached; go online once"
     )
     try:
-        folder = snapshot_download(dataset, repo_type="dataset", revision=commit, local_files_only=True)
-        builder = datasets.load_dataset_builder(folder)
+        with writing(HF_HUB_CACHE):  # even to read from its cache, `datasets` locks it
+            folder = snapshot_download(dataset, repo_type="dataset", revision=commit, local_files_only=True)
+            builder = datasets.load_dataset_builder(folder)
         files = builder.config.data_files or {}
+    except StorageError:
+        raise
     except Exception:  # the client's ways of saying that nothing is there are many
         raise missing from None
     if split not in files:
