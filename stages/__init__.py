@@ -1,8 +1,14 @@
 """The pipeline's stages: thin programs, run from the repository root as `python -m stages.NAME`."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 # DVC runs some experiments in a temporary copy of the repository, where an editable installation would still point
 # to the original's code: the copy's own comes first.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+try:
+    tempfile.gettempdir()  # PyTorch's import asks for it, and with the disk full there is none
+except FileNotFoundError as error:
+    sys.exit(f"error: {error.strerror}; free some space and run the same command again")

@@ -1,11 +1,14 @@
-"""What several tests share: a small model of odd sizes with non-trivial weights, a copy of the repository."""
+"""What several tests share: a small model of odd sizes with non-trivial weights, a copy of the repository, limits."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -34,20 +37,25 @@ def random_tokens(batch: int = 3, time: int = 11, vocab_size: int = 37, seed: in
     return torch.randint(vocab_size, (batch, time), generator=torch.Generator().manual_seed(seed))
 
 
-def copy_repository(folder: Path) -> None:
-    """What git would clone into `folder`, with the smoke configuration as its parameters, committed."""
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split("\n")  # fmt: skip
-    for name in filter(None, names):
-        if (ROOT / name).is_file() and not name.startswith(("metrics/", "dvc.lock")):
+def copy_repository(folder: Path) -> Path:
+    """The files that git would clone, but for results, with the smoke configuration as its parameters."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in names:
+        result = name == "dvc.lock" or (name.startswith("metrics/") and not name.endswith(".gitignore"))
+        if (ROOT / name).is_file() and not result:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     shutil.copy(ROOT / "configs/smoke.yaml", folder / "params.yaml")
-    for command in (
-        ["init", "--quiet"],
-        ["add", "--all"],
-        ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "all"],
-    ):
-        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes: a disk that fills up, as far as one write can tell."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

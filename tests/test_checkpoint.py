@@ -15,7 +15,8 @@ import torch
 from custom_transformer import CustomTransformerWrapper
 from custom_transformer.checkpoint import load_checkpoint, save_checkpoint
 from custom_transformer.errors import UserError
-from tests.helpers import random_model, random_tokens
+from custom_transformer.files import StorageError
+from tests.helpers import largest_file, random_model, random_tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -49,6 +50,19 @@ def test_a_failed_save_leaves_the_earlier_file(tmp_path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"metadata\.bad is of type function"):
         save_checkpoint(path, random_model(seed=2), {"bad": lambda: None})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_at_any_byte_leaves_the_earlier_file(tmp_path: Path) -> None:
+    """Closing its archive after a failed write, PyTorch hides what happened behind an error of its own."""
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, random_model(), {})
+    before = path.read_bytes()
+    for size in range(0, len(before), 397):
+        with pytest.raises(StorageError, match="File too large") as error, largest_file(size):
+            save_checkpoint(path, random_model(seed=2), {})
+        assert error.value.filename == str(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

@@ -249,6 +249,17 @@ def test_a_gated_dataset_needs_a_token(tmp_path: Path) -> None:
         refused(fetch(hub, tmp_path / "other", wrong), tmp_path / "other", "refuses the token")
 
 
+def test_a_cache_that_cannot_be_written_is_not_taken_for_a_hub_that_does_not_answer(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    cache = tmp_path / "home/hub"
+    cache.parent.mkdir()
+    cache.touch()
+    refused(fetch(hub, tmp_path), tmp_path, "Not a directory; move away the file")
+    cache.unlink()
+    succeeded(fetch(hub, tmp_path), hub, tmp_path)
+
+
 def test_offline_a_commit_comes_from_the_cache_and_nothing_else_does(hub: HubServer, tmp_path: Path) -> None:
     fetch(hub, tmp_path)
     offline = hub.environment(tmp_path / "home", HF_HUB_OFFLINE="1")

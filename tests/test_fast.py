@@ -333,6 +333,10 @@ def test_without_a_compiler_it_is_the_fused_functions_and_one_line_says_so(tmp_p
     [
         ("#!/bin/sh\necho 'c++: fatal error: no such thing' >&2; exit 1\n", "fatal error: no such thing"),
         ("no program", "Exec format error"),
+        (
+            "#!/bin/sh\necho 'ld: final link failed: disk full\ncollect2: error: ld returned 1' >&2; exit 1\n",
+            "final link failed: disk full",
+        ),
     ],
 )
 def test_with_a_compiler_that_does_not_work_too(compiler: str, message: str, tmp_path: Path) -> None:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from custom_transformer.files import atomic_write, project_root, sha256_file, write_csv, write_json
+from custom_transformer.errors import UserError
+from custom_transformer.files import (
+    StorageError,
+    atomic_write,
+    project_root,
+    sha256_file,
+    staged_folders,
+    write_csv,
+    write_json,
+)
+from tests.helpers import largest_file
 
 
 def test_an_interrupted_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
@@ -20,6 +33,162 @@ def test_an_interrupted_write_leaves_the_old_content_and_nothing_else(tmp_path: 
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [10, 100_000], ids=["when it is closed", "when it is written"])
+def test_a_failed_write_leaves_the_old_content_and_names_the_file(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(StorageError) as error, largest_file(5), atomic_write(path) as file:
+        file.write(bytes(size))
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
+    assert str(error.value.strerror).endswith("and run the same command again")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fills_up_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(StorageError, match="free some space"), monkeypatch.context() as patch:
+        patch.setattr(os if call == "fsync" else Path, call, full)
+        with atomic_write(path, "w") as file:
+            file.write("new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as error, atomic_write(tmp_path / "file"):
+        raise PermissionError(errno.EACCES, "Permission denied", "source")
+    assert error.value.filename == "source"
+
+
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].pt"
+    program = f"""
+import os, signal
+from custom_transformer.files import atomic_write
+with atomic_write({str(path)!r}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    of_the_living = tmp_path / f".a[1].pt.{os.getppid()}.tmp"
+    of_the_living.touch()
+    with atomic_write(path) as file:
+        file.write(b"new")
+    assert set(tmp_path.iterdir()) == {path, of_the_living}
+
+
+def test_a_file_in_a_folders_place_and_the_reverse(tmp_path: Path) -> None:
+    (tmp_path / "metrics").touch()
+    with pytest.raises(StorageError, match="move it away"), atomic_write(tmp_path / "metrics" / "eval.json"):
+        pass
+    (tmp_path / "best.pt").mkdir()
+    with pytest.raises(StorageError, match="move the folder away"), atomic_write(tmp_path / "best.pt"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "metrics"]
+
+
+def put(folders: list[Path], text: str) -> None:
+    for folder in folders:
+        (folder / "file").write_text(text)
+
+
+def files(folder: Path) -> dict[str, str]:
+    """What is there by name, but for locks."""
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def test_folders_change_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    with staged_folders(one, two) as folders:
+        put(folders, "old")
+    old = {"one/file": "old", "two/file": "old"}
+    assert files(tmp_path) == old
+
+    with pytest.raises(StorageError) as error, staged_folders(one, two) as folders:
+        put(folders, "new")
+        with atomic_write(folders[1] / "file"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == str(two / "file"), "people know the folder, not its staging"
+    assert files(tmp_path) == old
+
+    replace = Path.replace
+
+    def busy(path: Path, target: Path) -> Path:
+        if path == two:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        return replace(path, target)
+
+    with pytest.raises(OSError, match="busy"), monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", busy)
+        with staged_folders(one, two) as folders:
+            put(folders, "new")
+    assert files(tmp_path) == old
+
+    with staged_folders(one, two) as folders:
+        put(folders, "new")
+    assert files(tmp_path) == {"one/file": "new", "two/file": "new"}
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+def test_killed_between_two_renames_nothing_old_stands_beside_the_new(tmp_path: Path, renames: int) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    with staged_folders(one, two) as folders:
+        put(folders, "old")
+    replace, done = Path.replace, []
+
+    def killing(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(path)
+        return replace(path, target)
+
+    child = os.fork()
+    if child == 0:
+        Path.replace = killing  # type: ignore[method-assign]
+        with staged_folders(one, two) as folders:
+            put(folders, "new")
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert len({folder / "file" for folder in (one, two) if folder.exists()}) == [2, 1, 0, 1][renames]
+    assert len({(folder / "file").read_text() for folder in (one, two) if folder.exists()}) <= 1
+
+    with staged_folders(one, two) as folders:
+        put(folders, "new")
+    assert files(tmp_path) == {"one/file": "new", "two/file": "new"}
+
+
+def test_one_process_at_a_time_writes_a_folder(tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from custom_transformer.errors import run_main
+from custom_transformer.files import staged_folders
+def main():
+    with staged_folders(Path({str(tmp_path / "raw")!r})) as (folder,):
+        (folder / "file").write_text("the second's")
+run_main(main)
+"""
+    second = [sys.executable, "-c", program]
+    with staged_folders(tmp_path / "raw") as folders:
+        put(folders, "the first's")
+        done = subprocess.run(second, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "another process is writing it" in done.stderr
+    assert files(tmp_path) == {"raw/file": "the first's"}
+    assert subprocess.run(second, check=False).returncode == 0
+    with pytest.raises(UserError), staged_folders(tmp_path / "raw"):
+        raise UserError("a later failure")
+    assert files(tmp_path) == {"raw/file": "the second's"}
 
 
 def test_folders_are_made_and_text_is_utf8_with_newlines(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mappin
     content = checkpoint_content(model, metadata)
     with atomic_write(path) as file:
         # A file object, since torch.save writes a path's own name into the archive.
-        torch.save(content, file)
+        _save(content, file)
 
 
 def checkpoint_content(model: CustomTransformer, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +57,14 @@ def checkpoint_content(model: CustomTransformer, metadata: Mapping[str, Any]) ->
         "config": {**model.config.model_dump(), "dtype": dtype},
         "metadata": dict(metadata),
     }
+
+
+def _save(content: dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # a failed write's, which closing the archive has hidden behind its own
+        cause = error.__context__
+        raise (cause if isinstance(cause, OSError) else error) from None
 
 
 def _check_plain(name: str, value: Any) -> None:

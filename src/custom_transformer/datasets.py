@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from custom_transformer.config import DataParams
 from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import project_root, sha256_file, write_json
+from custom_transformer.files import project_root, sha256_file, staged_folders, write_json, writing
 from custom_transformer.progress import Progress
 
 ROWS_A_BATCH = 1000
@@ -62,12 +62,12 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
 
     A source without a validation split gives the last `val_fraction` of its documents for it, and training texts
     that equal one of those are left out. Documents that are empty are left out everywhere. Returns source.json's
-    content. Raises UserError for anything that keeps either split from being whole; then `out` is as it was.
+    content. Raises UserError for anything that keeps either split from being whole, OSError for a full disk; then
+    `out` is as it was.
     """
     source = open_source(data, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    train, validation = out / ".train.parquet.tmp", out / ".validation.parquet.tmp"
-    try:
+    with staged_folders(out) as (folder,):
+        train, validation = folder / "train.parquet", folder / "validation.parquet"
         facts = {"dataset": data.dataset, **source.facts}
         if source.validation is None:
             facts |= _write_divided(source, data, train, validation)
@@ -85,12 +85,7 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
             if not facts[f"{split}_rows"]:
                 raise UserError(f"data.dataset {data.dataset}: no text for the {split} split; is the source empty?")
         facts["files"] = {path.name: sha256_file(path) for path in source.files}
-        train.replace(out / "train.parquet")
-        validation.replace(out / "validation.parquet")
-        write_json(out / "source.json", facts)
-    finally:
-        train.unlink(missing_ok=True)
-        validation.unlink(missing_ok=True)
+        write_json(folder / "source.json", facts)
     return facts
 
 
@@ -269,21 +264,19 @@ def _write_divided(source: Source, data: DataParams, train: Path, validation: Pa
     wanted = None
     if data.subset_size is not None:
         wanted = math.ceil(data.subset_size / (1 - data.val_fraction))
-    everything = train.with_name(".all.parquet.tmp")
-    try:
-        with Progress("download", None, "documents") as progress:
-            total = write_rows(everything, islice(_documents(source.train, source.text_column), wanted), progress)
-        if total < 2:
-            raise UserError(f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits")
-        kept = total - max(1, round(total * data.val_fraction))
-        with Progress("divide", total, "documents") as progress:
-            held = {_fingerprint(row["text"]) for row in islice(_read_parquet(everything), kept, None)}
-            distinct = (row for row in islice(_read_parquet(everything), kept) if _fingerprint(row["text"]) not in held)
-            train_rows = write_rows(train, islice(distinct, data.subset_size), progress)
-            last = islice(_read_parquet(everything), kept, None)
-            validation_rows = write_rows(validation, islice(last, data.val_subset_size), progress)
-    finally:
-        everything.unlink(missing_ok=True)
+    everything = train.with_name("all.parquet")
+    with Progress("download", None, "documents") as progress:
+        total = write_rows(everything, islice(_documents(source.train, source.text_column), wanted), progress)
+    if total < 2:
+        raise UserError(f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits")
+    kept = total - max(1, round(total * data.val_fraction))
+    with Progress("divide", total, "documents") as progress:
+        held = {_fingerprint(row["text"]) for row in islice(_read_parquet(everything), kept, None)}
+        distinct = (row for row in islice(_read_parquet(everything), kept) if _fingerprint(row["text"]) not in held)
+        train_rows = write_rows(train, islice(distinct, data.subset_size), progress)
+        last = islice(_read_parquet(everything), kept, None)
+        validation_rows = write_rows(validation, islice(last, data.val_subset_size), progress)
+    everything.unlink()
     return {
         "train_rows": train_rows,
         "validation_rows": validation_rows,
@@ -309,11 +302,13 @@ def write_rows(path: Path, rows: Iterable[Row], progress: Progress) -> int:
                     f"columns change their type between documents {count + 1} and {count + len(batch)} "
                     f"({one_line(error)[:100]}); keep only the text column, or make them alike"
                 ) from None
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table)
+            with writing(path):
+                writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+                writer.write_table(table)
             count += len(batch)
             progress.update(count)
     finally:
         if writer:
-            writer.close()
+            with writing(path):
+                writer.close()
     return count

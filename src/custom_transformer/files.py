@@ -4,35 +4,167 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from custom_transformer.errors import UserError
+
+# What the system says of a folder or disk that cannot be written, and what helps.
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f)",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it accessible",
+    errno.EPERM: "make it writable",
+    errno.EIO: "check the disk",
+    errno.ENOTDIR: "move away the file that stands where a folder should be",
+    errno.EEXIST: "move it away",
+    errno.EISDIR: "move the folder away",
+}
+
+
+class StorageError(OSError):
+    """A file that cannot be written: `filename` says which, `strerror` why and what to do."""
+
+
+@contextlib.contextmanager
+def writing(path: Path | str, temporary: Path | None = None) -> Iterator[None]:
+    """What keeps the block from writing `path`, by way of `temporary`, is raised as a StorageError.
+
+    Errors that name another file keep that name; those that storage has no part in pass as they are.
+    """
+    try:
+        yield
+    except (StorageError, UserError):
+        raise
+    except Exception as error:
+        name = getattr(error, "filename", None)
+        number = _error_number(error)
+        if number not in _REMEDIES:
+            raise
+        words = f"{os.strerror(number)}; {_REMEDIES[number]} and run the same command again"
+        raise StorageError(number, words, str(path) if name in (None, str(temporary)) else str(name)) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's number for an error; libraries in Rust give it in their text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path`; on success it is flushed to disk and renamed over `path`.
 
-    On any error the temporary file is removed and what stood at `path` before is untouched.
-    Text modes write UTF-8 with "\\n" line ends.
+    On any error the temporary file is removed and what stood at `path` before is untouched. What a killed process
+    left of an earlier writing of `path` is removed too. Text modes write UTF-8 with "\\n" line ends.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        try:
+            with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error counts
+                temporary.unlink()
+            raise
+        _sync(path.parent)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the temporary files of `path` whose processes are no more."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = leftover.name.split(".")[-2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Sees to it that a file's bytes, or a folder's names, outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot do this for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def staged_folders(*folders: Path) -> Iterator[list[Path]]:
+    """Empty folders beside `folders`, which take their places once the block has succeeded.
+
+    All old ones go before the first new one comes, so that what is there always belongs together; on any error they
+    stay. Names are fixed: what a killed process left, the next one clears away. Raises UserError while another
+    process is at the same folders, StorageError where they cannot be written.
+    """
+    stagings = [folder.with_name(f".{folder.name}.tmp") for folder in folders]
+    olds = [folder.with_name(f".{folder.name}.old") for folder in folders]
+    with _locked(folders[0]):
+        try:
+            for folder, staging, old in zip(folders, stagings, olds, strict=True):
+                with writing(folder, staging):
+                    shutil.rmtree(old, ignore_errors=True)
+                    shutil.rmtree(staging, ignore_errors=True)
+                    staging.mkdir(parents=True)
+            yield stagings
+            for file in (path for staging in stagings for path in [*staging.rglob("*"), staging]):
+                _sync(file)
+            with contextlib.ExitStack() as restore:
+                for folder, old in zip(folders, olds, strict=True):
+                    if folder.exists():
+                        folder.replace(old)
+                        restore.callback(old.replace, folder)
+                for folder, staging in zip(folders, stagings, strict=True):
+                    staging.replace(folder)
+                restore.pop_all()
+            _sync(folders[0].parent)
+        except StorageError as error:  # people know the folder, not its staging
+            for folder, staging in zip(folders, stagings, strict=True):
+                error.filename = error.filename.replace(str(staging), str(folder))
+            raise
+        finally:
+            for folder in (*stagings, *olds):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = folder.with_name(f".{folder.name}.lock")
+    with writing(folder, lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()  # where this is not allowed, FileLock would say that another process holds it
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another process is writing it; wait for its end, then run this again") from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def link_or_copy(source: Path | str, target: Path | str) -> None:

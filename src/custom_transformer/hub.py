@@ -6,12 +6,14 @@ import hashlib
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from custom_transformer.errors import UserError, one_line
+from custom_transformer.files import StorageError, writing
 
 ATTEMPTS = 4  # of each request, with pauses of 1, 2 and 4 seconds between them
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -45,7 +47,7 @@ def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
     """Brings the files of one split of `dataset`, as they are at `revision` (branch, tag or commit), to the cache.
 
     Without a network a revision that is a whole commit is served from the cache. Raises UserError for whatever
-    keeps the files from being there complete and unaltered.
+    keeps the files from being there complete and unaltered, StorageError where the cache is full or read-only.
     """
     import datasets
     from huggingface_hub import HfApi, hf_hub_download
@@ -104,10 +106,14 @@ class _Unreachable(UserError):
 
 def _patiently(dataset: str, revision: str | None, ask: Callable[[], _Answer]) -> _Answer:
     """The answer to a request; faults that may pass are tried again, others become one line."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     for attempt in range(ATTEMPTS):
         try:
-            return ask()
-        except UserError:
+            with warnings.catch_warnings(), writing(HF_HUB_CACHE):
+                warnings.filterwarnings("ignore", "Not enough free disk space")  # the error that follows says so
+                return ask()
+        except (UserError, StorageError):
             raise
         except Exception as error:  # the client raises its HTTP library's errors as well as its own
             final = _final(dataset, revision, error)
@@ -171,14 +177,18 @@ def _cached(dataset: str, commit: str, split: str) -> HubFiles:
     """The same from the cache alone; its files' names are their digests, so these can still be checked."""
     import datasets
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     missing = UserError(
         f"data.dataset {dataset}: not in the cache at {commit}, and the Hub cannot be reached; go online once"
     )
     try:
-        folder = snapshot_download(dataset, repo_type="dataset", revision=commit, local_files_only=True)
-        builder = datasets.load_dataset_builder(folder)
+        with writing(HF_HUB_CACHE):  # even to read from its cache, `datasets` locks it
+            folder = snapshot_download(dataset, repo_type="dataset", revision=commit, local_files_only=True)
+            builder = datasets.load_dataset_builder(folder)
         files = builder.config.data_files or {}
+    except StorageError:
+        raise
     except Exception:  # the client's ways of saying that nothing is there are many
         raise missing from None
     if split not in files:

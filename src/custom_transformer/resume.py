@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from custom_transformer.checkpoint import read_tensors
 from custom_transformer.errors import UserError
-from custom_transformer.files import atomic_write, link_or_copy, sha256_file
+from custom_transformer.files import atomic_write, link_or_copy, sha256_file, writing
 from custom_transformer.fingerprint import differences, run_key
 
 GENERATIONS = 2  # saved states kept: should the newest be damaged, the one before it serves
@@ -65,13 +65,16 @@ class WorkFolder:
         self._lock = FileLock(root / f"{key}.lock")
 
     def __enter__(self) -> WorkFolder:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            Path(self._lock.lock_file).touch()  # where this is not allowed, FileLock would say that another holds it
         self._acquire()
-        shutil.rmtree(self._finished, ignore_errors=True)
-        for folder in (self.checkpoints, self._by_digest):
-            folder.mkdir(parents=True, exist_ok=True)
-        for half_written in self.path.rglob(".*.tmp"):
-            half_written.unlink()
+        with writing(self.path):
+            shutil.rmtree(self._finished, ignore_errors=True)
+            for folder in (self.checkpoints, self._by_digest):
+                folder.mkdir(parents=True, exist_ok=True)
+            for half_written in self.path.rglob(".*.tmp"):
+                half_written.unlink()
         return self
 
     def _acquire(self) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import numpy as np
 from custom_transformer.config import DataParams
 from custom_transformer.documents import Piece, document_count, log2_prob_sum, read_pieces
 from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import atomic_write, sha256_file, write_json
+from custom_transformer.files import StorageError, atomic_write, sha256_file, staged_folders, write_json, writing
 from custom_transformer.progress import Progress
 from custom_transformer.tokens import META, token_dtype
 
@@ -133,12 +132,16 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
 
 def _fetched(name: str) -> Path:
     """The folder in the Hub's cache with a repository's tokenizer files, fetched where they are not there yet."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     try:
-        return Path(snapshot_download(name, allow_patterns=["*token*", "config.json", "vocab.*", "merges.txt"]))
+        with warnings.catch_warnings(), writing(constants.HF_HUB_CACHE):
+            warnings.filterwarnings("ignore", "Not enough free disk space")  # the error that follows says so
+            return Path(snapshot_download(name, allow_patterns=["*token*", "config.json", "vocab.*", "merges.txt"]))
+    except StorageError:
+        raise
     except errors.HFValidationError:
         problem = "is neither a file or folder here nor a Hub id; correct the path"
     except errors.GatedRepoError:
@@ -149,8 +152,6 @@ def _fetched(name: str) -> Path:
         reason = _beginning(error.__cause__ or error)
         problem = f"is not here, not in the Hub's cache, and the Hub cannot be reached ({reason}): connect, or use bpe"
     except Exception as error:  # the HTTP client's own, which share no base class
-        if isinstance(error, OSError) and error.errno:  # disk full, read-only cache, ...
-            raise
         problem = f"cannot be fetched from the Hub ({_beginning(error)}); try again later"
     raise UserError(f"data.tokenizer: {name!r} {problem}")
 
@@ -172,7 +173,7 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
     sources = {split: raw / f"{split}.parquet" for split in SPLITS}
     for path in sources.values():
         document_count(path)  # a missing one shows now, not after the training of a tokenizer
-    with _staged(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
+    with staged_folders(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
         tokenizer = build_tokenizer(data, _training_texts(sources["train"]))
         _save(tokenizer, tokenizer_folder)
         dtype = token_dtype(vocabulary_size(tokenizer))
@@ -277,32 +278,5 @@ def _source(path: Path) -> dict[str, Any]:
 
 
 def _save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    try:
+    with writing(folder):
         tokenizer.save_pretrained(folder)
-    except OSError:
-        raise
-    except Exception as error:  # the Rust library's bare Exception, on a full disk for one
-        raise UserError(f"{folder}: the tokenizer cannot be written ({_beginning(error)})") from None
-
-
-@contextlib.contextmanager
-def _staged(*folders: Path) -> Iterator[list[Path]]:
-    """Empty folders beside `folders`, which take their places once the block has succeeded.
-
-    All old ones go before the first new one comes, so that what is there always belongs together. Their names are
-    fixed: a run that was killed leaves them to the next one to clear away.
-    """
-    stagings = [folder.with_name(f".{folder.name}.tmp") for folder in folders]
-    try:
-        for staging in stagings:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-        yield stagings
-        for folder in folders:
-            if folder.exists():
-                shutil.rmtree(folder)
-        for staging, folder in zip(stagings, folders, strict=True):
-            staging.replace(folder)
-    finally:
-        for staging in stagings:
-            shutil.rmtree(staging, ignore_errors=True)

@@ -37,6 +37,8 @@ class Pipeline:
         # One thread: two would wait for each other whenever another process is at work, as in a soak test it is.
         self.environment = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
         copy_repository(folder)
+        for command in (["init", "--quiet"], ["add", "--all"]):
+            subprocess.run(["git", *command], cwd=folder, check=True)
         params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
         params["training"] |= TRAINING
         (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
@@ -48,8 +50,10 @@ class Pipeline:
     def start_over(self) -> None:
         """As before the training: no outputs, nothing in DVC's cache that could stand in for it."""
         (self.folder / "dvc.lock").write_bytes(self._before)
-        for made in ("checkpoints", "metrics", ".dvc/cache/runs"):
+        for made in ("checkpoints", ".dvc/cache/runs"):
             shutil.rmtree(self.folder / made, ignore_errors=True)
+        for result in (self.folder / "metrics").glob("[!.]*"):
+            result.unlink()
 
     def start(self, target: str | None = None) -> subprocess.Popen[str]:
         """`dvc repro`, in a process of its own, with its output in the folder's log."""

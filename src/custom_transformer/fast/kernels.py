@@ -76,7 +76,9 @@ def _build(compiler: str, path: Path) -> None:
             [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            first_error = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
+            # "failed" is the linker's word, on a full disk for one
+            told = (line for line in done.stderr.splitlines() if "error" in line or "failed" in line)
+            first_error = next(told, "no message")
             raise KernelsUnavailable(f"{compiler} failed: {first_error.strip()}")
         with built.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,0 +1,161 @@
+"""Real stages on disks that are full or read-only, or killed half-way: one line, nothing lost, the same end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import copy_repository
+
+OUTPUTS = ("data", "checkpoints", "metrics")
+FULL = "File too large; raise the limit on a file's size (ulimit -f) and run the same command again"
+
+
+def start(folder: Path, stage: str, *arguments: str, largest: int | None = None) -> subprocess.Popen[str]:
+    """A stage in a process that may write no file of more than `largest` bytes."""
+
+    def limit() -> None:
+        if largest is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+    )
+
+
+def succeeds(folder: Path, stage: str) -> str:
+    process = start(folder, stage)
+    output, complaint = process.communicate(timeout=120)
+    assert process.returncode == 0, complaint
+    return output
+
+
+def fails(folder: Path, stage: str, line: str, largest: int | None = None) -> None:
+    """Ends with `line`, the one error, and leaves all outputs as they were."""
+    before = outputs(folder)
+    process = start(folder, stage, largest=largest)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert complaint.endswith(f"error: {line}\n")
+    assert "Traceback" not in complaint
+    assert complaint.count("error: ") == 1 + complaint.count("warning: MLflow tracking is off")
+    assert outputs(folder) == before
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Every file of the stages, hidden and temporary ones too, but for locks and what only DVC reads."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for name in OUTPUTS
+        for path in (folder / name).rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def killed(folder: Path, stage: str, *arguments: str, when: Callable[[], bool]) -> None:
+    process = start(folder, stage, *arguments)
+    while process.poll() is None and not when():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository in which the stages up to training have run undisturbed."""
+    folder = copy_repository(tmp_path_factory.mktemp("finished") / "repository")
+    for stage in ("download", "tokenize", "train"):
+        succeeds(folder, stage)
+    return folder
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "repository")
+
+
+def test_download_on_a_full_disk_and_killed(finished: Path, workspace: Path) -> None:
+    fails(workspace, "download", f"data/raw/train.parquet: {FULL}", largest=1000)
+
+    parameters = workspace / "params.yaml"
+    more = parameters.read_text().replace("subset_size: 400", "subset_size: 40000")
+    (workspace / "more.yaml").write_text(more)
+    staged = workspace / "data/.raw.tmp/train.parquet"
+    killed(workspace, "download", "--config", "more.yaml", when=staged.exists)
+    assert staged.exists()
+    staged_files = {f"data/.raw.tmp/{path.name}" for path in staged.parent.iterdir()}
+    assert outputs(workspace).keys() - staged_files == outputs(finished).keys()
+    succeeds(workspace, "download")
+    assert outputs(workspace) == outputs(finished)
+
+
+def test_tokenize_on_a_full_disk_and_killed(finished: Path, workspace: Path) -> None:
+    fails(workspace, "tokenize", f"data/tokenizer: {FULL}", largest=300)
+    fails(workspace, "tokenize", f"data/tokens/train.bin: {FULL}", largest=50_000)
+
+    killed(workspace, "tokenize", when=(workspace / "data/.tokenizer.tmp/tokenizer.json").exists)
+    succeeds(workspace, "tokenize")
+    assert outputs(workspace) == outputs(finished)
+
+
+def test_training_on_a_disk_too_full_for_its_state(finished: Path, workspace: Path) -> None:
+    before = outputs(workspace)
+    process = start(workspace, "train", largest=200_000)
+    _, complaint = process.communicate(timeout=120)
+    *_, line = complaint.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(f".pt: {FULL}")
+    assert "work/" in line
+    assert "state-" in line
+    assert "Traceback" not in complaint
+    assert process.returncode == 1
+    assert outputs(workspace) == before
+    assert not list(workspace.rglob("*.tmp"))
+
+    (workspace / "metrics/train.json").unlink()
+    succeeds(workspace, "train")
+    assert outputs(workspace) == outputs(finished)
+
+
+def test_evaluation_on_a_full_disk(workspace: Path) -> None:
+    fails(workspace, "evaluate", f"metrics/eval.json: {FULL}", largest=100)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """A copy of `folder` in memory over it, mounted with `options`."""
+    content = shutil.copytree(folder, folder.with_name(f"{folder.name}-copy"))
+    mount = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if mount.returncode != 0:
+        pytest.skip(f"needs a file system of its own, and mounting is refused here: {mount.stderr.strip()}")
+    try:
+        shutil.copytree(content, folder, dirs_exist_ok=True)
+        subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_read_only_folders(workspace: Path) -> None:
+    read_only = "Read-only file system; make it writable and run the same command again"
+    with mounted(workspace / "data", "ro"):
+        fails(workspace, "download", f"data/raw: {read_only}")
+    with mounted(workspace / "metrics", "ro"):
+        fails(workspace, "generate", f"metrics/samples.jsonl: {read_only}")
