@@ -32,15 +32,15 @@ TRAINING = {
 class Pipeline:
     """A copy of the repository whose `dvc repro` has been seen to its end once, undisturbed."""
 
-    def __init__(self, folder: Path, target: str = "train"):
-        self.folder, self.target = folder, target
+    def __init__(self, folder: Path, target: str = "train", steps: int = 150):
+        self.folder, self.target, self.steps = folder, target, steps
         # One thread: two would wait for each other whenever another process is at work, as in a soak test it is.
         self.environment = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
         copy_repository(folder)
         for command in (["init", "--quiet"], ["add", "--all"]):
             subprocess.run(["git", *command], cwd=folder, check=True)
         params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
-        params["training"] |= TRAINING
+        params["training"] |= TRAINING | {"max_steps": steps}
         (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
         self.finish("tokenize")
         self._before = (folder / "dvc.lock").read_bytes()

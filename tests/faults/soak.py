@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from tests.faults.killing import TRAINING, Pipeline, kill
+from tests.faults.killing import Pipeline, kill
 
 KILLS_A_CAMPAIGN = 10  # at most
 
@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = Pipeline(Path(folder) / "repository", target="generate")
+        pipeline = Pipeline(Path(folder) / "repository", target="generate", steps=400)
         total = survived = campaigns = 0
         kinds: Counter[str] = Counter()
         while total < arguments.kills:
@@ -59,7 +59,7 @@ def campaign(pipeline: Pipeline, most: int, chance: random.Random) -> list[str]:
         process = pipeline.start()
         try:
             # Mostly while it trains, at times in any later stage.
-            process.wait(chance.uniform(0.5, 8.0) if chance.random() < 0.8 else chance.uniform(8.0, 25.0))
+            process.wait(chance.uniform(0.5, 9.0) if chance.random() < 0.9 else chance.uniform(9.0, 30.0))
         except subprocess.TimeoutExpired:
             kills.append(strike(pipeline, process, chance))
             kills[-1] += f" at {time.monotonic() - started:.1f} s"
@@ -94,8 +94,8 @@ def tracking_faults(pipeline: Pipeline) -> list[str]:
     runs = client.search_runs(experiments, "tags.stage = 'train'", order_by=["attributes.start_time DESC"])
     steps = sorted(metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train_loss"))
     faults = [f"a training is {run.info.status} in MLflow" for run in runs if run.info.status != "FINISHED"]
-    if steps != list(range(1, TRAINING["max_steps"] + 1)):
-        faults.append(f"MLflow has {len(steps)} points, {len(set(steps))} distinct, of {TRAINING['max_steps']} steps")
+    if steps != list(range(1, pipeline.steps + 1)):
+        faults.append(f"MLflow has {len(steps)} points, {len(set(steps))} distinct, of {pipeline.steps} steps")
     return faults
 
 

@@ -15,22 +15,9 @@ import yaml
 from mlflow import MlflowClient
 
 from tests.faults.servers import MlflowServer, Way, free_port
-from tests.helpers import PIPELINE_ENVIRONMENT, copy_repository
+from tests.helpers import PIPELINE_ENVIRONMENT
 
 STEPS = 400
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with tokens, ready to train for some seconds."""
-    folder = tmp_path_factory.mktemp("outages") / "prepared"
-    copy_repository(folder)
-    params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
-    params["training"] |= {"max_steps": STEPS, "num_epochs": 50, "batch_size": 8, "save_every": 100, "eval_every": 100}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
-    for stage in ("download", "tokenize"):
-        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=PIPELINE_ENVIRONMENT, check=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +28,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 
 class Training:
-    """The training stage as a process of its own, in a folder of its own."""
+    """The training stage as a process of its own, in a folder of its own, some seconds long."""
 
-    def __init__(self, prepared: Path, name: str, uri: str):
-        self.folder, self.experiment = prepared.with_name(name), name
-        shutil.copytree(prepared, self.folder)
-        params = yaml.safe_load((self.folder / "params.yaml").read_text("utf-8"))
-        params["tracking"] = {"experiment": name, "uri": uri}
-        (self.folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
+    def __init__(self, prepared: Path, folder: Path, uri: str):
+        self.folder = shutil.copytree(prepared, folder)
+        params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
+        params["training"] |= {"max_steps": STEPS, "num_epochs": 50, "batch_size": 8, "save_every": 100}
+        params["tracking"] = {"experiment": folder.name, "uri": uri}
+        (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
         self._process = self._start("stages.train")
 
     def _start(self, *module: str) -> subprocess.Popen[str]:
@@ -87,7 +74,7 @@ class Training:
         said, errors = sync.communicate(timeout=120)
         assert (sync.returncode, said) == (0, "1 run delivered\n"), errors
         client = MlflowClient(store)
-        found = client.get_experiment_by_name(self.experiment)
+        found = client.get_experiment_by_name(self.folder.name)
         assert found is not None
         (run,) = client.search_runs([found.experiment_id])
         assert run.info.status == "FINISHED"
@@ -98,14 +85,14 @@ class Training:
         assert not list(self.folder.glob("work/*/*/"))
 
 
-def test_down_slow_or_refusing(prepared: Path, server: MlflowServer) -> None:
+def test_down_slow_or_refusing(prepared: Path, tmp_path: Path, server: MlflowServer) -> None:
     down = free_port()
     slow, refusing = Way(server), Way(server)
     slow.delay, refusing.refusal = 2.0, 500
     trainings = {
-        "Connection refused": Training(prepared, "down", f"http://127.0.0.1:{down}"),
-        "it takes too long": Training(prepared, "slow", slow.uri),
-        "500": Training(prepared, "refusing", refusing.uri),
+        "Connection refused": Training(prepared, tmp_path / "down", f"http://127.0.0.1:{down}"),
+        "it takes too long": Training(prepared, tmp_path / "slow", slow.uri),
+        "500": Training(prepared, tmp_path / "refusing", refusing.uri),
     }
     for saying, training in trainings.items():
         training.ends_in_time_with_one_line(saying)
@@ -117,8 +104,8 @@ def test_down_slow_or_refusing(prepared: Path, server: MlflowServer) -> None:
         way.shutdown()
 
 
-def test_frozen(prepared: Path, server: MlflowServer) -> None:
-    training = Training(prepared, "frozen", server.uri)
+def test_frozen(prepared: Path, tmp_path: Path, server: MlflowServer) -> None:
+    training = Training(prepared, tmp_path / "frozen", server.uri)
     training.wait_for_step(STEPS // 4)
     server.freeze()
     training.ends_in_time_with_one_line("timed out", "it takes too long")
@@ -126,8 +113,8 @@ def test_frozen(prepared: Path, server: MlflowServer) -> None:
     training.is_delivered_by_sync(server.uri)
 
 
-def test_killed(prepared: Path, server: MlflowServer) -> None:
-    training = Training(prepared, "killed", server.uri)
+def test_killed(prepared: Path, tmp_path: Path, server: MlflowServer) -> None:
+    training = Training(prepared, tmp_path / "killed", server.uri)
     training.wait_for_step(STEPS // 4)
     server.kill()
     training.ends_in_time_with_one_line("Connection refused")
