@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from custom_transformer.checkpoint import Checkpoint, load_checkpoint
@@ -50,6 +51,8 @@ def evaluate_checkpoint(checkpoint: Checkpoint, params: Params) -> dict[str, flo
         )
     length = min(params.data.max_length, model.config.max_seq_len)
     metrics, by_position = evaluate(model, split, length, params.evaluation.batch_size, params.evaluation.max_batches)
+    if not math.isfinite(metrics["loss"]):
+        raise UserError(f"the loss on the validation split is {metrics['loss']}: evaluate an earlier checkpoint")
     if params.data.dataset == "primer":
         metrics["held_out_accuracy"] = held_out_accuracy(model, tokenizer, held_out_questions())
     write_json(METRICS / "eval.json", metrics)

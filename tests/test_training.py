@@ -100,7 +100,7 @@ def test_the_run_stops_at_max_nan_steps_with_the_state_before_the_first(
             statuses.append(m.result.status)
             if m.step == 2:
                 before_first = copy.deepcopy(t.state())
-    assert statuses == ["ok", "ok", "nan_detected", "ok", "nan_detected"]
+    assert statuses == ["ok", "ok", "nan_detected", "ok", "nan_detected", "nan_detected"]
     assert list(kept) == [2]
     assert before_first is not None
     for part in ("state_dict", "optimizer"):

@@ -147,7 +147,10 @@ class Trainer:
     def run(self) -> Iterator[StepMetrics]:
         """The remaining steps. Raises UserError when max_nan_steps steps have been skipped for NaN."""
         order_epoch = -1
-        while self.step < self.total_steps:
+        while True:
+            self._check_nan_steps()
+            if self.step == self.total_steps:
+                return
             epoch, position = divmod(self.step, self.steps_per_epoch)
             if order_epoch != epoch:
                 order, order_epoch = epoch_order(self.n_windows, self.seed, epoch), epoch
@@ -170,7 +173,7 @@ class Trainer:
             self.kept_state = str(self.keep_state(self.step, self.state()))
         self.step += 1
         self.tokens += len(indices) * self.max_length
-        self._count_nan(result)
+        self.nan_steps += result.status != "ok"
         spike = self._count_spike(result)
         self._record(result, learning_rate, epoch)
 
@@ -181,10 +184,7 @@ class Trainer:
         checkpoint = self._save_epoch(epoch, result) if epoch_ends else None
         return StepMetrics(self.step, epoch, self.tokens, learning_rate, result, spike, loss, checkpoint)
 
-    def _count_nan(self, result: StepResult) -> None:
-        if result.status == "ok":
-            return
-        self.nan_steps += 1
+    def _check_nan_steps(self) -> None:
         if self.nan_steps >= min(self.params.max_nan_steps, self.total_steps):
             raise UserError(
                 f"training stopped at step {self.step}: {self.nan_steps} steps had a loss or gradient that was NaN "

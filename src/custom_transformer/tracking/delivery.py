@@ -52,7 +52,11 @@ class Delivery:
         if self._client is None:
             self._client = open_store(self.header.uri)
         if self.progress.run_id is None:
-            self._note(run_id=self._find_or_make())
+            run_id, own = self._find_or_make()
+            self._note(run_id=run_id, described=not own)
+        if not self.progress.described:
+            self._describe()
+            self._note(described=True)
         for events, offset in _batches(self.spool.events(self.progress.offset)):
             try:
                 self._send(events)
@@ -68,7 +72,7 @@ class Delivery:
             return
         # The store has been replaced by an empty one; the spool still has it all.
         self._anew = True
-        self._note(run_id=None, offset=0, closed=False)
+        self._note(run_id=None, described=False, offset=0, closed=False)
         self.send()
 
     def close_for_the_dead(self) -> None:
@@ -84,43 +88,53 @@ class Delivery:
     def _client_call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(self._client, method)(*args, **kwargs)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the store has all of it, its end too."""
+        return self.progress.closed and self.progress.offset == self.spool.size()
+
     # -- the run
 
-    def _find_or_make(self) -> str:
+    def _find_or_make(self) -> tuple[str, bool]:
+        """MLflow's id of the run, and whether it is the spool's own, not one that it adds to."""
         assert self._client is not None
         experiment = experiment_id(self._client, self.header.experiment, self.header.uri)
-        found = self._search(experiment, f"tags.{SPOOL_TAG} = '{self.spool.name}'")
-        if not found and (digest := self.header.checkpoint):
+        if found := self._search(experiment, f"tags.{SPOOL_TAG} = '{self.spool.name}'"):
+            return found[0].info.run_id, True
+        if digest := self.header.checkpoint:
             found = self._search(experiment, f"tags.checkpoints LIKE '%{digest}%'")
             wanted = self.header.tags.get("DVC_EXP_NAME")
             found.sort(key=lambda run: run.data.tags.get("DVC_EXP_NAME") != wanted)  # the same experiment's first
-        return found[0].info.run_id if found else self._make(experiment)
+            if found:
+                return found[0].info.run_id, False
+        made = self._client_call(
+            "create_run",
+            experiment,
+            start_time=self.header.started,
+            run_name=self.header.name,
+            tags=self.header.tags | {SPOOL_TAG: self.spool.name},
+        )
+        return made.info.run_id, True
 
     def _search(self, experiment: str, condition: str) -> list[Any]:
         newest_first = ["attributes.start_time DESC"]
         return list(self._client_call("search_runs", [experiment], condition, order_by=newest_first, max_results=50))
 
-    def _make(self, experiment: str) -> str:
+    def _describe(self) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        header = self.header
-        tags = header.tags | {SPOOL_TAG: self.spool.name}
-        run_id: str = self._client_call(
-            "create_run", experiment, start_time=header.started, run_name=header.name, tags=tags
-        ).info.run_id
-        params = [Param(*item) for item in header.params.items()]
+        params = [Param(*item) for item in self.header.params.items()]
         for i in range(0, len(params), _PARAMS_A_BATCH):
-            self._client_call("log_batch", run_id, params=params[i : i + _PARAMS_A_BATCH])
+            self._client_call("log_batch", self.progress.run_id, params=params[i : i + _PARAMS_A_BATCH])
         inputs = []
-        for data in header.datasets:
+        for data in self.header.datasets:
             web = data["source"].startswith(("http://", "https://"))
             source = json.dumps({"url" if web else "uri": data["source"]})
             digest = data["digest"][:_DATASET_DIGEST_LENGTH]
             dataset = Dataset(data["name"], digest, source_type="http" if web else "local", source=source)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", data["context"])]))
         if inputs:
-            self._client_call("log_inputs", run_id, inputs)
-        return run_id
+            self._client_call("log_inputs", self.progress.run_id, inputs)
 
     # -- events
 
@@ -187,7 +201,7 @@ def deliver_unattended(uri: str | None = None) -> Iterator[tuple[Header, Excepti
         except (OSError, ValueError, TypeError):  # a damaged disk; left for a person to look at
             continue
         store = delivery.header.uri
-        if uri not in (None, store):
+        if uri not in (None, store) or (delivery.complete and spool.can_go_on()):
             continue
         try:
             if store in failed:

@@ -59,6 +59,7 @@ class Progress:
     """How far a store has a spool."""
 
     run_id: str | None = None
+    described: bool = False  # parameters and inputs were told
     offset: int = 0  # bytes of events.jsonl
     closed: bool = False  # the end was told, or the death of a run that did not tell it
 
@@ -220,6 +221,10 @@ class Spool:
                 except ValueError:  # a damaged disk: the rest is still worth having
                     continue
                 yield event, offset
+
+    def size(self) -> int:
+        """Bytes of the events."""
+        return (self.path / "events.jsonl").stat().st_size
 
     def last_step(self) -> int:
         """The highest step that metrics were logged for, system metrics apart; 0 before the first."""
