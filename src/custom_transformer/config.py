@@ -14,6 +14,7 @@ from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.files import read_text
 
 MAX_BYTES = 256 << 10  # of a file of parameters
+MAX_VOCAB_SIZE = 1_000_000
 MAX_ALIASED = 100  # characters that a YAML alias may stand for
 
 
@@ -46,7 +47,7 @@ class DataParams(Section):
     subset_size: Count | None  # documents; null: all of them
     val_subset_size: Count | None
     tokenizer: Text  # bpe, gpt2, or a path or Hub id of a fast tokenizer
-    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)]  # entries of a "bpe" tokenizer: 256 bytes + end
+    vocab_size: Annotated[int, Field(ge=257, le=MAX_VOCAB_SIZE)]  # entries of a "bpe" tokenizer: 256 bytes + end
     max_length: Annotated[int, Field(ge=2)]  # tokens a training window
 
 
