@@ -160,6 +160,8 @@ def _check_pickle(pickled: bytes) -> None:
     memo: dict[Any, int] = {}
     for opcode, argument, _ in pickletools.genops(pickled):
         name, before = opcode.name, opcode.stack_before
+        if name == "PROTO" and argument != 2:  # which torch.load would warn of
+            raise pickle.UnpicklingError
         if name == "MARK":
             marks.append(len(stack))
             continue

@@ -211,6 +211,8 @@ def write_rows(path: Path, rows: Iterable[Row], progress: Progress) -> int:
                 writer.write_table(table)
             except UnicodeEncodeError:
                 raise UserError(f"{where}: a column's name or value is not valid Unicode text; leave it out") from None
+            except RecursionError:
+                raise UserError(f"{where}: a column nests more than {MAX_NESTING} levels deep; leave it out") from None
             except (pa.ArrowException, TypeError, OverflowError) as error:
                 raise UserError(
                     f"{where}: a column's values cannot be stored as one type ({one_line(error)[:100]}); keep only the "
