@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PORT ?= 5000
 
-.PHONY: setup repro test check soak bench ui clean
+.PHONY: setup repro test soak fuzz check bench ui clean
 
 # Installs what is pinned; again when the pins or the project's metadata change.
 $(READY): pyproject.toml constraints.txt
@@ -23,6 +23,9 @@ repro: $(READY)
 
 test: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+fuzz: $(READY)
+	@$(BIN)/python -m pytest tests/faults/test_fuzz.py --hypothesis-profile=long --hypothesis-show-statistics
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from custom_transformer.errors import UserError, run_main
+from custom_transformer.errors import UserError, lines_only, run_main
 from custom_transformer.report import print_metrics
 
 METRICS = Path("metrics")
@@ -27,7 +27,8 @@ def main() -> None:
     one_a_prompt = list({sample["prompt"]: sample for sample in samples}.values())
     for sample in one_a_prompt[:SAMPLES_SHOWN]:
         prompt, rest = sample["prompt"], sample["text"][len(sample["prompt"]) :]
-        console.print(f"\n[bold]{escape(prompt)}[/bold]{escape(rest)}{'' if sample['ended'] else ' …'}")
+        shown = (escape(lines_only(part)) for part in (prompt, rest))
+        console.print("\n[bold]{}[/bold]{}".format(*shown) + ("" if sample["ended"] else " …"))
     console.print(
         "\nall samples      metrics/samples.md"
         "\ntraining curves  dvc plots show, then open dvc_plots/index.html"

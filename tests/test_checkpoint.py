@@ -139,12 +139,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown key in config": (set_in("config", "rope", True), "rope"),
     "unknown dtype": (set_in("config", "dtype", "int8"), "int8"),
     "a billion blocks": (set_in("config", "n_blocks", 10**9), "blocks"),
-    "huge vocabulary": (set_in("config", "vocab_size", 10**15), "token_embedding"),
+    "huge vocabulary": (set_in("config", "vocab_size", 10**9), "token_embedding"),
     "stretched tensor": (
         edit(
             lambda c: (
-                c["config"].update(vocab_size=10**12),
-                c["state_dict"].update(token_embedding=torch.zeros(1, 1).expand(10**12, 15)),
+                c["config"].update(vocab_size=10**9),
+                c["state_dict"].update(token_embedding=torch.zeros(1, 1).expand(10**9, 15)),
             )
         ),
         "more numbers than the file holds",

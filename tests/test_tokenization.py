@@ -149,10 +149,15 @@ def damage_array(folder: Path) -> None:
     (folder / "train.bin").write_bytes((folder / "train.bin").read_bytes()[:-2])
 
 
-def damage_id(folder: Path) -> None:
+def damage_id(folder: Path, to: int = 9999) -> None:
     tokens = np.fromfile(folder / "train.bin", "<u2")
-    tokens[5] = 9999
+    tokens[5] = to
     tokens.tofile(folder / "train.bin")
+
+
+def change_id(folder: Path) -> None:
+    tokens = np.fromfile(folder / "train.bin", "<u2")
+    damage_id(folder, to=(tokens[5] + 1) % 300)
 
 
 def damage_meta(folder: Path) -> None:
@@ -169,6 +174,7 @@ def damage_dtype(folder: Path) -> None:
     [
         (damage_array, "where meta.json says"),
         (damage_id, "token id 9999 at position 5 is outside the vocabulary"),
+        (change_id, "changed since it was made"),
         (damage_meta, "damaged"),
         (damage_dtype, "not stored as uint32"),
     ],

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from custom_transformer.errors import UserError, one_line
+from custom_transformer.errors import UserError, one_line, shown
+from custom_transformer.files import read_text
 
-Count = Annotated[int, Field(ge=1)]
+MAX_BYTES = 256 << 10  # of a file of parameters
+MAX_VOCAB_SIZE = 1_000_000
+MAX_ALIASED = 100  # characters that a YAML alias may stand for
+
+
+def _printable(text: str) -> str:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise ValueError(f"{shown(text)} holds control characters or half a surrogate pair; remove them")
+    return text
+
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 
 
 class Section(BaseModel):
@@ -26,15 +39,15 @@ class DataParams(Section):
     """Where the text comes from and how it becomes tokens."""
 
     dataset: Text  # primer, a registered name, a Hub id, or a path or glob of local files
-    revision: str | None  # branch, tag or commit of a Hub dataset
-    text_column: str | None  # null: the registered dataset's own, else "text"
+    revision: Text | None  # branch, tag or commit of a Hub dataset
+    text_column: Text | None  # null: the registered dataset's own, else "text"
     train_split: Text
-    val_split: str | None  # null: a fraction of the training split is kept for validation
+    val_split: Text | None  # null: a fraction of the training split is kept for validation
     val_fraction: Fraction
     subset_size: Count | None  # documents; null: all of them
     val_subset_size: Count | None
     tokenizer: Text  # bpe, gpt2, or a path or Hub id of a fast tokenizer
-    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)]  # entries of a "bpe" tokenizer: 256 bytes + end
+    vocab_size: Annotated[int, Field(ge=257, le=MAX_VOCAB_SIZE)]  # entries of a "bpe" tokenizer: 256 bytes + end
     max_length: Annotated[int, Field(ge=2)]  # tokens a training window
 
 
@@ -77,7 +90,7 @@ class CustomTransformerConfig(ModelParams):
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any], where: str = "model configuration") -> CustomTransformerConfig:
         """The configuration that `fields` describe; raises UserError naming the field that is wrong."""
-        return _validated(cls, dict(fields), where)
+        return validated(cls, dict(fields), where)
 
 
 class TrainingParams(Section):
@@ -137,7 +150,7 @@ class GenerationParams(Section):
 
 class TrackingParams(Section):
     experiment: Text
-    uri: str | None  # null: the SQLite store at the repository root
+    uri: Text | None  # null: the SQLite store at the repository root
 
 
 class Params(Section):
@@ -164,20 +177,36 @@ class Params(Section):
 def load_params(path: Path | str = "params.yaml") -> Params:
     """The validated parameters in a YAML file; raises UserError naming the file, the key and the remedy."""
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        content = yaml.load(read_text(path, MAX_BYTES), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the repository root or name one with --config") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; is this a YAML file of parameters?") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # PyYAML's own constructors stumble over a tag whose value is of another kind, such as !!int ''.
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected sections (seed, data, model, …), found {type(content).__name__}")
-    return _validated(Params, content, str(path))
+    return validated(Params, content, str(path))
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; here the second is an error."""
+class _Loader(yaml.SafeLoader):
+    """YAML of which no part is lost or multiplied.
+
+    PyYAML keeps the last of two equal keys without a word; here the second is an error. An alias stands for a number
+    or a word: one for a list of aliases would make a short file a huge value.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            node = self.anchors.get(event.anchor)
+            if node is not None and not (isinstance(node, yaml.ScalarNode) and len(node.value) <= MAX_ALIASED):
+                raise yaml.composer.ComposerError(
+                    problem=f"the alias *{event.anchor} stands for more than a word; write it out",
+                    problem_mark=event.start_mark,
+                )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -193,7 +222,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _validated(model: type[_Model], content: dict[Any, Any], where: str) -> _Model:
+def validated(model: type[_Model], content: dict[Any, Any], where: str) -> _Model:
+    """`content` as `model`; raises UserError naming `where`, the key and the remedy."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -204,7 +234,7 @@ def _validated(model: type[_Model], content: dict[Any, Any], where: str) -> _Mod
 
 def _explain(error: Any) -> str:
     """One of pydantic's errors as 'key: what is wrong; what to do'."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(part if isinstance(part, str) else shown(part) for part in error["loc"])[:80]
     value, kind = error["input"], error["type"]
     if kind == "extra_forbidden":
         return f"{key}: unknown key; remove it or correct its name"
@@ -215,7 +245,7 @@ def _explain(error: Any) -> str:
     hint = ""
     if isinstance(value, str) and _is_number(value):
         hint = "; this is text in YAML: drop the quotes, and write exponents with a dot and a sign (3.0e-4)"
-    return f"{key}: {error['msg'].lower()}, not {one_line(repr(value))[:80]}{hint}"
+    return f"{key}: {error['msg'].lower()}, not {shown(value)}{hint}"
 
 
 def _is_number(text: str) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import glob
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -18,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custom_transformer.config import DataParams
-from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import project_root, sha256_file, staged_folders, write_json, writing
+from custom_transformer.errors import UserError, one_line, shown
+from custom_transformer.files import sha256_file, staged_folders, write_json, writing
+from custom_transformer.local_files import MAX_LINE_BYTES, Row, local_files, read_parquet, read_rows
 from custom_transformer.progress import Progress
 
 ROWS_A_BATCH = 1000
 PRIMER_TEXTS = {"train": 20_000, "validation": 1_000}
-LOCAL_SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
-MAX_LINE_BYTES = 64 << 20  # a longer line would not be a document but a mistake, and would fill the memory
-
-Row = dict[str, Any]
+MAX_BATCH = 64 << 20  # characters of text, or of other columns as Python shows them, given to the writer at once
+MAX_COLUMNS = 1000
+MAX_NESTING = 32  # a parquet file of columns that nest much deeper cannot be read again
 
 
 @dataclass(frozen=True)
@@ -105,27 +102,6 @@ def open_source(data: DataParams, seed: int) -> Source:
     return _hub(data.dataset, data.text_column or "text", data)
 
 
-def local_files(pattern: str) -> list[Path]:
-    """The files that a path or glob names, sorted, looked for here and then under the repository's root.
-
-    Raises UserError when one of them is of a kind that cannot be read.
-    """
-    expanded = str(Path(pattern).expanduser())
-    for root in (Path(), project_root()):
-        names = glob.glob(str(root / expanded), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        paths = sorted(path for path in map(Path, names) if path.is_file())
-        if paths:
-            break
-    else:
-        if Path(pattern).suffix in LOCAL_SUFFIXES or any(c in pattern for c in "*?["):
-            raise UserError(f"data.dataset {pattern}: no such file")
-        return []
-    for path in paths:
-        if path.suffix not in LOCAL_SUFFIXES:
-            raise UserError(f"{path}: cannot be read as text; give {', '.join(LOCAL_SUFFIXES)}")
-    return paths
-
-
 # ----------------------------------------------------------------------------------------------- sources
 
 
@@ -157,92 +133,15 @@ def _hub(dataset: str, text_column: str, data: DataParams) -> Source:
     return Source(train.rows(), validation, text_column, facts, files)
 
 
-# ----------------------------------------------------------------------------------------------- reading
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of one file, streamed. Raises UserError naming the file, the line and what is wrong there."""
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: cannot be read as text; give {', '.join(readers)}")
-    try:
-        yield from readers[path.suffix](path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it first") from None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise UserError(f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; break it up")
-            if b"\0" in line:
-                raise UserError(f"{path}: line {number} holds a zero byte; is it a binary file?")
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-
-
-def _read_txt(path: Path) -> Iterator[Row]:
-    """Documents are what stands between blank lines."""
-    document: list[str] = []
-    size = 0
-    for number, line in _lines(path):
-        line = line.rstrip("\r\n")
-        if line.strip():
-            document.append(line)
-            size += len(line)
-            if size > MAX_LINE_BYTES:
-                raise UserError(
-                    f"{path}: the document that ends after line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; "
-                    "put blank lines between documents"
-                )
-        elif document:
-            yield {"text": "\n".join(document)}
-            document, size = [], 0
-    if document:
-        yield {"text": "\n".join(document)}
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON: {one_line(error)[:100]}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is {type(row).__name__}, not an object with a text column")
-        yield row
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.DictReader(line for _, line in _lines(path))
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(f"{path}: line {reader.line_num} has more or fewer fields than the header")
-            yield dict(row)
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: {one_line(error)}") from None
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_A_BATCH):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged or not a parquet file ({one_line(error)[:100]})") from None
-
-
 def _documents(rows: Iterable[Row], text_column: str) -> Iterator[Row]:
     """The rows that have text, with it in the column `text`; a `text` of another meaning becomes `source_text`."""
     for row in rows:
+        if len(row) > MAX_COLUMNS:
+            raise UserError(f"data.dataset: a document of {len(row):,} columns; {MAX_COLUMNS:,} are the most")
         if text_column not in row:
-            raise UserError(f"data.text_column {text_column}: no such column; there are {', '.join(map(str, row))}")
+            raise UserError(
+                f"data.text_column {text_column}: no such column; there are {', '.join(map(str, row))[:300]}"
+            )
         text = row[text_column]
         if text is None or text == "":
             continue
@@ -251,7 +150,9 @@ def _documents(rows: Iterable[Row], text_column: str) -> Iterator[Row]:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UserError(f"data.text_column {text_column}: {ascii(text)[:60]} is not valid Unicode text") from None
+            raise UserError(f"data.text_column {text_column}: {shown(text)} is not valid Unicode text") from None
+        if len(text) > MAX_LINE_BYTES:
+            raise UserError(f"data.text_column {text_column}: a text beyond {MAX_LINE_BYTES >> 20} MiB; break it up")
         others = {("source_text" if name == "text" else name): v for name, v in row.items() if name != text_column}
         yield {"text": text} | others
 
@@ -271,10 +172,10 @@ def _write_divided(source: Source, data: DataParams, train: Path, validation: Pa
         raise UserError(f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits")
     kept = total - max(1, round(total * data.val_fraction))
     with Progress("divide", total, "documents") as progress:
-        held = {_fingerprint(row["text"]) for row in islice(_read_parquet(everything), kept, None)}
-        distinct = (row for row in islice(_read_parquet(everything), kept) if _fingerprint(row["text"]) not in held)
+        held = {_fingerprint(row["text"]) for row in islice(read_parquet(everything), kept, None)}
+        distinct = (row for row in islice(read_parquet(everything), kept) if _fingerprint(row["text"]) not in held)
         train_rows = write_rows(train, islice(distinct, data.subset_size), progress)
-        last = islice(_read_parquet(everything), kept, None)
+        last = islice(read_parquet(everything), kept, None)
         validation_rows = write_rows(validation, islice(last, data.val_subset_size), progress)
     everything.unlink()
     return {
@@ -292,19 +193,25 @@ def write_rows(path: Path, rows: Iterable[Row], progress: Progress) -> int:
     """Streams rows into a parquet file, the same bytes for the same rows; returns how many there were."""
     count = 0
     writer = None
-    rows = iter(rows)
     try:
-        while batch := list(islice(rows, ROWS_A_BATCH)):
+        for batch in _batches(rows):
+            where = f"documents {count + 1:,} to {count + len(batch):,}"
             try:
                 table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
-            except (pa.ArrowException, TypeError) as error:
+                if any(_nesting(column.type) > MAX_NESTING for column in table.schema):
+                    raise UserError(f"{where}: a column nests more than {MAX_NESTING} levels deep; leave it out")
+                with writing(path):
+                    writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+                    writer.write_table(table)
+            except UnicodeEncodeError:
+                raise UserError(f"{where}: a column's name or value is not valid Unicode text; leave it out") from None
+            except RecursionError:
+                raise UserError(f"{where}: a column nests more than {MAX_NESTING} levels deep; leave it out") from None
+            except (pa.ArrowException, TypeError, OverflowError) as error:
                 raise UserError(
-                    f"columns change their type between documents {count + 1} and {count + len(batch)} "
-                    f"({one_line(error)[:100]}); keep only the text column, or make them alike"
+                    f"{where}: a column's values cannot be stored as one type ({one_line(error)[:100]}); keep only the "
+                    "text column, or make them alike"
                 ) from None
-            with writing(path):
-                writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-                writer.write_table(table)
             count += len(batch)
             progress.update(count)
     finally:
@@ -312,3 +219,27 @@ def write_rows(path: Path, rows: Iterable[Row], progress: Progress) -> int:
             with writing(path):
                 writer.close()
     return count
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(map(_size, row.values()))
+        if len(batch) == ROWS_A_BATCH or size >= MAX_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _size(value: Any) -> int:
+    try:
+        return len(value if isinstance(value, str) else repr(value))
+    except RecursionError:
+        raise UserError(f"a column nests more than {MAX_NESTING} levels deep; leave it out") from None
+
+
+def _nesting(kind: pa.DataType) -> int:
+    return 1 + max((_nesting(kind.field(i).type) for i in range(kind.num_fields)), default=0)

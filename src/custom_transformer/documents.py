@@ -86,12 +86,16 @@ def _texts(path: Path) -> Iterator[pa.Buffer]:
             pa.large_string(),
         ):
             raise UserError(f"{path}: no column 'text' of strings, but {', '.join(names)}; {REMEDY}")
-        stored = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-        rows = READ_BYTES * file.metadata.num_rows // max(1, stored)
-        for batch in file.iter_batches(max(1, min(rows, READ_ROWS)), columns=["text"]):
+        for batch in file.iter_batches(rows_at_once(file), columns=["text"]):
             if batch.column(0).null_count:
                 raise UserError(f"{path}: a document without text (null); {REMEDY}")
             yield from (value.as_buffer() for value in batch.column(0))
+
+
+def rows_at_once(file: pq.ParquetFile) -> int:
+    """How many rows come to about READ_BYTES, READ_ROWS at most."""
+    stored = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+    return int(max(1, min(READ_BYTES * file.metadata.num_rows // max(1, stored), READ_ROWS)))
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import reprlib
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -26,6 +27,24 @@ def one_line(text: object) -> str:
     """`text` on a single line, control characters escaped, so that it cannot disturb a terminal."""
     folded = " ".join(str(text).split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in folded)
+
+
+def lines_only(text: str) -> str:
+    """`text` with line breaks and tabs as they are, and other control characters escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def shown(value: object) -> str:
+    """`value` as Python writes it, for a message: on one line and short, however large or often nested it is."""
+    try:
+        return one_line(_SHORT.repr(value))[:80]
+    except (ValueError, RecursionError):  # an integer of thousands of digits, say
+        return f"{type(value).__name__} that is too large to show"
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -194,6 +195,22 @@ def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def check_regular(path: Path | str) -> None:
+    """Raises UserError for a folder, a pipe or a device, which would not open or never end."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise UserError(f"{path}: not a regular file; name another")
+
+
+def read_text(path: Path | str, max_bytes: int) -> str:
+    """A small file's UTF-8 text; raises UserError for one of more than `max_bytes`, which stays unread."""
+    check_regular(path)
+    with Path(path).open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UserError(f"{path}: larger than {max_bytes >> 10:,} KiB; is it the right file?")
+    return content.decode("utf-8")
 
 
 def project_root() -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 from custom_transformer import ops
 from custom_transformer.blocks import in_product_dtype
 from custom_transformer.config import GenerationParams
+from custom_transformer.errors import lines_only, one_line
 from custom_transformer.fast.products import fast_products
 from custom_transformer.model import CustomTransformer
 
@@ -164,9 +165,9 @@ def samples_markdown(samples: list[Sample], params: GenerationParams) -> str:
     settings += f", top-p {params.top_p:g}" if params.top_p is not None else ""
     lines = ["# Samples", "", f"{settings}, at most {params.max_new_tokens} tokens after the prompt."]
     for prompt in dict.fromkeys(sample.prompt for sample in samples):
-        lines += ["", f"## {prompt or '(no prompt)'}"]
+        lines += ["", f"## {one_line(prompt) or '(no prompt)'}"]
         for sample in samples:
             if sample.prompt == prompt:
-                text = sample.text + ("" if sample.ended else " …")
-                lines += ["", *(f"> {line}".rstrip() for line in text.splitlines())]
+                text = "\n".join(sample.text.splitlines()) + ("" if sample.ended else " …")
+                lines += ["", *(f"> {line}".rstrip() for line in lines_only(text).split("\n"))]
     return "\n".join(lines) + "\n"

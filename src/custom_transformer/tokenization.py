@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from custom_transformer.config import DataParams
+from custom_transformer.config import MAX_VOCAB_SIZE, DataParams
 from custom_transformer.documents import Piece, document_count, log2_prob_sum, read_pieces
 from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import StorageError, atomic_write, sha256_file, staged_folders, write_json, writing
+from custom_transformer.files import (
+    StorageError,
+    atomic_write,
+    check_regular,
+    sha256_file,
+    staged_folders,
+    write_json,
+    writing,
+)
 from custom_transformer.progress import Progress
 from custom_transformer.tokens import META, token_dtype
 
@@ -23,6 +31,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 END_TOKEN = "<|endoftext|>"
 SPLITS = ("train", "validation")
+MAX_DEFINITION_BYTES = 128 << 20  # of a tokenizer.json
 BATCH_PIECES, BATCH_BYTES = 1000, 2**21  # given to the encoder at once
 
 
@@ -116,10 +125,15 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
     path = Path(name)
     if not path.exists():
         path = _fetched(name)
+    definition = path / "tokenizer.json" if path.is_dir() else path
     try:
+        if definition.exists():
+            _check_definition(definition)
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:  # whatever the libraries make of missing, damaged or foreign files
         raise UserError(
             f"data.tokenizer: no fast tokenizer can be loaded from {name!r}, its tokenizer.json is missing or damaged "
@@ -128,6 +142,18 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"data.tokenizer: {name!r} is no fast tokenizer: it needs a tokenizer.json; choose another")
     return tokenizer
+
+
+def _check_definition(path: Path) -> None:
+    """Before transformers reads it, which fills the memory with a list as long as the largest id."""
+    from tokenizers import Tokenizer
+
+    check_regular(path)
+    if path.stat().st_size > MAX_DEFINITION_BYTES:
+        raise UserError(f"{path}: larger than {MAX_DEFINITION_BYTES >> 20} MiB; choose another tokenizer")
+    largest = max(Tokenizer.from_file(str(path)).get_vocab().values(), default=0)
+    if largest >= MAX_VOCAB_SIZE:
+        raise UserError(f"{path}: has ids up to {largest:,}, beyond {MAX_VOCAB_SIZE:,}; choose another tokenizer")
 
 
 def _fetched(name: str) -> Path:

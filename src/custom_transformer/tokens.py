@@ -12,17 +12,55 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from custom_transformer.errors import UserError
+from custom_transformer.config import Count, Section, validated
+from custom_transformer.errors import UserError, one_line
+from custom_transformer.files import check_regular, read_text, sha256_file
 
 META = "meta.json"
 REMEDY = "run dvc repro --force tokenize"
 CHECKED_AT_ONCE = 2**22  # tokens
+MAX_META_BYTES = 8 << 20  # a source of many thousand files is listed there
+
+Amount = Annotated[int, Field(ge=0, lt=2**63)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _TokenizerFacts(Section):
+    name: str
+    sha256: Digest
+    vocab_size: Count
+    requested_vocab_size: Count | None
+    end_token: str
+    end_token_id: Amount
+
+
+class _SplitFacts(Section):
+    documents: Amount
+    tokens: Amount
+    bytes: Annotated[int, Field(ge=1, lt=2**63)]
+    sha256: Digest
+    log2_prob: float = 0.0  # may be absent, but not null
+
+
+class _Splits(Section):
+    train: _SplitFacts
+    validation: _SplitFacts
+
+
+class _Meta(Section):
+    """What `tokenize` writes to meta.json."""
+
+    tokenizer: _TokenizerFacts
+    dtype: Literal["uint16", "uint32"]
+    splits: _Splits
+    source: dict[str, Any]
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -86,6 +124,7 @@ def load_tokens(folder: Path | str, split: str) -> TokenSplit:
     meta, vocab_size, n_tokens, dtype = _read_meta(folder / META, split)
     path = folder / f"{split}.bin"
     try:
+        check_regular(path)
         size = path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {REMEDY}") from None
@@ -95,22 +134,26 @@ def load_tokens(folder: Path | str, split: str) -> TokenSplit:
         raise UserError(f"{path}: {n_tokens} tokens, nothing to predict; give the {split} split some text")
     tokens = np.memmap(path, dtype=dtype, mode="r")
     _check_ids(tokens, vocab_size, path)
+    if sha256_file(path) != meta["splits"][split]["sha256"]:
+        raise UserError(f"{path}: changed since it was made (its SHA-256 is not {META}'s); {REMEDY}")
     return TokenSplit(tokens, meta | meta["splits"][split])
 
 
 def _read_meta(path: Path, split: str) -> tuple[dict[str, Any], int, int, np.dtype[Any]]:
     """The content of meta.json, its vocabulary's size, and the length and type of the split's array."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        vocab_size, n_tokens = int(meta["tokenizer"]["vocab_size"]), int(meta["splits"][split]["tokens"])
-        dtype = token_dtype(vocab_size)
-        if meta["dtype"] != dtype.name:
-            raise ValueError(f"{vocab_size} entries are not stored as {meta['dtype']}")
+        meta = json.loads(read_text(path, MAX_META_BYTES))
+        if not isinstance(meta, dict):
+            raise ValueError("no JSON object")
+        facts = validated(_Meta, meta, f"{path}: damaged, {REMEDY}")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run dvc repro tokenize") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {REMEDY}") from None
-    return meta, vocab_size, n_tokens, dtype
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({one_line(error)[:100]}); {REMEDY}") from None
+    vocab_size, dtype = facts.tokenizer.vocab_size, token_dtype(facts.tokenizer.vocab_size)
+    if facts.dtype != dtype.name:
+        raise UserError(f"{path}: damaged ({vocab_size} entries are not stored as {facts.dtype}); {REMEDY}")
+    return meta, vocab_size, getattr(facts.splits, split).tokens, dtype
 
 
 def _check_ids(tokens: np.ndarray, vocab_size: int, path: Path) -> None:

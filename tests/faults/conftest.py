@@ -1,4 +1,7 @@
-"""What the tests of faults share: a copy of the repository with its tokens made, to be copied from."""
+"""What the tests of faults share: a copy of the repository with its tokens made, and how long the fuzz tests look.
+
+With --hypothesis-profile=long they try new examples, else the same few every time.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.helpers import PIPELINE_ENVIRONMENT, copy_repository
+
+EVERYTHING = list(HealthCheck)
+settings.register_profile("quick", derandomize=True, max_examples=150, deadline=None, suppress_health_check=EVERYTHING)
+settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=EVERYTHING)
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")
