@@ -16,7 +16,7 @@ from tests.helpers import PIPELINE_ENVIRONMENT, copy_repository
 
 EVERYTHING = list(HealthCheck)
 settings.register_profile("quick", derandomize=True, max_examples=150, deadline=None, suppress_health_check=EVERYTHING)
-settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=EVERYTHING)
+settings.register_profile("long", max_examples=10_000, deadline=None, suppress_health_check=EVERYTHING)
 settings.load_profile("quick")
 
 
