@@ -92,7 +92,9 @@ def test_a_checkpoint_from_elsewhere_gets_a_run_of_its_own(root: Path) -> None:
     assert ids[0] == ids[1] is not None
 
 
-def test_a_resumed_training_goes_on_with_its_run_and_logs_each_step_once(root: Path) -> None:
+def test_a_resumed_training_goes_on_with_its_run_and_logs_each_step_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ZeroDivisionError), training(root) as run:
         for step in range(1, 8):
             run.log_metrics({"train_loss": float(step)}, step)
@@ -100,11 +102,13 @@ def test_a_resumed_training_goes_on_with_its_run_and_logs_each_step_once(root: P
     uri = f"sqlite:///{root / 'mlflow.db'}"
     (failed,) = runs(uri)
     assert failed.info.status == "FAILED"
+    monkeypatch.setenv("DVC_EXP_NAME", "again")
     with training(root) as run:  # from a state saved after step 5
         for step in range(6, 11):
             run.log_metrics({"train_loss": float(step)}, step)
     (found,) = runs(uri)
     assert (found.info.run_id, found.info.status) == (failed.info.run_id, "FINISHED")
+    assert (found.info.run_name, found.data.tags["DVC_EXP_NAME"]) == ("again", "again")
     assert [step for step, _, _ in history(uri, found)] == list(range(1, 11))
     assert not spools()
 

@@ -162,7 +162,7 @@ class Delivery:
                 else:
                     self._client_call("log_artifact", run_id, str(kept), first["folder"])
         elif "resumed" in first:
-            self._client_call("update_run", run_id, "RUNNING")
+            self._client_call("update_run", run_id, "RUNNING", first["resumed"])
         elif "end" in first:
             self._client_call("set_terminated", run_id, first["end"], first["time"])
 

@@ -111,8 +111,10 @@ class Run:
         if self._header.work is not None:
             named = Path(self._header.work) / SPOOL_NAME
             if named.exists() and (spool := Spool.reopen(named.read_text("utf-8"), self._header.uri)):
+                # Under the name and tags of this process: an experiment's name may be another one this time.
+                spool.append({"resumed": self._header.name})
+                spool.append({"tags": self._header.tags})
                 self._header, self._last_step = spool.header(), spool.last_step()
-                spool.append({"resumed": True, "time": now()})
                 return spool
             # Named before it is made: a kill between the two leaves no run that nobody goes on with.
             with atomic_write(named, "w") as file:
