@@ -18,6 +18,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)
 
 repro: $(READY)
+	@$(BIN)/python -m stages.recover
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@$(BIN)/python -m stages.report
 
