@@ -37,12 +37,16 @@ class Pipeline:
         # One thread: two would wait for each other whenever another process is at work, as in a soak test it is.
         self.environment = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
         copy_repository(folder)
-        for command in (["init", "--quiet"], ["add", "--all"]):
-            subprocess.run(["git", *command], cwd=folder, check=True)
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
         params["training"] |= TRAINING | {"max_steps": steps}
         (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
         self.finish("tokenize")
+        for command in (
+            ["add", "--all"],
+            ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "--message", "tokens"],
+        ):
+            subprocess.run(["git", *command], cwd=folder, check=True)
         self._before = (folder / "dvc.lock").read_bytes()
         self.finish()
         self.undisturbed = self.outputs()
