@@ -6,6 +6,7 @@ name that follows from everything that decides the run's result. It is removed w
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -41,8 +42,19 @@ def orphaned() -> bool:
         return False
     if os.getppid() != _PARENT:
         return True
-    adopted_by_init = _PARENT == 1 and not any("dvc" in word for word in psutil.Process(1).cmdline())
-    return adopted_by_init or os.getsid(_PARENT) != os.getsid(0)
+    try:
+        return (_PARENT == 1 and not _dvc_is_init()) or os.getsid(_PARENT) != os.getsid(0)
+    except ProcessLookupError:  # it ended at this moment
+        return True
+
+
+@functools.cache
+def _dvc_is_init() -> bool:
+    """As in a container that was started for it."""
+    try:
+        return any("dvc" in word for word in psutil.Process(1).cmdline())
+    except psutil.Error:  # another user's, of which nothing may be known
+        return False
 
 
 class WorkFolder:
