@@ -12,6 +12,8 @@ import subprocess
 from pathlib import Path
 
 import yaml
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from voluptuous import Invalid
 
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.files import atomic_write, project_root
@@ -40,12 +42,12 @@ def mend_pipeline_lock(root: Path) -> str | None:
     """Restores dvc.lock where it cannot be read; says so. Raises UserError where git does not have it."""
     path = root / "dvc.lock"
     try:
-        content = yaml.safe_load(path.read_bytes())
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        content = None
-    if isinstance(content, dict) and "schema" in content:
+    except (yaml.YAMLError, UnicodeDecodeError, Invalid):
+        pass
+    else:
         return None
     committed = subprocess.run(["git", "show", "HEAD:./dvc.lock"], cwd=root, capture_output=True, check=False)
     if committed.returncode != 0:

@@ -36,11 +36,13 @@ def main() -> None:
     described = fingerprint_of(params, train.meta, engine)
     with WorkFolder(project_root() / "work" / "train", described) as folder:
         trainer = build_trainer(params, train, validation, folder, engine)
+        if others := folder.others():
+            print(f"{folder.path.parent}: {others} unfinished of other parameters, data or code; rm -r discards them")
         if (state := folder.load()) is not None:
             trainer.restore(state)
             print(f"going on after step {trainer.step:,}, where an unfinished run of these parameters stopped")
         datasets = dataset_versions(params, train.meta)
-        with training_run(params, datasets=datasets, work=folder.path, tags=tags(described)) as run:
+        with training_run(params, datasets=datasets, work=folder.path, tags=tags(folder.fingerprint)) as run:
             run_to_end(trainer, params, folder, run)
             write_outputs(trainer, folder)
             log_outputs(run, folder.path)
@@ -49,7 +51,7 @@ def main() -> None:
 
 def fingerprint_of(params: Params, tokens: dict[str, Any], engine: Engine) -> dict[str, str]:
     deciding = params.model_dump(include={"seed": True, "data": {"max_length"}, "model": True, "training": True})
-    return fingerprint(deciding, tokens, engine.name, device())
+    return fingerprint(deciding, tokens, Path(__file__), engine.name, device())
 
 
 def model_config(params: Params, meta: dict[str, Any]) -> CustomTransformerConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ DEFAULT: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text())
 @pytest.mark.parametrize("path", ["params.yaml", *map(str, Path("configs").glob("*.yaml"))])
 def test_every_shipped_configuration_is_valid(path: str) -> None:
     load_params(path)
+
+
+@pytest.mark.parametrize("written", ["3e-05", "1.5e-05", "0.00003", "3.0e-5"])
+def test_small_numbers_as_dvc_writes_them(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(r"learning_rate: 0\.005\b", f"learning_rate: {written}", Path("params.yaml").read_text()))
+    assert load_params(path).training.learning_rate == float(written)
 
 
 REMOVED = object()

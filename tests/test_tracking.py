@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from mlflow import MlflowClient
 from custom_transformer.checkpoint import save_checkpoint
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError
+from custom_transformer.files import sha256_file
 from custom_transformer.tracking import DatasetVersion, Run, checkpoint_run, store_uri, sync, training_run
-from custom_transformer.tracking.spool import Spool, spool_root
+from custom_transformer.tracking.spool import Progress, Spool, spool_root
+from custom_transformer.tracking.store import without_password
 from tests.helpers import random_model
 
 PARAMS = load_params("params.yaml")
@@ -238,6 +242,105 @@ def test_a_store_that_was_emptied_gets_it_all_again(root: Path) -> None:
         run.log_metrics({"train_loss": 2.0}, 2)
     (found,) = runs(uri)
     assert [value for _, value, _ in history(uri, found)] == [1.0, 2.0]
+
+
+def killed(root: Path, uri: str) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(root), uri], check=False, timeout=120)
+
+
+def test_a_run_that_somebody_deleted_holds_up_no_other(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    killed(root / "one", uri)
+    sync()
+    (first,) = runs(uri)
+    MlflowClient(uri).delete_run(first.info.run_id)
+    spool = Spool(spools()[0])
+    spool.save_progress(replace(spool.progress(), closed=False))  # its end has not been told yet
+    with training(root / "two") as run:
+        run.log_metrics({"train_loss": 1.0}, 1)
+    assert [r.info.status for r in runs(uri)] == ["FINISHED"]
+    assert "warning" not in capsys.readouterr().err
+    with training(root / "one") as run:  # the deleted one goes on: made anew, with all its steps
+        run.log_metrics({"train_loss": 1 / 51}, 51)
+    (anew,) = [r for r in runs(uri) if r.data.metrics["train_loss"] != 1.0]
+    assert [step for step, _, _ in history(uri, anew)] == list(range(1, 52))
+    assert not spools()
+
+
+def test_a_deleted_experiment_holds_up_no_other(root: Path) -> None:
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    killed(root / "one", uri)
+    sync()
+    client = MlflowClient(uri)
+    client.delete_experiment(client.get_experiment_by_name(PARAMS.tracking.experiment).experiment_id)
+    Spool(spools()[0]).save_progress(Progress())
+    other = PARAMS.model_copy(update={"tracking": PARAMS.tracking.model_copy(update={"experiment": "other"})})
+    work = root / "work/train/other"
+    work.mkdir(parents=True)
+    with training_run(other, datasets={}, work=work, tags={}) as run:
+        run.log_metrics({"train_loss": 1.0}, 1)
+    assert [r.info.status for r in runs(uri)] == ["FINISHED"]
+    assert len(spools()) == 1
+
+
+def test_what_a_power_cut_took_back_is_logged_again(root: Path) -> None:
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    killed(root, uri)
+    sync()
+    events = spools()[0] / "events.jsonl"
+    events.write_bytes(b"".join(events.read_bytes().splitlines(keepends=True)[:30]))
+    with training(root) as run:  # from a state saved after step 30
+        for step in range(31, 61):
+            run.log_metrics({"train_loss": 1 / step}, step)
+    (found,) = runs(uri)
+    assert {step for step, _, _ in history(uri, found)} == set(range(1, 61))
+
+
+def test_a_run_whose_spool_is_gone_is_found_again(root: Path) -> None:
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    killed(root, uri)
+    sync()
+    shutil.rmtree(spools()[0])
+    with training(root):
+        pass
+    assert [r.info.status for r in runs(uri)] == ["FINISHED"]
+
+
+def test_an_evaluation_waits_for_its_training_to_be_delivered(root: Path) -> None:
+    save_checkpoint(root / "best.pt", random_model(), {})
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    killed(root, uri)
+    spool = Spool(spools()[0])
+    with (spool.path / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"tags": {"checkpoints": f"{sha256_file(root / 'best.pt')}  best.pt\n"}}) + "\n")
+    with spool._lock, checkpoint_run(params(), root / "best.pt", stage="evaluate") as run:  # another delivers it
+        run.log_metrics({"eval_loss": 0.5}, 50)
+    assert run.run_id is None
+    sync()
+    (found,) = runs(uri)
+    assert (found.data.metrics["eval_loss"], len(history(uri, found))) == (0.5, 50)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://ann:s3@cret@host:9/x?token=s", "http://***@host:9/x"),
+        ("http://ann:s3/cret@host", "http://***@host"),
+        ("ann:secret@host", "***@host"),
+        ("http://host:9", "http://host:9"),
+    ],
+)
+def test_no_password_is_shown(root: Path, uri: str, shown: str) -> None:
+    assert without_password(uri) == shown
+
+
+def test_no_password_is_logged(root: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with training(root, f"http://ann:secret@127.0.0.1:{port}"):
+        pass
+    assert Spool(spools()[0]).header().params["tracking.uri"] == f"http://***@127.0.0.1:{port}"
 
 
 def test_a_line_that_finds_the_disk_full_is_written_later(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -217,6 +218,10 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key_node.value if isinstance(key_node.value, str) else id(key_node))
         return super().construct_mapping(node, deep)
+
+
+# What `dvc exp run -S training.learning_rate=0.00003` writes to params.yaml, which PyYAML would take for text.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"-?\d(\.\d+)?e[-+]\d{2,3}"), list("-0123456789"))
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -140,6 +140,7 @@ def staged_folders(*folders: Path) -> Iterator[list[Path]]:
                         restore.callback(old.replace, folder)
                 for folder, staging in zip(folders, stagings, strict=True):
                     staging.replace(folder)
+                    restore.callback(folder.replace, staging)
                 restore.pop_all()
             _sync(folders[0].parent)
         except StorageError as error:  # people know the folder, not its staging

@@ -18,13 +18,26 @@ from custom_transformer.files import sha256_file
 DECIDING = ("code", "params", "data")  # these say what is computed, the others what computes it
 
 # Settings by which the libraries of matrix products choose their instructions.
-_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+_SETTINGS = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "NVIDIA_TF32_OVERRIDE",
+)
 
 
-def fingerprint(params: dict[str, Any], data: dict[str, Any], engine: str, device: torch.device) -> dict[str, str]:
-    """Everything by name, as text. params and data are plain values: those that decide the result."""
+def fingerprint(
+    params: dict[str, Any], data: dict[str, Any], stage: Path, engine: str, device: torch.device
+) -> dict[str, str]:
+    """Everything by name, as text. params and data are plain values: those that decide the result; stage is the
+    program that trains."""
     return {
-        "code": _digest(_sources()),
+        "code": _digest(_sources() | {stage.name: sha256_file(stage)}),
         "params": _digest(params),
         "data": _digest(data),
         "python": platform.python_version(),

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from custom_transformer.checkpoint import read_tensors
 from custom_transformer.errors import UserError
 from custom_transformer.files import atomic_write, link_or_copy, sha256_file, writing
-from custom_transformer.fingerprint import differences, run_key
+from custom_transformer.fingerprint import differences, run_key, tags
 
 GENERATIONS = 2  # saved states kept: should the newest be damaged, the one before it serves
 RESUME = "CUSTOM_TRANSFORMER_RESUME"  # the environment variable by which a run goes on under other conditions
@@ -161,6 +161,10 @@ class WorkFolder:
                     f"or set {RESUME}=anyway, or start afresh after rm -r {self.path}"
                 )
             print(f"{what}; it goes on all the same", flush=True)
+            # Its result is neither condition's, which its own fingerprint has to say.
+            self.fingerprint = self.fingerprint | {"continues": tags(state["fingerprint"])["fingerprint"]}
+        elif "continues" in state["fingerprint"]:
+            self.fingerprint = state["fingerprint"]
         return state
 
     def _newest(self) -> dict[str, Any] | None:
@@ -179,11 +183,15 @@ class WorkFolder:
                         link_or_copy(file, self.checkpoints / name)
                     self._saved.append(state["checkpoints"])
                     return state
-            print(f"{path}: damaged, so the state before it serves", flush=True)
+            print(f"{path}: damaged; the state before it serves, if there is one", flush=True)
         return None
 
     def _states(self) -> list[Path]:
         return sorted(self.path.glob("state-*.pt"), reverse=True)
+
+    def others(self) -> int:
+        """How many other unfinished runs lie beside this one."""
+        return len({state.parent for state in self.path.parent.glob("*/state-*.pt")} - {self.path})
 
     def publish(self, destination: Path) -> None:
         """Puts the checkpoints of the last saved state into `destination` in place of an earlier run's.

@@ -43,7 +43,7 @@ def test_killed_again_and_again(pipeline: Pipeline) -> None:
     newest.write_bytes(newest.read_bytes()[:1000])
 
     pipeline.finish()
-    assert f"{newest.name}: damaged, so the state before it serves" in pipeline.log()
+    assert f"{newest.name}: damaged; the state before it serves" in pipeline.log()
     assert "going on after step" in pipeline.log()
     assert pipeline.differences() == []
     assert not list(pipeline.folder.glob("work/*/*/"))

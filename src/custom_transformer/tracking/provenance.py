@@ -73,6 +73,8 @@ def _upstream_stages() -> dict[str, str]:
         pipeline, lock = (yaml.safe_load(Path(name).read_text("utf-8")) for name in ("dvc.yaml", "dvc.lock"))
     except (OSError, yaml.YAMLError):
         return {}
+    if not (isinstance(lock, dict) and isinstance(lock.get("stages"), dict)):
+        return {}
     entries: dict[str, Any] = lock["stages"]
     # A dependency in dvc.yaml is a path, or a mapping from the path to its options.
     declared = pipeline["stages"].get(stage, {}).get("deps", [])

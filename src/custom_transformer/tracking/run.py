@@ -1,6 +1,6 @@
 """A training is one run, and evaluation and generation add to that run.
 
-A run writes to its spool only, and a courier brings that to the store; see spool.py and delivery.py. Whatever becomes
+A run writes to its spool only, and a courier brings that to the store; see spool.py and courier.py. Whatever becomes
 of the store, the work being tracked goes on, and nothing that it told is lost.
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 from custom_transformer.config import Params
 from custom_transformer.errors import one_line
 from custom_transformer.files import atomic_write, sha256_file
-from custom_transformer.tracking.delivery import Courier
+from custom_transformer.tracking.courier import Courier
 from custom_transformer.tracking.provenance import describe, flat_params, provenance, run_name
 from custom_transformer.tracking.spool import SPOOL_NAME, Header, Spool, new_name, now, spool_root
-from custom_transformer.tracking.store import import_mlflow, store_uri
+from custom_transformer.tracking.store import import_mlflow, store_uri, without_password
 from custom_transformer.tracking.system import SystemMetrics
 
 _TAG_LENGTH = 8000  # MLflow's limit
@@ -110,7 +110,9 @@ class Run:
         name = new_name(self._header)
         if self._header.work is not None:
             named = Path(self._header.work) / SPOOL_NAME
-            if named.exists() and (spool := Spool.reopen(named.read_text("utf-8"), self._header.uri)):
+            # Where its spool is gone, delivered by another process or deleted, a new one of its name finds the run.
+            name = Path(named.read_text("utf-8", errors="replace")).name if named.exists() else name
+            if spool := Spool.reopen(name, self._header.uri):
                 # Under the name and tags of this process: an experiment's name may be another one this time.
                 spool.append({"resumed": self._header.name})
                 spool.append({"tags": self._header.tags})
@@ -182,12 +184,14 @@ def checkpoint_run(params: Params, checkpoint: Path | str, *, stage: str) -> Ite
 
 
 def _header(params: Params, name: str, tags: Mapping[str, str], **others: Any) -> Header:
+    uri = params.tracking.uri
+    uri_shown = {} if uri is None else {"tracking.uri": without_password(uri)}
     return Header(
         uri=store_uri(params.tracking),
         experiment=params.tracking.experiment,
         name=name,
         started=now(),
-        params=dict(flat_params(params.model_dump(mode="json"))),
+        params=dict(flat_params(params.model_dump(mode="json"))) | uri_shown,
         tags=dict(tags),
         **others,
     )

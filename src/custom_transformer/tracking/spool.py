@@ -1,6 +1,6 @@
 """The spool: what a run has to tell, kept in files until a store has taken it.
 
-A run writes here and nowhere else, so that no store can hold it up; `delivery` reads here and sends. One folder a run:
+A run writes here and nowhere else, so that no store can hold it up; `courier` reads here and sends. One folder a run:
 
     run.json         what the run is: its store, parameters, tags and inputs
     events.jsonl     what happened since, a line each: metrics, tags, artifacts, resumption, end
@@ -103,6 +103,7 @@ class Spool:
         unfinished.path.mkdir()
         unfinished._lock.acquire(timeout=0)
         write_json(unfinished.path / "run.json", asdict(header))
+        (unfinished.path / "events.jsonl").touch()
         spool = cls(unfinished.path.rename(root / name))
         spool._lock = unfinished._lock
         spool._open_events()
@@ -112,6 +113,8 @@ class Spool:
     def reopen(cls, name: str, uri: str) -> Spool | None:
         """The spool of an interrupted run, open for writing again, for the store at `uri`; None where it is gone."""
         spool = cls(spool_root() / Path(name).name)
+        if not spool.path.is_dir():  # FileLock would make it
+            return None
         try:
             spool._lock.acquire(timeout=_LOCK_SECONDS)
             header = asdict(spool.header())
@@ -237,9 +240,14 @@ class Spool:
         """Whether an interrupted run of it left a work folder to go on from."""
         work = self.header().work
         try:
-            return work is not None and (Path(work) / SPOOL_NAME).read_text("utf-8") == self.name
+            return work is not None and (Path(work) / SPOOL_NAME).read_bytes() == self.name.encode()
         except OSError:
             return False
+
+    def others_with(self, digest: str) -> bool:
+        """Whether another spool tells of the checkpoint with this SHA-256."""
+        others = (path for path in spool_root().glob("*/events.jsonl") if path.parent != self.path)
+        return any(digest in path.read_text("utf-8", errors="replace") for path in others)
 
     def remove(self) -> None:
         """Forgets the run. Needs the lock."""

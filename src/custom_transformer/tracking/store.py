@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,7 +136,10 @@ def patience() -> Iterator[None]:
 
 
 def without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+    """The address as it may be shown: nothing before the last @ but the scheme, and no query."""
+    scheme, found, rest = uri.rpartition("://")
+    _secret, at, place = rest.rpartition("@")
+    return scheme + found + ("***@" if at else "") + place.partition("?")[0]
 
 
 def cause(error: BaseException) -> str:
