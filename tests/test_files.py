@@ -124,17 +124,18 @@ def test_folders_change_together_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert files(tmp_path) == old
 
     replace = Path.replace
+    for moved in (one, two, tmp_path / ".one.tmp", tmp_path / ".two.tmp"):
 
-    def busy(path: Path, target: Path) -> Path:
-        if path == two:
-            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
-        return replace(path, target)
+        def busy(path: Path, target: Path, moved: Path = moved) -> Path:
+            if path == moved and not target.name.endswith(".tmp"):
+                raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+            return replace(path, target)
 
-    with pytest.raises(OSError, match="busy"), monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", busy)
-        with staged_folders(one, two) as folders:
-            put(folders, "new")
-    assert files(tmp_path) == old
+        with pytest.raises(OSError, match="busy"), monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", busy)
+            with staged_folders(one, two) as folders:
+                put(folders, "new")
+        assert files(tmp_path) == old
 
     with staged_folders(one, two) as folders:
         put(folders, "new")

@@ -159,6 +159,17 @@ def test_a_run_learns_and_repeats_bit_for_bit(tmp_path: Path) -> None:
     assert ends[0].validation_curve[-1]["validation_loss"] < 1.5 < 3.0 < ends[0].curve[0]["train_loss"]
 
 
+def test_precisions_end_at_the_same_loss(tmp_path: Path) -> None:
+    """Products of operands rounded to 2⁻⁹ wander, but learn the same."""
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = CustomTransformer(SIZES, dtype=dtype, seed=3)
+        t = trainer(tmp_path / str(dtype), model, num_epochs=8, learning_rate=0.01)
+        list(t.run())
+        losses[dtype] = t.validation_curve[-1]["validation_loss"]
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], abs=0.05)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("stop", [1, 7, 12])
 def test_a_resumed_run_ends_the_same(tmp_path: Path, stop: int, optimizer: str) -> None:
