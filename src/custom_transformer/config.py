@@ -221,7 +221,7 @@ class _Loader(yaml.SafeLoader):
 
 
 # What `dvc exp run -S training.learning_rate=0.00003` writes to params.yaml, which PyYAML would take for text.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"-?\d(\.\d+)?e[-+]\d{2,3}"), list("-0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"-?\d(\.\d+)?e[-+]\d{2,3}$"), list("-0123456789"))
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
