@@ -343,6 +343,20 @@ def test_no_password_is_logged(root: Path) -> None:
     assert Spool(spools()[0]).header().params["tracking.uri"] == f"http://***@127.0.0.1:{port}"
 
 
+def test_what_the_store_never_takes_is_said_and_the_rest_arrives(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with training(root) as run:
+        run.log_metrics({"a name with a ? in it": 1.0}, 1)
+        run._spool.append({"tags": {"t": "between"}})  # type: ignore[union-attr]
+        run.log_metrics({"train_loss": 1.0}, 2)
+    (found,) = runs(f"sqlite:///{root / 'mlflow.db'}")
+    assert (found.info.status, found.data.metrics["train_loss"]) == ("FINISHED", 1.0)
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("warning")]
+    assert "takes the rest, and this part never" in line
+    assert not spools()
+
+
 def test_a_line_that_finds_the_disk_full_is_written_later(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,15 +107,17 @@ class Courier(threading.Thread):
             self._warn(cause(error))
             return False
         if reason := self._delivery.refused:
-            self._warn(f"it refuses a part for good: {reason}")
+            self._warn(reason, "MLflow takes the rest, and this part never")
         return True
 
-    def _warn(self, reason: str) -> None:
+    def _warn(self, reason: str, outcome: str | None = None) -> None:
         if not self._warned:
             self._warned = True
+            waits = (
+                f"what is not delivered waits in {spool_root()} for the next run or python -m custom_transformer sync"
+            )
             message = (
-                f"MLflow tracking: {without_password(self._uri)}: {reason}; the work goes on, and what is not "
-                f"delivered waits in {spool_root()} for the next run or python -m custom_transformer sync"
+                f"MLflow tracking: {without_password(self._uri)}: {reason}; the work goes on, and {outcome or waits}"
             )
             print(f"warning: {one_line(message)}", file=sys.stderr)
 
