@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,28 @@ def test_other_conditions_are_refused_unless_told(tmp_path: Path, monkeypatch: p
             folder.load()
         monkeypatch.setenv(RESUME, "anyway")
         assert loaded(folder)["step"] == 5
+
+
+@pytest.mark.parametrize("between", [[], ["/bin/sh", "-c"], ["/bin/bash", "--norc", "-c"]])
+def test_a_stage_notices_that_its_dvc_has_ended(between: list[str]) -> None:
+    """Whatever shell stands between the two."""
+    stage = "from custom_transformer.resume import orphaned; print(orphaned()); input(); print(orphaned())"
+    command = [sys.executable, "-c", stage]
+    dvc = (
+        "import os, subprocess, sys; "
+        "stage = subprocess.Popen(sys.argv[1:], env=os.environ | {'DVC_STAGE': 'train'}); sys.stdin.readline()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", dvc, *([*between, shlex.join(command)] if between else command)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == "False\n"
+        process.kill()
+        process.wait()
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "True\n"
 
 
 def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

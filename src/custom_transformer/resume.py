@@ -30,7 +30,23 @@ RESUME = "CUSTOM_TRANSFORMER_RESUME"  # the environment variable by which a run 
 
 _LOCK_SECONDS = 30.0  # in which a training whose dvc was killed notices that, and lets go
 
-_PARENT = os.getppid()
+
+def _pids_up_to_dvc() -> list[int]:
+    """This process's ancestors up to dvc, nearest first.
+
+    Only what dvc starts has DVC_STAGE in its environment. bash becomes the stage's command; dash, as Debian's
+    /bin/sh, stays between.
+    """
+    pids = [os.getppid()]
+    try:
+        while "DVC_STAGE" in (ancestor := psutil.Process(pids[-1])).environ():
+            pids.append(ancestor.ppid())
+    except psutil.Error:  # ended, or another user's
+        pass
+    return pids
+
+
+_PIDS = _pids_up_to_dvc()
 
 
 def orphaned() -> bool:
@@ -40,11 +56,12 @@ def orphaned() -> bool:
     """
     if "DVC_STAGE" not in os.environ:
         return False
-    if os.getppid() != _PARENT:
-        return True
+    dvc = _PIDS[-1]
     try:
-        return (_PARENT == 1 and not _dvc_is_init()) or os.getsid(_PARENT) != os.getsid(0)
-    except ProcessLookupError:  # it ended at this moment
+        if [os.getppid(), *(psutil.Process(pid).ppid() for pid in _PIDS[:-1])] != _PIDS:
+            return True
+        return (dvc == 1 and not _dvc_is_init()) or os.getsid(dvc) != os.getsid(0)
+    except (ProcessLookupError, psutil.NoSuchProcess):  # it ended at this moment
         return True
 
 

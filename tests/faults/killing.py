@@ -35,7 +35,8 @@ class Pipeline:
     def __init__(self, folder: Path, target: str = "train", steps: int = 150):
         self.folder, self.target, self.steps = folder, target, steps
         # One thread: two would wait for each other whenever another process is at work, as in a soak test it is.
-        self.environment = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+        # dash, where /bin/sh is that, stays between dvc and the stage; bash would become the stage.
+        self.environment = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1", "SHELL": "/bin/sh"}
         copy_repository(folder)
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))

@@ -57,6 +57,7 @@ def campaign(pipeline: Pipeline, most: int, chance: random.Random) -> list[str]:
     kills: list[str] = []
     while len(kills) < most:
         started = time.monotonic()
+        pipeline.environment["SHELL"] = chance.choice(["/bin/sh", "/bin/bash"])
         process = pipeline.start()
         try:
             # Mostly while it trains, at times in any later stage.
