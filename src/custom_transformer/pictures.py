@@ -27,6 +27,8 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", 
 MARKERS = "osD^vPX"
 WIDTH = 9.6  # inches: 960 pixels of a page
 DPI = 200
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+BLANK = FuncFormatter(lambda *_: "")
 
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -133,7 +135,7 @@ def gradient_figure(metrics: Path) -> Figure:
         if _room(names[row]) != _room(names[row - 1]):
             axes.axhline(row, color="white", lw=1.5)
     _over_steps(axes)
-    bar = figure.colorbar(image, ax=axes, extend="both", pad=0.01, aspect=40)
+    bar = figure.colorbar(image, ax=axes, extend="both", pad=0.01, aspect=40, format=PLAIN)
     bar.set_label("gradient norm before clipping")
     return figure
 
@@ -150,7 +152,7 @@ def activation_figure(metrics: Path) -> Figure:
     blocks = sorted({int(block) for block in columns["block"]})
     panels = {
         "residual_rms": ("Residual stream after the block", "root mean square"),
-        "attention_entropy": ("Entropy of the attention", "nats, mean over queries and heads"),
+        "attention_entropy": ("Entropy of the attention", "nats"),
         "gelu_off": ("GELU off", "% of all activations"),
         "gelu_dead": ("GELU off at every token", "% of units"),
     }
@@ -189,10 +191,10 @@ def position_figure(metrics: Path) -> Figure:
     axes.axhline(mean, color=ORANGE, ls="--", lw=1.2, label="mean of all positions")
     axes.set(xlabel="tokens of context", ylabel="loss (nats per token)", yscale="log", xscale="log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        axis.set_minor_formatter(BLANK)
     _plain_ticks(axes)
     axes.set_xticks([2**n for n in range(int(math.log2(context[-1])) + 1)])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_major_formatter(PLAIN)
     axes.legend()
     return figure
 
@@ -207,17 +209,18 @@ def attention_figure(attention: Attention) -> Figure:
     grid = figure.subplots(len(blocks), len(heads), squeeze=False)
     future = np.triu(np.ones((time, time), dtype=bool), 1)
     font = max(3.5, min(8.0, 60 * min(size, 3.0) / time))
-    for row, block in zip(grid, blocks, strict=True):
-        for axes, head in zip(row, heads, strict=True):
+    for i, block in enumerate(blocks):
+        for j, head in enumerate(heads):
+            axes = grid[i, j]
             shown = np.ma.masked_array(attention.probabilities[block][head], future)
             image = axes.imshow(shown, norm=PowerNorm(0.5, vmin=0, vmax=1), aspect="equal", interpolation="nearest")
             axes.grid(False)
             axes.set_title(f"blocks.{block}, head {head}", fontsize=9)
-            axes.set_xticks(range(time), attention.tokens if row is grid[-1] else [], rotation=90, fontsize=font)
-            axes.set_yticks(range(time), attention.tokens if axes is row[0] else [], fontsize=font)
+            axes.set_xticks(range(time), attention.tokens if i == len(blocks) - 1 else [], rotation=90, fontsize=font)
+            axes.set_yticks(range(time), attention.tokens if j == 0 else [], fontsize=font)
             axes.tick_params(length=0, pad=1)
     bar = figure.colorbar(image, ax=grid, pad=0.01, aspect=30, shrink=0.8, ticks=[0, 0.05, 0.2, 0.5, 1])
-    bar.ax.set_yticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
+    bar.ax.set_yticklabels(["0", "5%", "20%", "50%", "100%"])
     bar.set_label("share of the attention")
     return figure
 
@@ -258,4 +261,4 @@ def _plain_ticks(axes: Axes) -> None:
     if ticks:
         axes.set_yticks(ticks[:: math.ceil(len(ticks) / 10)])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    axes.yaxis.set_minor_formatter(BLANK)

@@ -51,10 +51,10 @@ PICTURES = {
         "Activations",
         "Measured at each validation, on the same few validation texts. Residual stream: how large the numbers are "
         "that run through the model; it grows from block to block, and with training, but should level off. Entropy of "
-        "the attention: 0 where each token looks at one other only, higher the more widely it looks; it falls as heads "
-        "find what to look for, and a fall to 0 means that they are stuck. GELU off: the share of activations whose "
-        "input is so low that neither a value nor a gradient passes. Some of that is good, for it lets units "
-        "specialise; a unit that is off at every token is dead, and does not learn any more.",
+        "the attention, the mean over tokens and heads: 0 where each token looks at one only, the logarithm of n where "
+        "it looks at n alike; it falls as heads find what to look for, and a fall to 0 means that they are stuck. GELU "
+        "off: the share of activations whose input is below −3, where neither value nor gradient passes. Some of that "
+        "is good, for it lets units specialise; a unit that is off at every token is dead, and learns nothing more.",
     ),
     "loss_by_position": (
         "Loss by context",
@@ -64,7 +64,7 @@ PICTURES = {
     "attention": (
         "Attention",
         "The beginning of the first sample, as each head of each block sees it. A row is the token that "
-        "looks, a column one that it looks at; each row adds up to 100 %, and nothing looks ahead. · is a space. A "
+        "looks, a column one that it looks at; each row adds up to 100%, and nothing looks ahead. · is a space. A "
         "diagonal is a head that looks at the token itself or, one step to the left, at the one before; a bright first "
         "column is a head that finds nothing to look for and rests on the start; single bright spots pick out a word.",
     ),
