@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
 CHECKPOINT, METRICS = Path("checkpoints/best.pt"), Path("metrics")
-TOKENS_SHOWN = 24  # of the text whose attention is drawn: as many as can be read beside a map
+TOKENS_SHOWN = 16  # of the text whose attention is drawn: as many as can be read beside a map
 
 
 def main() -> None:

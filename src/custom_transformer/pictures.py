@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 MARKERS = "osD^vPX"
@@ -45,8 +45,8 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a token may hold dollar signs
 }
 
-# Of a deep model some blocks and heads stand for all.
-MOST_BLOCKS, MOST_HEADS, MOST_ROWS = 6, 8, 60
+# Of a large model some blocks and heads stand for all, and some rows have their names.
+MOST_BLOCKS, MOST_HEADS, MOST_ROWS = 4, 4, 60
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,8 @@ def pictures(metrics: Path, attention: Attention) -> dict[str, bytes]:
 
 def png(draw: Callable[[], Figure]) -> bytes:
     """What `draw` draws, in this module's style, without a word about the program or the time."""
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a token in a script that the font lacks shows as a box
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
         buffer = io.BytesIO()
         draw().savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
@@ -91,7 +89,7 @@ def training_figure(metrics: Path) -> Figure:
     loss.plot(train["step"], train["train_loss"], color=BLUE, lw=1.2, label="training")
     loss.plot(validation["step"], validation["validation_loss"], "o-", color=ORANGE, ms=4, label="validation")
     if (floor := loss_floor(metrics)) is not None:
-        loss.axhline(floor, color=GREY, ls="--", lw=1.2, label="what the grammar itself would need")
+        loss.axhline(floor, color=GREY, ls="--", lw=1.2, label=f"what the grammar itself would need: {floor:.3f}")
     loss.set(title="Loss", ylabel="nats per token", yscale="log")
     _plain_ticks(loss)
     loss.legend()
@@ -186,14 +184,12 @@ def position_figure(metrics: Path) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.6))
     axes = figure.add_subplot()
     context = np.array(columns["position"]) + 1
-    axes.plot(context, columns["loss"], "-", color=BLUE, lw=1.2, label="at this position")
-    axes.plot(context, columns["loss"], ".", color=BLUE, ms=4)
-    axes.axhline(mean, color=ORANGE, ls="--", lw=1.2, label="mean of all positions")
+    axes.plot(context, columns["loss"], ".-", color=BLUE, lw=1.2, ms=4, label="after so many tokens")
+    axes.axhline(mean, color=ORANGE, ls="--", lw=1.2, label=f"mean: {mean:.3f}")
     axes.set(xlabel="tokens of context", ylabel="loss (nats per token)", yscale="log", xscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(BLANK)
     _plain_ticks(axes)
-    axes.set_xticks([2**n for n in range(int(math.log2(context[-1])) + 1)])
+    axes.xaxis.set_major_locator(LogLocator(2))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(PLAIN)
     axes.legend()
     return figure
@@ -204,11 +200,12 @@ def attention_figure(attention: Attention) -> Figure:
     blocks = _spread(len(attention.probabilities), MOST_BLOCKS)
     heads = _spread(len(attention.probabilities[0]), MOST_HEADS)
     time = len(attention.tokens)
-    size = (WIDTH - 1.8) / len(heads)  # of a map
-    figure = Figure(figsize=(WIDTH, 1.2 + len(blocks) * (min(size, 3.0) + 0.3)))
+    size = min((WIDTH - 1.8) / len(heads), 3.0)  # of a map, in inches
+    font = max(3.5, min(8.0, 60 * size / time))
+    labels = max(map(len, attention.tokens)) * font / 120
+    figure = Figure(figsize=(WIDTH, labels + 0.1 + len(blocks) * (size + 0.27)), layout="compressed")
     grid = figure.subplots(len(blocks), len(heads), squeeze=False)
     future = np.triu(np.ones((time, time), dtype=bool), 1)
-    font = max(3.5, min(8.0, 60 * min(size, 3.0) / time))
     for i, block in enumerate(blocks):
         for j, head in enumerate(heads):
             axes = grid[i, j]

@@ -37,7 +37,8 @@ PICTURES = {
         "shows as well as the first. The dashed line, where the corpus has one, is the loss of the grammar itself, "
         "below which no model gets but by luck. The learning rate first rises, since early gradients are large and "
         "point astray, and then falls, so that the weights settle. A gradient norm that jumps by powers of ten, or "
-        "keeps growing, announces a learning rate that is too high.",
+        "keeps growing, announces a learning rate that is too high; the last step of an epoch may hold few texts, and "
+        "then stands out by chance.",
     ),
     "gradient_norms": (
         "Gradient of each parameter",
