@@ -13,8 +13,9 @@ from custom_transformer.errors import UserError, run_main
 from custom_transformer.files import atomic_write
 from custom_transformer.observe import views
 from custom_transformer.pictures import Attention, pictures
-from custom_transformer.report import page, read_samples
+from custom_transformer.report import page
 from custom_transformer.tokenization import load_tokenizer
+from custom_transformer.tokens import load_tokens
 from custom_transformer.tracking import checkpoint_run
 from stages.cli import parameters
 
@@ -27,9 +28,9 @@ TOKENS_SHOWN = 16  # of the text whose attention is drawn: as many as can be rea
 
 def main() -> None:
     params = parameters(__doc__)
-    checkpoint = load_checkpoint(CHECKPOINT)
+    attention = attention_of_sample(load_checkpoint(CHECKPOINT))
     try:
-        drawn = pictures(METRICS, attention_over(checkpoint, read_samples(METRICS)[0]["text"]))
+        drawn = pictures(METRICS, attention)
         html = page(params, METRICS, drawn)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: not there yet; run dvc repro first") from None
@@ -43,12 +44,12 @@ def main() -> None:
         run.log_artifact(METRICS / "report.html")
 
 
-def attention_over(checkpoint: Checkpoint, text: str) -> Attention:
-    """Where each token of the beginning of `text` looks, the end token before it included."""
+def attention_of_sample(checkpoint: Checkpoint) -> Attention:
+    """Where each token looks at the beginning of the validation texts, which stays the same from run to run."""
     tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
     model = checkpoint.build_model()
-    tokens = [tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
-    tokens = tokens[: min(TOKENS_SHOWN, model.config.max_seq_len)]
+    split = load_tokens(Path("data/tokens"), "validation")
+    tokens = split.tokens[: min(TOKENS_SHOWN, model.config.max_seq_len)].tolist()
     probabilities = [view.attention[0].double().numpy() for view in views(model, torch.tensor([tokens]))]
     return Attention(token_labels(tokenizer, tokens), probabilities)
 

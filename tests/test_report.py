@@ -14,6 +14,7 @@ from custom_transformer.config import Params, load_params
 from custom_transformer.files import write_csv, write_json
 from custom_transformer.pictures import Attention, loss_floor, pictures
 from custom_transformer.report import PICTURES, page
+from stages.report import token_labels
 
 HOSTILE = "</blockquote><script>alert(1)</script><img src=http://x/y.png onerror=alert(2)> $lead ${x} & \x1b[31m\u202e"
 
@@ -121,6 +122,26 @@ def test_the_floor_of_the_loss_is_that_of_its_bits(metrics: Path, tmp_path: Path
     assert loss_floor(metrics) == pytest.approx(0.5)  # a quarter of the bits, a quarter of the nats
     write_json(tmp_path / "eval.json", {"loss": 2.0, "bits_per_byte": 0.8})
     assert loss_floor(tmp_path) is None
+
+
+class Pieces:
+    """A tokenizer, as far as labels need one."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return [" the", "\n\x1b", "<|endoftext|>", "unbelievableness"][tokens[0]]
+
+
+def test_a_token_becomes_a_short_printable_label() -> None:
+    labels = token_labels(Pieces(), [0, 1, 2, 3])  # type: ignore[arg-type]
+    assert labels == ["·the", "\\n\\x1b", "<|endoftext|>", "unbelievable…"]
+
+
+def test_the_plots_of_dvc_read_columns_that_there_are(metrics: Path) -> None:
+    for name in ("gradient_norms", "activations"):
+        template = json.loads(Path(f".dvc/plots/{name}.json").read_text("utf-8"))
+        with (metrics / f"{name}.csv").open() as file:
+            columns = set(file.readline().strip().split(","))
+        assert set(template["data"]["format"]["parse"]) <= columns
 
 
 def test_a_run_of_one_row_and_one_of_many_blocks_can_be_drawn(metrics: Path, tmp_path: Path) -> None:

@@ -64,10 +64,10 @@ PICTURES = {
     ),
     "attention": (
         "Attention",
-        "The beginning of the first sample, as each head of each block sees it. A row is the token that "
-        "looks, a column one that it looks at; each row adds up to 100%, and nothing looks ahead. · is a space. A "
-        "diagonal is a head that looks at the token itself or, one step to the left, at the one before; a bright first "
-        "column is a head that finds nothing to look for and rests on the start; single bright spots pick out a word.",
+        "The beginning of the validation texts, as each head of each block sees it. A row is the token that looks, a "
+        "column one that it looks at; each row adds up to 100%, and nothing looks ahead. · is a space. A diagonal is a "
+        "head that looks at the token itself or, one step to the left, at the one before; a bright first column is a "
+        "head that finds nothing to look for and rests on the start; single bright spots pick out a word.",
     ),
 }
 
