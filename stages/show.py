@@ -29,7 +29,7 @@ def main() -> None:
         shown = (escape(lines_only(part)) for part in (prompt, rest))
         console.print("\n[bold]{}[/bold]{}".format(*shown) + ("" if sample["ended"] else " …"))
     console.print(
-        "\npictures, report metrics/report.html, in a browser"
+        "\nthe whole report metrics/report.html, in a browser"
         "\nall samples      metrics/samples.md"
         "\ncompare runs     dvc plots diff, then open dvc_plots/index.html"
         "\nruns             make ui, then open http://127.0.0.1:5000"
