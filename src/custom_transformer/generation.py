@@ -94,7 +94,7 @@ def sample(
     if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(f"temperature ≥ 0, top_k ≥ 1 and 0 < top_p ≤ 1, not {temperature}, {top_k} and {top_p}")
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature == 0:
+    if temperature < torch.finfo(z.dtype).tiny:  # what is smaller may be 0 in this dtype
         return z.argmax(-1)
     # The largest is moved to 0, so that no temperature makes it infinite.
     z, order = ((z - z.amax(-1, keepdim=True)) / temperature).sort(stable=True, dim=-1, descending=True)
