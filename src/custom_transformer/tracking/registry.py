@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,21 @@ def _logged_model(client: MlflowClient, header: Header, run_id: str, folder: Pat
     if model.status != "READY":
         with patience():
             client.log_model_artifacts(model.model_id, str(folder))
+            _say_whose(client, model, folder)
         client.finalize_logged_model(model.model_id, "READY")
     return model
+
+
+def _say_whose(client: MlflowClient, model: LoggedModel, folder: Path) -> None:
+    """An MLmodel file that has the names the store has given, over the one that was written without them."""
+    from mlflow.models import Model
+
+    described = Model.load(str(folder))
+    described.model_id, described.run_id = model.model_id, model.source_run_id
+    described.artifact_path = model.artifact_location
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        described.save(str(Path(scratch) / "MLmodel"))
+        client.log_model_artifact(model.model_id, str(Path(scratch) / "MLmodel"))
 
 
 def _measure(client: MlflowClient, run_id: str, model: LoggedModel, measured: Mapping[str, Any]) -> None:
