@@ -22,7 +22,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MlflowClie
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DVC_ROOT", str(root))
         environment.delenv("MLFLOW_TRACKING_URI", raising=False)
-        environment.chdir(root)
+        (root / "elsewhere").mkdir()
+        environment.chdir(root / "elsewhere")  # where MLflow's default store would be another one
         client = open_store(header.uri)
         client.create_experiment("e", artifact_location=(root / "artifacts").as_uri())
         yield client, header
