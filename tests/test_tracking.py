@@ -238,6 +238,28 @@ def test_a_server_gets_the_same(root: Path, server: str) -> None:
     assert Path(stored).read_bytes() == (root / "best.pt").read_bytes()
 
 
+def test_a_model_that_cannot_be_made_costs_a_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("custom_transformer.tracking.run.save_model", full)
+    with training(root) as run:
+        run.log_model(
+            root / "best.pt",
+            root,
+            defaults=PARAMS.generation,
+            metrics={"eval_loss": 2.0},
+            step=1,
+            validation="v",
+            registered_model="model",
+        )
+    (found,) = runs(f"sqlite:///{root / 'mlflow.db'}")
+    assert found.data.metrics["eval_loss"] == 2.0
+    assert capsys.readouterr().err.count("No space left on device; the work goes on, a part is not logged") == 1
+
+
 def test_without_a_server_the_work_goes_on_and_nothing_is_lost(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

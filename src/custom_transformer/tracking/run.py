@@ -113,6 +113,7 @@ class Run:
             return
         measured = {"time": now(), "step": step, "metrics": dict(metrics)}
         self._spool.append(measured)
+        self._check_spool()
         try:
             with tempfile.TemporaryDirectory(dir=self._spool.path) as scratch:
                 folder = Path(scratch) / "model"
