@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 from custom_transformer.checkpoint import Checkpoint, load_checkpoint
@@ -14,16 +16,17 @@ from custom_transformer.primer import held_out_questions
 from custom_transformer.report import print_metrics
 from custom_transformer.tokenization import load_tokenizer
 from custom_transformer.tokens import load_tokens
-from custom_transformer.tracking import checkpoint_run
+from custom_transformer.tracking import Run, checkpoint_run
 from stages.cli import parser
 from stages.generate import write_samples
 
-METRICS = Path("metrics")
+BEST, METRICS = Path("checkpoints/best.pt"), Path("metrics")
+TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer")
 
 
 def main() -> None:
     arguments_parser = parser(__doc__)
-    arguments_parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best.pt"))
+    arguments_parser.add_argument("--checkpoint", type=Path, default=BEST)
     arguments_parser.add_argument("--generate", action="store_true", help="generate samples from it as well")
     arguments = arguments_parser.parse_args()
     params = load_params(arguments.config)
@@ -31,7 +34,7 @@ def main() -> None:
     checkpoint = load_checkpoint(arguments.checkpoint)
     metrics = evaluate_checkpoint(checkpoint, params)
     with checkpoint_run(params, arguments.checkpoint, stage="evaluate") as run:
-        run.log_metrics({f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0))
+        log_result(run, arguments.checkpoint, checkpoint, params, metrics)
         run.log_artifact(METRICS / "eval.json", "metrics")
         run.log_artifact(METRICS / "loss_by_position.csv", "metrics")
         if arguments.generate:
@@ -39,9 +42,37 @@ def main() -> None:
     print_metrics(metrics)
 
 
+def log_result(
+    run: Run, path: Path, checkpoint: Checkpoint, params: Params, metrics: Mapping[str, float | int]
+) -> None:
+    """The metrics, for the run's best checkpoint with an MLflow model of it."""
+    named, step = {f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0)
+    if path != BEST:
+        run.log_metrics(named, step)
+        return
+    limit = min(params.generation.max_new_tokens, checkpoint.config.max_seq_len)
+    run.log_model(
+        path,
+        TOKENIZER,
+        defaults=params.generation.model_copy(update={"max_new_tokens": limit}),
+        metrics=named,
+        step=step,
+        validation=evaluated_text(metrics),
+        registered_model=params.tracking.registered_model,
+    )
+
+
+def evaluated_text(metrics: Mapping[str, float | int]) -> str:
+    """A digest of the text that the metrics tell of."""
+    split = load_tokens(TOKENS, "validation")
+    if metrics["tokens"] == split.n_tokens - 1:
+        return str(split.meta["text_sha256"])
+    return sha256(f"the first {metrics['tokens']} tokens of {split.meta['sha256']}".encode()).hexdigest()
+
+
 def evaluate_checkpoint(checkpoint: Checkpoint, params: Params) -> dict[str, float | int]:
-    split = load_tokens(Path("data/tokens"), "validation")
-    tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
+    split = load_tokens(TOKENS, "validation")
+    tokenizer = load_tokenizer(TOKENIZER, checkpoint.metadata.get("tokenizer"))
     model = checkpoint.build_model()
     vocab_size = split.meta["tokenizer"]["vocab_size"]
     if model.config.vocab_size != vocab_size:

@@ -91,8 +91,9 @@ def test_settings_out_of_range_are_named(settings: dict[str, float]) -> None:
         sample(LOGITS, **settings)
 
 
-def test_the_smallest_temperature_takes_the_likeliest() -> None:
-    assert sample(LOGITS, 1e-45).tolist() == [0]
+@pytest.mark.parametrize("settings", [{"temperature": 1e-45}, {"temperature": 1e-320}, {"top_p": 1e-300}])
+def test_the_smallest_settings_take_the_likeliest(settings: dict[str, float]) -> None:
+    assert sample(LOGITS, **settings).tolist() == [0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("token", [-1, 37])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 
 from custom_transformer.checkpoint import save_checkpoint
 from custom_transformer.config import CustomTransformerConfig
@@ -167,7 +169,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
     """All six, in a folder of their own; then any checkpoint, with samples; then one that does not fit."""
-    config = config_file(tmp_path, training__max_steps=8, training__eval_every=4)
+    config = config_file(tmp_path, training__max_steps=8, training__eval_every=4, tracking__registered_model="tested")
     for stage in ("download", "tokenize", "train", "evaluate", "generate", "report"):
         done = run(f"stages.{stage}", "--config", config, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -186,6 +188,8 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
         *(f"plots/{name}.png" for name in PICTURES),
     }
     assert list((tmp_path / "work").glob("*/*/")) == []
+    version = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_model_version_by_alias("tested", "best")
+    assert float(version.tags["bits_per_byte"]) == json.loads(metrics["eval.json"])["bits_per_byte"]
     best = tmp_path / "checkpoints/best.pt"
     done = run("stages.evaluate", "--config", config, "--checkpoint", best, "--generate", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

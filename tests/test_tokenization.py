@@ -74,6 +74,15 @@ def test_equal_texts_give_equal_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def test_the_texts_digest_is_theirs_whatever_the_tokenizer(tmp_path: Path) -> None:
+    splits = make(tmp_path / "one")["splits"], make(tmp_path / "two", vocab_size=270)["splits"]
+    assert splits[0]["train"]["sha256"] != splits[1]["train"]["sha256"]
+    for split, texts in TEXTS.items():
+        assert splits[0][split]["text_sha256"] == splits[1][split]["text_sha256"]
+        joined = make(tmp_path / split, TEXTS | {split: ["".join(texts)]})["splits"][split]
+        assert joined["text_sha256"] != splits[0][split]["text_sha256"]
+
+
 def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
     assert make(tmp_path)["dtype"] == "uint16"
     assert token_dtype(65536).str == "<u2"

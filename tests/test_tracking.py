@@ -208,10 +208,56 @@ def test_a_server_gets_the_same(root: Path, server: str) -> None:
     with training(root, server) as run:
         run.log_metrics({"train_loss": 1.0}, 1)
         run.log_checkpoints([root / "best.pt"])
+    tokenizer = root / "tokenizer"
+    tokenizer.mkdir()
+    for bits in (1.5, 1.4, 1.6):
+        with checkpoint_run(params(server), root / "best.pt", stage="evaluate") as run:
+            (tokenizer / "tokenizer.json").write_text(str(bits))
+            run.log_model(
+                root / "best.pt",
+                tokenizer,
+                defaults=PARAMS.generation,
+                metrics={"eval_bits_per_byte": bits},
+                step=1,
+                validation="v",
+                registered_model="model",
+            )
+    assert not sync().waiting
+    client = MlflowClient(server)
+    assert sorted(v.tags["bits_per_byte"] for v in client.search_model_versions("name = 'model'")) == [
+        "1.4",
+        "1.5",
+        "1.6",
+    ]
+    best = client.get_model_version_by_alias("model", "best")
+    assert (best.version, best.tags["bits_per_byte"]) == ("2", "1.4")
     (found,) = runs(server)
+    assert len(found.outputs.model_outputs) == 3
     assert found.data.metrics["train_loss"] == 1.0
     stored = MlflowClient(server).download_artifacts(found.info.run_id, "checkpoints/best.pt", str(root / "server"))
     assert Path(stored).read_bytes() == (root / "best.pt").read_bytes()
+
+
+def test_a_model_that_cannot_be_made_costs_a_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("custom_transformer.tracking.run.save_model", full)
+    with training(root) as run:
+        run.log_model(
+            root / "best.pt",
+            root,
+            defaults=PARAMS.generation,
+            metrics={"eval_loss": 2.0},
+            step=1,
+            validation="v",
+            registered_model="model",
+        )
+    (found,) = runs(f"sqlite:///{root / 'mlflow.db'}")
+    assert found.data.metrics["eval_loss"] == 2.0
+    assert capsys.readouterr().err.count("No space left on device; the work goes on, a part is not logged") == 1
 
 
 def test_without_a_server_the_work_goes_on_and_nothing_is_lost(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

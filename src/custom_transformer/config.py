@@ -25,9 +25,16 @@ def _printable(text: str) -> str:
     return text
 
 
+def _fits_a_model_uri(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ValueError(f"{shown(name)} is no name for models:/NAME; take a-z, A-Z, 0-9, _, - and . only")
+    return name
+
+
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+ModelName = Annotated[str, Field(max_length=200), AfterValidator(_fits_a_model_uri)]
 
 
 class Section(BaseModel):
@@ -131,12 +138,17 @@ class EvaluationParams(Section):
     max_batches: Count | None  # null: the whole validation set
 
 
-class GenerationParams(Section):
-    prompts: list[str] = Field(min_length=1)
+class SamplingParams(Section):
+    """How a text is continued."""
+
     max_new_tokens: Count
     temperature: Annotated[float, Field(ge=0)]  # 0: always the likeliest token
     top_k: Count | None
     top_p: Annotated[float, Field(gt=0, le=1)] | None
+
+
+class GenerationParams(SamplingParams):
+    prompts: list[str] = Field(min_length=1)
     num_samples: Count  # continuations a prompt
 
     @model_validator(mode="after")
@@ -152,6 +164,7 @@ class GenerationParams(Section):
 class TrackingParams(Section):
     experiment: Text
     uri: Text | None  # null: the SQLite store at the repository root
+    registered_model: ModelName | None  # gets each run's best checkpoint as a version; null: none is registered
 
 
 class Params(Section):

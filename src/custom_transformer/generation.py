@@ -94,7 +94,8 @@ def sample(
     if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(f"temperature ≥ 0, top_k ≥ 1 and 0 < top_p ≤ 1, not {temperature}, {top_k} and {top_p}")
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature == 0:
+    tiny = torch.finfo(z.dtype).tiny  # what is smaller may be 0 in this dtype
+    if temperature < tiny:
         return z.argmax(-1)
     # The largest is moved to 0, so that no temperature makes it infinite.
     z, order = ((z - z.amax(-1, keepdim=True)) / temperature).sort(stable=True, dim=-1, descending=True)
@@ -103,7 +104,7 @@ def sample(
     probabilities = torch.softmax(z, -1)
     if top_p is not None:
         before = probabilities.cumsum(-1) - probabilities  # the mass of all likelier tokens
-        probabilities = torch.where(before < top_p, probabilities, 0.0)
+        probabilities = torch.where(before < max(top_p, tiny), probabilities, 0.0)
     rank = torch.multinomial(probabilities, 1, generator=generator)
     return order.gather(-1, rank).squeeze(-1)
 

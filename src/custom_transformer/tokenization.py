@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -237,6 +238,7 @@ def _pack(
     """Writes the stream of one split to `out`; returns its entries in meta.json."""
     end = np.array([tokenizer.eos_token_id], dtype)
     documents = n_tokens = n_bytes = 0
+    text = hashlib.sha256()
     target = out / f"{split}.bin"
     with (
         atomic_write(target) as file,
@@ -247,14 +249,22 @@ def _pack(
             for piece, ids in zip(batch, _encoded(tokenizer, batch, dtype), strict=True):
                 file.write(ids)
                 n_bytes += piece.n_bytes
+                text.update(piece.text.encode())
                 if piece.ends_document:
                     file.write(end)
+                    text.update(b"\xff")  # which is in no UTF-8
                     documents += 1
             progress.update(documents, f"{n_bytes / 1e6:,.0f} MB")
         n_tokens = file.tell() // dtype.itemsize
     if n_bytes == 0:
         raise UserError(f"{path}: {documents} documents and no text in them; give the {split} split some text")
-    facts = {"documents": documents, "tokens": n_tokens, "bytes": n_bytes, "sha256": sha256_file(target)}
+    facts = {
+        "documents": documents,
+        "tokens": n_tokens,
+        "bytes": n_bytes,
+        "sha256": sha256_file(target),
+        "text_sha256": text.hexdigest(),  # equal for equal texts, whatever the tokenizer
+    }
     log2_prob = log2_prob_sum(path)
     return facts if log2_prob is None else facts | {"log2_prob": log2_prob}
 

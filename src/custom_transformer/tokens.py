@@ -46,6 +46,7 @@ class _SplitFacts(Section):
     tokens: Amount
     bytes: Annotated[int, Field(ge=1, lt=2**63)]
     sha256: Digest
+    text_sha256: Digest
     log2_prob: float = 0.0  # may be absent, but not null
 
 
@@ -73,8 +74,8 @@ class TokenSplit:
     """One split's stream of tokens, memory-mapped.
 
     tokens: (n_tokens,) uint16 or uint32
-    meta: the whole meta.json, and this split's own entries (documents, tokens, bytes, sha256 and, where the source
-        knows it, log2_prob) beside it at the top level.
+    meta: the whole meta.json, and this split's own entries (documents, tokens, bytes, sha256, text_sha256 and, where
+        the source knows it, log2_prob) beside it at the top level.
     """
 
     tokens: np.ndarray

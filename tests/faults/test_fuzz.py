@@ -139,7 +139,7 @@ def test_checkpoints(folder: Path, content: bytes) -> None:
 
 # --------------------------------------------------------------------------------------------- tokens
 
-FACTS = {"documents": 1, "tokens": 10, "bytes": 30, "sha256": "0" * 64}
+FACTS = {"documents": 1, "tokens": 10, "bytes": 30, "sha256": "0" * 64, "text_sha256": "0" * 64}
 META = {
     "tokenizer": {
         "name": "bpe",

@@ -1,7 +1,7 @@
 """One spool on its way to its store.
 
 Everything is sent at least once and kept once: a store keeps equal points (name, step, time, value) as one, a run is
-looked for by its spool's name before it is made, tags and artifacts replace themselves.
+looked for by its spool's name before it is made, tags and artifacts replace themselves. Models: registry.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from custom_transformer.tracking.registry import deliver_model
 from custom_transformer.tracking.spool import Event, Header, Progress, Spool, now
 from custom_transformer.tracking.store import cause, experiment_id, open_store, patience
 
@@ -175,6 +176,10 @@ class Delivery:
                     self._client_call("log_artifacts", run_id, str(kept), folder)
                 else:
                     self._client_call("log_artifact", run_id, str(kept), first["folder"])
+        elif "model" in first:
+            assert self._client is not None
+            folder = self.spool.path / "artifacts" / first["model"]["path"]
+            deliver_model(self._client, self.header, str(run_id), folder, first["model"])
         elif "resumed" in first:
             self._client_call("update_run", run_id, "RUNNING", first["resumed"])
         elif "end" in first:

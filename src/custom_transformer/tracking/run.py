@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from custom_transformer.config import Params
+from custom_transformer.config import GenerationParams, Params
 from custom_transformer.errors import one_line
 from custom_transformer.files import atomic_write, sha256_file
 from custom_transformer.tracking.courier import Courier
+from custom_transformer.tracking.models import save_model
 from custom_transformer.tracking.provenance import describe, flat_params, provenance, run_name
 from custom_transformer.tracking.spool import SPOOL_NAME, Header, Spool, new_name, now, spool_root
-from custom_transformer.tracking.store import import_mlflow, store_uri, without_password
+from custom_transformer.tracking.store import cause, import_mlflow, store_uri, without_password
 from custom_transformer.tracking.system import SystemMetrics
 
 _TAG_LENGTH = 8000  # MLflow's limit
@@ -90,6 +92,37 @@ class Run:
             for path in paths:
                 self.log_artifact(path, "checkpoints")
 
+    def log_model(
+        self,
+        checkpoint: Path,
+        tokenizer: Path,
+        *,
+        defaults: GenerationParams,
+        metrics: Mapping[str, float],
+        step: int,
+        validation: str,
+        registered_model: str | None,
+    ) -> None:
+        """Makes an MLflow model of a checkpoint, and notes `metrics` as the run's and the model's.
+
+        defaults: what holds where a request to the model sets nothing.
+        validation: a digest of what the metrics were measured on.
+        registered_model: gets the model as a version; None registers none.
+        """
+        if not self._spool:
+            return
+        measured = {"time": now(), "step": step, "metrics": dict(metrics)}
+        self._spool.append(measured)
+        self._check_spool()
+        try:
+            with tempfile.TemporaryDirectory(dir=self._spool.path) as scratch:
+                folder = Path(scratch) / "model"
+                content = save_model(folder, checkpoint, tokenizer, defaults)
+                facts = {"content": content, "validation": validation, "registered_model": registered_model}
+                self._spool.add_model(folder, facts | {"measured": measured})
+        except Exception as error:  # a full disk, or whatever MLflow raises
+            self._warn(error)
+
     def seconds(self) -> int:
         """Whole seconds since the run was made."""
         return (now() - self._header.started) // 1000
@@ -138,12 +171,10 @@ class Run:
         if self._spool and self._spool.broken:
             self._warn(self._spool.broken)
 
-    def _warn(self, error: OSError) -> None:
+    def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            message = (
-                f"MLflow tracking: {spool_root()}: {error.strerror or error}; the work goes on, a part is not logged"
-            )
+            message = f"MLflow tracking: {spool_root()}: {cause(error)}; the work goes on, a part is not logged"
             print(f"warning: {one_line(message)}", file=sys.stderr)
 
 

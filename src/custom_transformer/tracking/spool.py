@@ -3,7 +3,7 @@
 A run writes here and nowhere else, so that no store can hold it up; `courier` reads here and sends. One folder a run:
 
     run.json         what the run is: its store, parameters, tags and inputs
-    events.jsonl     what happened since, a line each: metrics, tags, artifacts, resumption, end
+    events.jsonl     what happened since, a line each: metrics, tags, artifacts, a model, resumption, end
     artifacts/N/     files for the store, as hard links where the file system has them
     delivered.json   how far the store has it all
 
@@ -194,6 +194,14 @@ class Spool:
 
         Raises OSError, and then keeps nothing.
         """
+        self.append({"artifact": self._kept(path), "folder": folder})
+
+    def add_model(self, path: Path, facts: Mapping[str, Any]) -> None:
+        """Keeps an MLflow model's folder for the store, with what registry.py is to know of it. Raises as above."""
+        self.append({"model": {"path": self._kept(path), **facts}})
+
+    def _kept(self, path: Path) -> str:
+        """Where under artifacts/ the copy lies."""
         place = self.path / "artifacts"
         place.mkdir(exist_ok=True)
         number = 1 + max((int(p.name) for p in place.iterdir() if p.name.isdigit()), default=0)
@@ -207,7 +215,7 @@ class Spool:
         else:
             link_or_copy(source, unfinished / path.name)
         unfinished.rename(kept)
-        self.append({"artifact": f"{number}/{path.name}", "folder": folder})
+        return f"{number}/{path.name}"
 
     # -- reading
 

@@ -126,13 +126,27 @@ def _local_artifacts() -> str:
 @contextlib.contextmanager
 def patience() -> Iterator[None]:
     """A longer HTTP timeout for a while; MLflow reads the variable at each request."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ.get(name, "0")
-    os.environ[name] = str(max(int(before), _UPLOAD_SECONDS))
+    before = int(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "0"))
+    with _environment("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(before, _UPLOAD_SECONDS))):
+        yield
+
+
+def as_default(uri: str) -> contextlib.AbstractContextManager[None]:
+    """The store at `uri` is for a while the one that MLflow turns to where no client is at hand."""
+    return _environment("MLFLOW_TRACKING_URI", uri)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        os.environ[name] = before
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def without_password(uri: str) -> str:
