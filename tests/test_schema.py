@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
 from jsonschema import Draft202012Validator
 from voluptuous import Invalid
 
+from custom_transformer.__main__ import main
 from custom_transformer.schema import params_schema
 from tests.test_config import WRONG, with_change
 
@@ -19,10 +20,14 @@ COMMITTED = Path("configs/params.schema.json")
 SCHEMA = Draft202012Validator(params_schema())
 
 
-def test_the_committed_schema_is_that_of_the_models() -> None:
+def test_the_committed_schema_is_that_of_the_models(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     Draft202012Validator.check_schema(params_schema())
+    monkeypatch.setattr(sys, "argv", ["custom_transformer", "schema"])
+    main()
     remedy = f"python -m custom_transformer schema > {COMMITTED}"
-    assert json.loads(COMMITTED.read_text()) == params_schema(), f"out of date: {remedy}"
+    assert COMMITTED.read_text(encoding="utf-8") == capsys.readouterr().out, f"out of date: {remedy}"
 
 
 def test_every_key_is_explained() -> None:
