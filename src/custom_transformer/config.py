@@ -226,7 +226,7 @@ class TrackingParams(Section):
     uri: Text | None
     """The MLflow store; null: SQLite at the repository root."""
     registered_model: ModelName | None
-    """The registered model that gets each run's best checkpoint; its alias best is the lowest bits_per_byte; null: none."""
+    """The registered model that each run's best checkpoint joins; alias best: the lowest bits_per_byte; null: none."""
 
 
 class Params(Section):
