@@ -28,6 +28,7 @@ def _printable(text: str) -> str:
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]
 
 
 class Section(BaseModel):
@@ -152,6 +153,7 @@ class GenerationParams(Section):
 class TrackingParams(Section):
     experiment: Text
     uri: Text | None  # null: the SQLite store at the repository root
+    sweep: Name | None  # the run under which this one stands; null: under none
 
 
 class Params(Section):
