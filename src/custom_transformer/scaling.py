@@ -37,8 +37,8 @@ class Law:
     B: float
     beta: float
 
-    def loss(self, parameters: Array, tokens: Array) -> Array:
-        return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
+    def loss(self, parameters: Array | float, tokens: Array | float) -> Array:
+        return np.asarray(self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta)
 
     @property
     def compute_exponent(self) -> float:
