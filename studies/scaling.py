@@ -5,7 +5,7 @@ The grid is a queue of DVC experiments, and MLflow keeps what came of it, as the
 may be stopped at any time, and goes on when it is started again: what MLflow has is not run a second time.
 
 Each model is trained for its own budget to the end of its own schedule: a loss read half-way through a longer one, its
-learning rate still high, would be above what those tokens can give (Hoffmann et al. 2022, section 3.1).
+learning rate still high, would be above what those tokens can give (Hoffmann et al. 2022, appendix B).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from studies.plot import save_plot
 
 RESULTS = Path("studies/results")
 BY_POSITION = "metrics/loss_by_position.csv"  # of an evaluation, among its run's artifacts
-SECONDS_BETWEEN = 15  # looks at the queue
+SECONDS_BETWEEN = 20  # looks at the queue
 DECIDING = ("seed", "data.", "model.", "training.")  # parameters that decide a point's result
 
 
@@ -106,6 +106,8 @@ def arguments() -> Any:
     parser.add_argument("--budgets", type=int, default=5, help="how many token budgets: an epoch, a half, a quarter, …")
     parser.add_argument("--jobs", type=int, default=2, help="experiments at a time")
     args = parser.parse_args()
+    if min(args.budgets, args.jobs) < 1:
+        parser.error("--budgets and --jobs begin at 1")
     args.sweep = args.sweep or "-".join(re.findall(r"\w+", f"scaling {args.data or ''}"))[:100]
     return args
 
@@ -136,14 +138,16 @@ def grid(
 ) -> Iterator[Point]:
     """A point for each width and budget, the longest first, so that no long one is left to run alone at the end."""
     step = base.training.batch_size * base.training.grad_accumulation * base.data.max_length
+    if not tokens // step >> budgets - 1:
+        raise UserError(f"{tokens:,} tokens are too few for {budgets} budgets; give it more text, or --budgets fewer")
     for budget in range(budgets):
-        for width in sorted(widths, reverse=True):
+        for width in sorted(set(widths), reverse=True):
             changes = {
                 **data,
                 "model.d_model": width,
                 "model.d_ffn": 4 * width,
                 "training.num_epochs": 1,
-                "training.max_steps": max(1, tokens // step >> budget),
+                "training.max_steps": tokens // step >> budget,
                 "training.eval_every": None,  # the checkpoint evaluated is that of the last step
                 "tracking.sweep": sweep,
             }
@@ -154,9 +158,9 @@ def grid(
 # -- DVC
 
 
-def dvc_command(*args: str, **environment: str) -> str:
+def dvc_command(*args: str) -> str:
     """What dvc prints; raises UserError with its last line where it fails."""
-    done = subprocess.run(["dvc", *args], capture_output=True, text=True, env=os.environ | environment, check=False)
+    done = subprocess.run(["dvc", *args], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         raise UserError(f"dvc {' '.join(args[:2])}: {said[-1].removeprefix('ERROR: ')}")
@@ -208,13 +212,22 @@ def run_missing(base: Params, points: Sequence[Point], jobs: int) -> None:
             dvc_command("exp", "remove", name)
         dvc_command("exp", "run", "--queue", "--name", name, *settings(point.changes), "evaluate")
         print(f"queued {name}", flush=True)
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    dvc_command("queue", "start", "-j", str(jobs), OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads))
+    start_queue(jobs)
     try:
         wait_for(set(missing))
     except KeyboardInterrupt:
         dvc_command("queue", "stop", "--kill")
         raise
+
+
+def start_queue(jobs: int) -> None:
+    """Workers that share the processors and outlive this process. A pipe would stay open for as long as they live."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    nowhere = subprocess.DEVNULL
+    command = ["dvc", "queue", "start", "-j", str(jobs)]
+    if subprocess.run(command, stdout=nowhere, stderr=nowhere, env=environment, check=False).returncode != 0:
+        raise UserError(f"{' '.join(command)}: failed; run it by itself to see why, then this again")
 
 
 def wait_for(names: set[str]) -> None:
