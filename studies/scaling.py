@@ -214,7 +214,7 @@ def run_missing(base: Params, points: Sequence[Point], jobs: int) -> None:
         print(f"queued {name}", flush=True)
     start_queue(jobs)
     try:
-        wait_for(set(missing))
+        wait_for(set(missing), jobs)
     except KeyboardInterrupt:
         dvc_command("queue", "stop", "--kill")
         raise
@@ -230,7 +230,7 @@ def start_queue(jobs: int) -> None:
         raise UserError(f"{' '.join(command)}: failed; run it by itself to see why, then this again")
 
 
-def wait_for(names: set[str]) -> None:
+def wait_for(names: set[str], jobs: int) -> None:
     said = ""
     while True:
         states = {name: state for name, state in queue_status().items() if name in names}
@@ -240,6 +240,8 @@ def wait_for(names: set[str]) -> None:
             said = now
         if not counts["Queued"] + counts["Running"]:
             break
+        if not counts["Running"]:  # on a busy machine DVC's workers take each other for idle, and end
+            start_queue(jobs)
         time.sleep(SECONDS_BETWEEN)
     if failed := sorted(name for name, state in states.items() if state != "Success"):
         raise UserError(f"{len(failed)} experiments failed; dvc queue logs {failed[0]} says why; then run this again")

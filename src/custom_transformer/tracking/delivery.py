@@ -14,7 +14,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from custom_transformer.tracking.spool import Event, Header, Progress, Spool, now
-from custom_transformer.tracking.store import IMPOSSIBLE, cause, experiment_id, open_store, patience, run_is_gone
+from custom_transformer.tracking.store import (
+    IMPOSSIBLE,
+    cause,
+    experiment_id,
+    open_store,
+    patience,
+    run_is_gone,
+    unless_gone,
+)
 from custom_transformer.tracking.sweep import SWEEP_TAG, join_sweep
 
 if TYPE_CHECKING:
@@ -88,11 +96,8 @@ class Delivery:
         """Ends a run whose process died without a word."""
         if self.progress.closed:
             return
-        try:
+        with unless_gone():
             self._client_call("set_terminated", self.progress.run_id, "KILLED", now())
-        except Exception as error:
-            if not run_is_gone(error):  # somebody has deleted it: it needs no end
-                raise
         self._note(closed=True)
 
     def _note(self, **changes: Any) -> None:
@@ -150,6 +155,10 @@ class Delivery:
     def _describe(self) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
+        self._join(self.header.tags)
+        if self.header.checkpoint:
+            with unless_gone():
+                self._copy_results()
         params = [Param(*item) for item in self.header.params.items()]
         for i in range(0, len(params), _PARAMS_A_BATCH):
             self._client_call("log_batch", self.progress.run_id, params=params[i : i + _PARAMS_A_BATCH])
@@ -162,9 +171,6 @@ class Delivery:
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", data["context"])]))
         if inputs:
             self._client_call("log_inputs", self.progress.run_id, inputs)
-        if self.header.checkpoint:
-            self._copy_results()
-        self._join(self.header.tags)
 
     def _copy_results(self) -> None:
         """The newest value of each metric of the original, so that its experiments compare in one table."""

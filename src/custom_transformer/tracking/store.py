@@ -140,6 +140,16 @@ def run_is_gone(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
+def unless_gone() -> Iterator[None]:
+    """What concerns a run that somebody has deleted meanwhile need not be done."""
+    try:
+        yield
+    except Exception as error:
+        if not run_is_gone(error):
+            raise
+
+
+@contextlib.contextmanager
 def patience() -> Iterator[None]:
     """A longer HTTP timeout for a while; MLflow reads the variable at each request."""
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"

@@ -8,7 +8,6 @@ it and takes its children over. Whichever process looks last has seen all of the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +20,8 @@ from custom_transformer.tracking.store import (
     is_local,
     one_at_a_time,
     open_store,
-    run_is_gone,
     store_uri,
+    unless_gone,
     without_password,
 )
 
@@ -46,11 +45,11 @@ def join_sweep(client: MlflowClient, uri: str, experiment: str, run_id: str, swe
                 client.set_terminated(parent_id)
             client.set_tag(run_id, _PARENT_TAG, parent_id)
             for other in others:
-                with _unless_gone():
+                with unless_gone():
                     client.delete_run(other.info.run_id)
             astray = f"tags.{SWEEP_TAG} = '{sweep}' and tags.`{_PARENT_TAG}` != '{parent_id}'"
             for child in client.search_runs([experiment], astray, max_results=_MOST_RUNS):
-                with _unless_gone():
+                with unless_gone():
                     client.set_tag(child.info.run_id, _PARENT_TAG, parent_id)
             settled = [run.info.run_id for run in _parents(client, experiment, sweep)] == [parent_id]
 
@@ -63,15 +62,6 @@ def _parents(client: MlflowClient, experiment: str, sweep: str) -> list[Run]:
 
 def _make_parent(client: MlflowClient, experiment: str, sweep: str) -> Run:
     return client.create_run(experiment, run_name=sweep, tags={SWEEP_TAG: sweep, "stage": "sweep"})
-
-
-@contextlib.contextmanager
-def _unless_gone() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not run_is_gone(error):
-            raise
 
 
 @dataclass(frozen=True)
