@@ -63,7 +63,7 @@ def drawn(plots: dict[str, list[dict[str, Any]]], out: Path) -> Iterator[str]:
     """Draws DVC's plots, both revisions in each, into `out`; the pictures as Markdown, and then the ready-made ones."""
     curves, ready_made = [], []
     for name, parts in plots.items():
-        for part in parts:
+        for part in reversed(parts):  # the base first, as in the tables
             if part["type"] == "vega":
                 file = out / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.png"
                 with atomic_write(file) as png:
