@@ -20,7 +20,7 @@ setup: $(READY)
 repro: $(READY)
 	@$(BIN)/python -m stages.recover
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
-	@$(BIN)/python -m stages.report
+	@$(BIN)/python -m stages.show
 
 test: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest

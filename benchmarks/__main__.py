@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contestants import ABLATIONS, PEERS
+from benchmarks.contestants import ABLATIONS, FUSED_PEERS, PEERS
 from benchmarks.plot import save_plot
 from benchmarks.workloads import SIZES, Workload
 from custom_transformer.files import write_json
@@ -36,6 +36,7 @@ ALL = [
     OURS,
     FLOOR,
     *((name, tuned) for name in PEERS for tuned in (False, True)),
+    *((name, True) for name in FUSED_PEERS),
     ("ours, no compiler", False),
     ("ours, eager", False),
 ]

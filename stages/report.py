@@ -1,40 +1,64 @@
-"""Shows what the last run came to: the evaluation, two samples, and where to look next."""
+"""Draws the run's pictures into metrics/plots/ and puts them, the metrics and the samples on one page: report.html."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
+import torch
 
-from custom_transformer.errors import UserError, lines_only, run_main
-from custom_transformer.report import print_metrics
+from custom_transformer.checkpoint import Checkpoint, load_checkpoint
+from custom_transformer.errors import UserError, run_main
+from custom_transformer.files import atomic_write
+from custom_transformer.observe import views
+from custom_transformer.pictures import Attention, pictures
+from custom_transformer.report import page
+from custom_transformer.tokenization import load_tokenizer
+from custom_transformer.tokens import load_tokens
+from custom_transformer.tracking import checkpoint_run
+from stages.cli import parameters
 
-METRICS = Path("metrics")
-SAMPLES_SHOWN = 2
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerFast
+
+CHECKPOINT, METRICS = Path("checkpoints/best.pt"), Path("metrics")
+TOKENS_SHOWN = 16  # of the text whose attention is drawn: as many as can be read beside a map
 
 
 def main() -> None:
+    params = parameters(__doc__)
+    attention = attention_of_sample(load_checkpoint(CHECKPOINT))
     try:
-        metrics = json.loads((METRICS / "eval.json").read_text(encoding="utf-8"))
-        lines = (METRICS / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+        drawn = pictures(METRICS, attention)
+        html = page(params, METRICS, drawn)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: not there yet; run dvc repro first") from None
-    print_metrics(metrics)
-    console = Console(highlight=False)
-    samples = [json.loads(line) for line in lines]
-    one_a_prompt = list({sample["prompt"]: sample for sample in samples}.values())
-    for sample in one_a_prompt[:SAMPLES_SHOWN]:
-        prompt, rest = sample["prompt"], sample["text"][len(sample["prompt"]) :]
-        shown = (escape(lines_only(part)) for part in (prompt, rest))
-        console.print("\n[bold]{}[/bold]{}".format(*shown) + ("" if sample["ended"] else " …"))
-    console.print(
-        "\nall samples      metrics/samples.md"
-        "\ntraining curves  dvc plots show, then open dvc_plots/index.html"
-        "\nruns             make ui, then open http://127.0.0.1:5000"
-        "\na first change   dvc exp run -S model.d_model=192, then dvc exp show"
-    )
+    for name, png in drawn.items():
+        with atomic_write(METRICS / "plots" / f"{name}.png") as file:
+            file.write(png)
+    with atomic_write(METRICS / "report.html", "w") as file:
+        file.write(html)
+    with checkpoint_run(params, CHECKPOINT, stage="report") as run:
+        run.log_artifact(METRICS / "plots")
+        run.log_artifact(METRICS / "report.html")
+
+
+def attention_of_sample(checkpoint: Checkpoint) -> Attention:
+    """Where each token looks at the beginning of the validation texts, which stays the same from run to run."""
+    tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
+    model = checkpoint.build_model()
+    split = load_tokens(Path("data/tokens"), "validation")
+    tokens = split.tokens[: min(TOKENS_SHOWN, model.config.max_seq_len)].tolist()
+    probabilities = [view.attention[0].double().numpy() for view in views(model, torch.tensor([tokens]))]
+    return Attention(token_labels(tokenizer, tokens), probabilities)
+
+
+def token_labels(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> list[str]:
+    """Each token's text with · for a space, short and without control characters."""
+    texts = [str(tokenizer.decode([token])).replace(" ", "·") for token in tokens]
+    printable = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) for text in texts]
+    return [text if len(text) <= 13 else f"{text[:12]}…" for text in printable]
 
 
 if __name__ == "__main__":

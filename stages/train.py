@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from custom_transformer.files import project_root, write_csv, write_json
 from custom_transformer.fingerprint import fingerprint, tags
 from custom_transformer.model import CustomTransformer
 from custom_transformer.progress import Progress
-from custom_transformer.report import training_figure
 from custom_transformer.resume import WorkFolder, orphaned
 from custom_transformer.summary import flops_per_token
 from custom_transformer.tokens import load_tokens
@@ -45,7 +45,7 @@ def main() -> None:
         with training_run(params, datasets=datasets, work=folder.path, tags=tags(folder.fingerprint)) as run:
             run_to_end(trainer, params, folder, run)
             write_outputs(trainer, folder)
-            log_outputs(run, folder.path)
+            log_outputs(run, trainer)
         folder.remove()
 
 
@@ -140,19 +140,25 @@ def step_metrics(m: StepMetrics, speed: float, trainer: Trainer) -> dict[str, fl
 
 def write_outputs(trainer: Trainer, folder: WorkFolder) -> None:
     folder.publish(CHECKPOINTS)
-    write_csv(METRICS / "training_curve.csv", trainer.curve)
-    write_csv(METRICS / "validation_curve.csv", trainer.validation_curve)
+    for name, rows in curves(trainer).items():
+        write_csv(METRICS / name, rows)
     write_json(METRICS / "train.json", trainer.summary())
 
 
-def log_outputs(run: Run, scratch: Path) -> None:
+def curves(trainer: Trainer) -> dict[str, Sequence[Mapping[str, Any]]]:
+    return {
+        "training_curve.csv": trainer.curve,
+        "validation_curve.csv": trainer.validation_curve,
+        "gradient_norms.csv": trainer.gradient_rows(),
+        "activations.csv": trainer.activations,
+    }
+
+
+def log_outputs(run: Run, trainer: Trainer) -> None:
     run.log_checkpoints(sorted(CHECKPOINTS.glob("*.pt")))
     run.log_artifact(Path("data/tokenizer"))
-    for name in ("training_curve.csv", "validation_curve.csv", "train.json"):
+    for name in (*curves(trainer), "train.json"):
         run.log_artifact(METRICS / name, "metrics")
-    picture = scratch / "training_curve.png"
-    training_figure(METRICS).savefig(picture, dpi=120)
-    run.log_artifact(picture, "plots")
 
 
 if __name__ == "__main__":

@@ -32,28 +32,23 @@ REMOVED = object()
 WRONG = [
     ("training.learning_rate", "3e-4", "3.0e-4"),
     ("training.learning_rate", -1.0, "greater than 0"),
-    ("training.learning_rate", float("nan"), "finite"),
     ("training.learning_rate", REMOVED, "missing"),
     ("training.learnig_rate", 0.1, "unknown key"),
-    ("training.min_learning_rate", 1.0, "must not be above"),
     ("training.batch_size", 1.5, "integer"),
     ("training.batch_size", True, "integer"),
     ("training.batch_size", 0, "greater than or equal to 1"),
     ("training.betas", [0.9], "betas"),
-    ("training.betas", [0.9, 1.0], r"\[0, 1\)"),
+    ("training.betas", [0.9, 1.0], "betas.1: input should be less than 1"),
     ("training.optimizer", "adam", "'sgd' or 'adamw'"),
     ("training.precision", "float16", "float16"),
     ("training.compile", "yes", "'auto', true or false"),
-    ("model.d_model", 130, "multiple of n_heads"),
     ("model.dropout", 1.0, "less than 1"),
     ("model.rope", True, "unknown key"),
-    ("data.max_length", 4096, "must not be above model.max_seq_len"),
     ("data.val_fraction", 0.0, "greater than 0"),
     ("data.vocab_size", 100, "greater than or equal to 257"),
     ("data.dataset", ["a"], "string"),
     ("data.dataset", "", "at least 1 character"),
     ("generation.prompts", [], "at least 1 item"),
-    ("generation.prompts", ["\ud800"], "not valid Unicode"),
     ("tracking.registered_model", "a/b", "is no name for models:/NAME"),
     ("tracking.registered_model", "x@best", "is no name for models:/NAME"),
     ("tracking.registered_model", "", "is no name for models:/NAME"),
@@ -63,8 +58,18 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "message"), WRONG)
-def test_a_wrong_value_is_refused_by_name(tmp_path: Path, key: str, value: Any, message: str) -> None:
+# What takes two keys to see, or what JSON does not have: a schema lets it pass.
+WRONG_WHEN_LOADED = [
+    ("training.learning_rate", float("nan"), "finite"),
+    ("training.min_learning_rate", 1.0, "must not be above"),
+    ("model.d_model", 130, "multiple of n_heads"),
+    ("data.max_length", 4096, "must not be above model.max_seq_len"),
+    ("generation.prompts", ["\ud800"], "not valid Unicode"),
+]
+
+
+def with_change(key: str, value: Any) -> dict[str, Any]:
+    """The default parameters with one of them changed, added or REMOVED."""
     content = copy.deepcopy(DEFAULT)
     *sections, name = key.split(".")
     group = content[sections[0]] if sections else content
@@ -72,13 +77,18 @@ def test_a_wrong_value_is_refused_by_name(tmp_path: Path, key: str, value: Any, 
         del group[name]
     else:
         group[name] = value
+    return content
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG + WRONG_WHEN_LOADED)
+def test_a_wrong_value_is_refused_by_name(tmp_path: Path, key: str, value: Any, message: str) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(with_change(key, value)))
     with pytest.raises(UserError, match=message) as error:
         load_params(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
-    assert (sections or [name])[0] in str(error.value)
+    assert key.split(".")[0] in str(error.value)
 
 
 @pytest.mark.parametrize(

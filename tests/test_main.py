@@ -18,6 +18,7 @@ from custom_transformer.checkpoint import save_checkpoint
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.gradcheck import check_gradients, reduced
 from custom_transformer.model import CustomTransformer, parameter_table
+from custom_transformer.report import PICTURES
 from custom_transformer.summary import flops_per_token, memory_bytes
 from tests.helpers import SIZES, random_model
 
@@ -152,22 +153,27 @@ def test_a_wrong_command_line_gets_one_line(tmp_path: Path, module: str) -> None
         ("train", "run dvc repro tokenize"),
         ("evaluate", "no such checkpoint"),
         ("generate", "no such checkpoint"),
-        ("report", "run dvc repro first"),
+        ("report", "no such checkpoint"),
+        ("show", "run dvc repro first"),
     ],
 )
 def test_a_stage_without_its_input_says_which_stage_to_run(tmp_path: Path, stage: str, words: str) -> None:
-    arguments = () if stage == "report" else ("--config", config_file(tmp_path))
+    arguments = () if stage == "show" else ("--config", config_file(tmp_path))
     one_line(run(f"stages.{stage}", *arguments, cwd=tmp_path), words)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "config.yaml") in ([], ["work"])
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
-    """All five, in a folder of their own; then any checkpoint, with samples; then one that does not fit."""
+    """All six, in a folder of their own; then any checkpoint, with samples; then one that does not fit."""
     config = config_file(tmp_path, training__max_steps=8, training__eval_every=4, tracking__registered_model="tested")
-    for stage in ("download", "tokenize", "train", "evaluate", "generate"):
+    for stage in ("download", "tokenize", "train", "evaluate", "generate", "report"):
         done = run(f"stages.{stage}", "--config", config, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    metrics = {path.name: path.read_bytes() for path in (tmp_path / "metrics").iterdir()}
+    metrics = files_in(tmp_path / "metrics")
     assert set(metrics) == {
         "train.json",
         "eval.json",
@@ -175,7 +181,11 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
         "samples.jsonl",
         "training_curve.csv",
         "validation_curve.csv",
+        "gradient_norms.csv",
+        "activations.csv",
         "loss_by_position.csv",
+        "report.html",
+        *(f"plots/{name}.png" for name in PICTURES),
     }
     assert list((tmp_path / "work").glob("*/*/")) == []
     version = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_model_version_by_alias("tested", "best")
@@ -183,7 +193,7 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
     best = tmp_path / "checkpoints/best.pt"
     done = run("stages.evaluate", "--config", config, "--checkpoint", best, "--generate", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {path.name: path.read_bytes() for path in (tmp_path / "metrics").iterdir()} == metrics
+    assert files_in(tmp_path / "metrics") == metrics
     save_checkpoint(tmp_path / "other.pt", random_model(torch.float32), {})
     done = run("stages.evaluate", "--config", config, "--checkpoint", tmp_path / "other.pt", cwd=tmp_path)
     one_line(done, "the checkpoint's vocabulary has 37 entries")
@@ -193,4 +203,4 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
         one_line(run(f"stages.{stage}", "--config", config, cwd=tmp_path), "not the tokenizer that the checkpoint")
     gpt2 = config_file(tmp_path, data__tokenizer="gpt2")
     assert "vocab_size=50257" in run("custom_transformer", "summary", "--config", gpt2, cwd=tmp_path).stdout
-    assert {path.name: path.read_bytes() for path in (tmp_path / "metrics").iterdir()} == metrics
+    assert files_in(tmp_path / "metrics") == metrics

@@ -16,6 +16,7 @@ from custom_transformer.config import TrainingParams, load_params
 from custom_transformer.errors import UserError
 from custom_transformer.evaluation import evaluate, validation_loss
 from custom_transformer.model import CustomTransformer
+from custom_transformer.observe import activation_statistics
 from custom_transformer.optim import SGD
 from custom_transformer.tokens import TokenSplit
 from custom_transformer.training import SPIKE_WINDOW, Trainer, is_spike, training_step
@@ -185,8 +186,34 @@ def test_a_resumed_run_ends_the_same(tmp_path: Path, stop: int, optimizer: str) 
     list(second.run())
     assert second.summary() == whole.summary()
     assert second.curve == whole.curve
+    assert second.gradient_rows() == whole.gradient_rows()
+    assert second.activations == whole.activations
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "resumed" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_norm_of_each_gradient_is_kept_of_so_many_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first step on, evenly; their squares add up to that of the norm before clipping."""
+    monkeypatch.setattr("custom_transformer.training.GRADIENT_ROWS", 3)
+    t = trainer(tmp_path, log_every=2)
+    norms = {m.step: m.result.grad_norm_before_clip for m in t.run()}
+    assert t.total_steps == 22
+    assert list(t.gradient_norms) == [1, 8, 16]
+    rows = t.gradient_rows()
+    assert [row["parameter"] for row in rows] == [*t.model.parameters] * 3
+    for step in t.gradient_norms:
+        squares = sum(float(row["gradient_norm"]) ** 2 for row in rows if row["step"] == step)
+        assert math.sqrt(squares) == pytest.approx(norms[step], rel=1e-6)
+
+
+def test_activations_are_those_of_the_same_windows_at_each_validation(tmp_path: Path) -> None:
+    t = trainer(tmp_path)
+    list(t.run())
+    assert [(row["step"], row["block"]) for row in t.activations] == [
+        (row["step"], block) for row in t.validation_curve for block in (0, 1)
+    ]
+    observed, _ = t.validation.windows(range(4), LENGTH)
+    assert [row | {"step": t.step} for row in activation_statistics(t.model, observed)] == t.activations[-2:]
 
 
 def test_checkpoints_of_the_last_epochs_and_the_best(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
-"""python -m custom_transformer summary | gradcheck | sync: a configuration looked at, proved; tracking delivered."""
+"""python -m custom_transformer summary | gradcheck | schema | sync
+
+A configuration looked at, proved; the schema of configurations; tracking delivered.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -14,6 +18,7 @@ from custom_transformer.config import CustomTransformerConfig, DataParams, Param
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.model import parameter_table
+from custom_transformer.schema import params_schema
 from custom_transformer.summary import flops_per_token, memory_bytes
 from custom_transformer.tokens import load_tokens
 
@@ -29,14 +34,19 @@ def main() -> None:
     ):
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("--config", default="params.yaml", help="parameters (default: params.yaml)")
-    about = "delivers to the MLflow stores what runs could not"
-    commands.add_parser("sync", help=about, description=about)
+    for name, about in (
+        ("schema", "the JSON Schema of params.yaml, for editors"),
+        ("sync", "delivers to the MLflow stores what runs could not"),
+    ):
+        commands.add_parser(name, help=about, description=about)
     arguments = parser.parse_args()
-    if arguments.command == "sync":
+    if arguments.command == "schema":
+        print(json.dumps(params_schema(), indent=2, ensure_ascii=False))
+    elif arguments.command == "sync":
         print_sync()
-        return
-    params = load_params(arguments.config)
-    {"summary": print_summary, "gradcheck": print_gradcheck}[arguments.command](params)
+    else:
+        params = load_params(arguments.config)
+        {"summary": print_summary, "gradcheck": print_gradcheck}[arguments.command](params)
 
 
 def model_config(params: Params) -> CustomTransformerConfig:

@@ -17,6 +17,7 @@ from custom_transformer.files import read_text
 MAX_BYTES = 256 << 10  # of a file of parameters
 MAX_VOCAB_SIZE = 1_000_000
 MAX_ALIASED = 100  # characters that a YAML alias may stand for
+MODEL_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
 def _printable(text: str) -> str:
@@ -26,50 +27,77 @@ def _printable(text: str) -> str:
 
 
 def _fits_a_model_uri(name: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+    if not re.fullmatch(MODEL_NAME, name):
         raise ValueError(f"{shown(name)} is no name for models:/NAME; take a-z, A-Z, 0-9, _, - and . only")
     return name
 
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
-ModelName = Annotated[str, Field(max_length=200), AfterValidator(_fits_a_model_uri)]
+ModelName = Annotated[
+    str, Field(max_length=200, json_schema_extra={"pattern": f"^{MODEL_NAME}$"}), AfterValidator(_fits_a_model_uri)
+]
 
 
 class Section(BaseModel):
-    """A group of keys: every key required, none unknown, no value converted, nothing changed later."""
+    """A group of keys: every key required, none unknown, no value converted, nothing changed later.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    The text beneath a key is what editors show of it (schema.py).
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DataParams(Section):
     """Where the text comes from and how it becomes tokens."""
 
-    dataset: Text  # primer, a registered name, a Hub id, or a path or glob of local files
-    revision: Text | None  # branch, tag or commit of a Hub dataset
-    text_column: Text | None  # null: the registered dataset's own, else "text"
+    dataset: Text
+    """primer, a registered name (tiny-textbooks, tinystories, …), a Hub id, or a path or glob of local files."""
+    revision: Text | None
+    """Branch, tag or commit of a Hub dataset; null: its main branch."""
+    text_column: Text | None
+    """The column that holds the text; null: the registered dataset's own, else "text"."""
     train_split: Text
-    val_split: Text | None  # null: a fraction of the training split is kept for validation
+    """The source's split to train on."""
+    val_split: Text | None
+    """The source's split to validate on; null: val_fraction of the training split is kept for it."""
     val_fraction: Fraction
-    subset_size: Count | None  # documents; null: all of them
+    """Share of the training split kept for validation where val_split is null."""
+    subset_size: Count | None
+    """Documents to train on; null: all of them."""
     val_subset_size: Count | None
-    tokenizer: Text  # bpe, gpt2, or a path or Hub id of a fast tokenizer
-    vocab_size: Annotated[int, Field(ge=257, le=MAX_VOCAB_SIZE)]  # entries of a "bpe" tokenizer: 256 bytes + end
-    max_length: Annotated[int, Field(ge=2)]  # tokens a training window
+    """Documents to validate on; null: all of them."""
+    tokenizer: Text
+    """bpe (trained on the training split), gpt2, or a path or Hub id of a fast tokenizer."""
+    vocab_size: Annotated[int, Field(ge=257, le=MAX_VOCAB_SIZE)]
+    """Entries of a bpe tokenizer: the 256 bytes, the end of text, and what it learns."""
+    max_length: Annotated[int, Field(ge=2)]
+    """Tokens a training window; at most model.max_seq_len."""
 
 
 class ModelParams(Section):
     """The model's shape, but for the vocabulary, which the tokenizer decides."""
 
     d_model: Count
+    """Width of the residual stream; a multiple of n_heads."""
     n_blocks: Count
+    """Blocks of attention and feed-forward network."""
     n_heads: Count
+    """Attention heads a block."""
     d_ffn: Count
+    """Width of the feed-forward network's hidden layer."""
     max_seq_len: Count
+    """Positions that the model has an embedding for: the longest context, in tokens."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of activations dropped while training; 0: none."""
     bias: bool
+    """Whether the linear layers and norms have biases."""
     tie_embeddings: bool
+    """Whether the output head is the token embedding; false: a matrix of its own."""
 
     @model_validator(mode="after")
     def _heads_divide_model(self) -> ModelParams:
@@ -104,52 +132,81 @@ class CustomTransformerConfig(ModelParams):
 class TrainingParams(Section):
     """The optimiser, its schedule, and how often something is reported or kept."""
 
-    batch_size: Count  # windows a forward pass
-    grad_accumulation: Count  # forward passes an update
+    batch_size: Count
+    """Windows a forward pass."""
+    grad_accumulation: Count
+    """Forward passes an update."""
     num_epochs: Count
-    max_steps: Count | None  # updates; null: as many as the epochs hold
+    """Passes over the training tokens."""
+    max_steps: Count | None
+    """Updates after which training ends; null: as many as the epochs hold."""
     optimizer: Literal["sgd", "adamw"]
+    """The rule of an update."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """The peak of the schedule, reached at the end of the warm-up."""
     min_learning_rate: Annotated[float, Field(ge=0)]
+    """Where the decay ends; at most learning_rate."""
     lr_decay: Literal["cosine", "linear", "constant"]
+    """How the learning rate goes down after the warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the steps in which the learning rate rises from zero."""
     weight_decay: Annotated[float, Field(ge=0)]
-    betas: Annotated[tuple[float, float], Field(strict=False)]
+    """Decoupled from the gradient; not applied to norms and biases."""
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)]
+    """AdamW's decay rates of the mean and the mean square of gradients."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None
-    max_nan_steps: Count  # a step with NaN or infinity is skipped; the run stops at this many
+    """Longer gradients are scaled down to this norm; null: never."""
+    max_nan_steps: Count
+    """A step with NaN or infinity is skipped; the run stops at this many."""
     precision: Literal["float32", "bfloat16", "float64"]
+    """Of the computation; bfloat16 means matrix products only, over float32 parameters."""
     compile: Literal["auto", True, False]
-    log_every: Count  # steps between rows of the training curve
-    eval_every: Count | None  # steps between validations; null: at the end of each epoch
-    save_every: Count  # steps between saved states that a killed run resumes from
-    keep_checkpoints: Count  # epoch checkpoints kept, newest last
+    """Whether to use compiled kernels; auto: for runs of more than some seconds."""
+    log_every: Count
+    """Steps between rows of the training curve."""
+    eval_every: Count | None
+    """Steps between validations; null: at the end of each epoch."""
+    save_every: Count
+    """Steps between saved states that a killed run resumes from."""
+    keep_checkpoints: Count
+    """Epoch checkpoints kept, the newest ones."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingParams:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError("min_learning_rate must not be above learning_rate")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1), not {list(self.betas)}")
         return self
 
 
 class EvaluationParams(Section):
+    """How a checkpoint is measured."""
+
     batch_size: Count
-    max_batches: Count | None  # null: the whole validation set
+    """Windows a forward pass."""
+    max_batches: Count | None
+    """Forward passes; null: the whole validation set."""
 
 
 class SamplingParams(Section):
     """How a text is continued."""
 
     max_new_tokens: Count
-    temperature: Annotated[float, Field(ge=0)]  # 0: always the likeliest token
+    """Tokens a sample at most; it ends earlier with its text."""
+    temperature: Annotated[float, Field(ge=0)]
+    """Divides the logits: below 1 likelier tokens gain; 0: always the likeliest token."""
     top_k: Count | None
+    """Draw from this many likeliest tokens; null: from all."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None
+    """Draw from the fewest likeliest tokens that have this much probability together; null: from all."""
 
 
 class GenerationParams(SamplingParams):
-    prompts: list[str] = Field(min_length=1)
-    num_samples: Count  # continuations a prompt
+    """The samples that are drawn from the best checkpoint."""
+
+    prompts: Annotated[list[str], Field(min_length=1)]
+    """The texts that samples begin with."""
+    num_samples: Count
+    """Continuations a prompt."""
 
     @model_validator(mode="after")
     def _prompts_are_text(self) -> GenerationParams:
@@ -162,15 +219,21 @@ class GenerationParams(SamplingParams):
 
 
 class TrackingParams(Section):
+    """Where runs are recorded."""
+
     experiment: Text
-    uri: Text | None  # null: the SQLite store at the repository root
-    registered_model: ModelName | None  # gets each run's best checkpoint as a version; null: none is registered
+    """The MLflow experiment that runs belong to."""
+    uri: Text | None
+    """The MLflow store; null: SQLite at the repository root."""
+    registered_model: ModelName | None
+    """The registered model that each run's best checkpoint joins; alias best: the lowest bits_per_byte; null: none."""
 
 
 class Params(Section):
     """A whole params.yaml."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """What everything random follows from."""
     data: DataParams
     model: ModelParams
     training: TrainingParams

@@ -17,6 +17,7 @@ from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
 from custom_transformer.evaluation import validation_loss
 from custom_transformer.model import CustomTransformer
+from custom_transformer.observe import activation_statistics, gradient_norms
 from custom_transformer.ops import IGNORE_INDEX
 from custom_transformer.optim import (
     Optimizer,
@@ -25,7 +26,7 @@ from custom_transformer.optim import (
     clip_scale,
     learning_rate_at,
 )
-from custom_transformer.tokens import TokenSplit, epoch_order
+from custom_transformer.tokens import TokenSplit, epoch_order, eval_windows
 
 Batch = tuple[Tensor, Tensor]  # input_ids and labels, each (B, T) int64
 
@@ -90,6 +91,9 @@ class StepMetrics:
 # A loss this many standard deviations above the mean of so many before it is a spike.
 SPIKE_DEVIATIONS, SPIKE_WINDOW = 6.0, 50
 
+GRADIENT_ROWS = 200  # steps, at most, of which the norm of each gradient is kept: as many as a picture can show
+OBSERVED_WINDOWS = 4  # of the validation split, by which the activations are observed
+
 
 def is_spike(loss: float, recent: Sequence[float]) -> bool:
     """Whether a loss stands out above those of the SPIKE_WINDOW steps before it."""
@@ -141,6 +145,9 @@ class Trainer:
         self.best_validation_loss, self.best_step = float("inf"), 0
         self.curve: list[dict[str, float | int]] = []  # one row each log_every steps
         self.validation_curve: list[dict[str, float | int]] = []
+        self.gradient_steps = params.log_every * math.ceil(self.total_steps / (params.log_every * GRADIENT_ROWS))
+        self.gradient_norms: dict[int, list[float]] = {}  # by step, in the parameters' order
+        self.activations: list[dict[str, float | int]] = []  # one row a block at each validation
         self._losses: list[float] = []  # since the last row of the curve
         self._recent: list[float] = []  # of the last SPIKE_WINDOW steps
 
@@ -214,6 +221,8 @@ class Trainer:
                 }
             )
             self._losses = []
+        if result.status == "ok" and (self.step % self.gradient_steps == 0 or not self.gradient_norms):
+            self.gradient_norms[self.step] = gradient_norms(self.model.gradients, self.model.engine)
 
     def _validate(self, epoch: int) -> float:
         loss = validation_loss(self.model, self.validation, self.max_length, self.params.batch_size)
@@ -222,6 +231,9 @@ class Trainer:
                 f"training stopped at step {self.step}: the validation loss is {loss}; lower training.learning_rate"
             )
         self.validation_curve.append({"step": self.step, "epoch": epoch, "validation_loss": loss})
+        observed, _ = next(eval_windows(self.validation, self.max_length, OBSERVED_WINDOWS))
+        rows = activation_statistics(self.model, observed.to(self.model.device))
+        self.activations += [{"step": self.step} | row for row in rows]
         if loss < self.best_validation_loss:
             self.best_validation_loss, self.best_step = loss, self.step
             self._save("best.pt", epoch, {"validation_loss": loss})
@@ -242,6 +254,14 @@ class Trainer:
     def _metadata(self, epoch: int) -> dict[str, Any]:
         facts = {"epoch": epoch, "step": self.step, "tokens": self.tokens, "seed": self.seed}
         return facts | {"tokenizer": self.train.meta["tokenizer"]["sha256"]}
+
+    def gradient_rows(self) -> list[dict[str, float | int | str]]:
+        """The norm of each parameter's gradient, before clipping, one row a parameter at each step kept."""
+        return [
+            {"step": step, "parameter": name, "gradient_norm": norm}
+            for step, norms in self.gradient_norms.items()
+            for name, norm in zip(self.model.parameters, norms, strict=True)
+        ]
 
     def summary(self) -> dict[str, float | int]:
         """metrics/train.json: what a finished run comes to, losses in nats per token."""
@@ -268,6 +288,8 @@ class Trainer:
         "best_step",
         "curve",
         "validation_curve",
+        "gradient_norms",
+        "activations",
         "_losses",
         "_recent",
     )

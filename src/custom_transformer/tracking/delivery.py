@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from custom_transformer.tracking.provenance import CHECKOUT_TAG
 from custom_transformer.tracking.registry import deliver_model
 from custom_transformer.tracking.spool import Event, Header, Progress, Spool, now
 from custom_transformer.tracking.store import cause, experiment_id, open_store, patience
@@ -116,12 +117,15 @@ class Delivery:
             return found[0].info.run_id, True
         if digest := self.header.checkpoint:
             found = self._search(experiment, f"tags.checkpoints LIKE '%{digest}%'")
-            wanted = self.header.tags.get("DVC_EXP_NAME")
-            found.sort(key=lambda run: run.data.tags.get("DVC_EXP_NAME") != wanted)  # the same experiment's first
+            # Clones that share a store may have computed the same bytes: this one's run first, then that of the same
+            # experiment.
+            wanted = {name: self.header.tags.get(name) for name in (CHECKOUT_TAG, "DVC_EXP_NAME")}
+            found.sort(key=lambda run: [run.data.tags.get(name) != value for name, value in wanted.items()])
+            elsewhere = not found or found[0].data.tags.get(CHECKOUT_TAG) != wanted[CHECKOUT_TAG]
+            if elsewhere and self.spool.others_with(digest):
+                raise TrainingUnderway
             if found:
                 return found[0].info.run_id, False
-            if self.spool.others_with(digest):
-                raise TrainingUnderway
         made = self._client_call(
             "create_run",
             experiment,

@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
@@ -15,6 +16,9 @@ from typing import Any
 import yaml
 
 from custom_transformer.config import Params
+from custom_transformer.files import project_root
+
+CHECKOUT_TAG = "checkout"  # HOST:PATH of the clone: in a store that a team shares, equal runs differ in nothing else
 
 
 def flat_params(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -37,8 +41,9 @@ def run_name(otherwise: str) -> str:
 
 
 def provenance(stage: str) -> dict[str, str]:
-    """Tags: the stage, who ran it from which commit, and DVC's names for the experiment and its inputs."""
+    """Tags: the stage, who ran it where from which commit, and DVC's names for the experiment and its inputs."""
     tags = {"stage": stage, "mlflow.source.type": "LOCAL", "mlflow.source.name": f"stages.{stage}"}
+    tags[CHECKOUT_TAG] = f"{socket.gethostname()}:{project_root()}"
     with contextlib.suppress(OSError, KeyError):  # a user without a name, as in some containers
         tags["mlflow.user"] = getpass.getuser()
     if commit := _git("rev-parse", "HEAD"):

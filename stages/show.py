@@ -1,0 +1,41 @@
+"""Shows what the last run came to: the evaluation, two samples, and where to look next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from custom_transformer.errors import UserError, lines_only, run_main
+from custom_transformer.report import print_metrics, read_samples
+
+METRICS = Path("metrics")
+SAMPLES_SHOWN = 2
+
+
+def main() -> None:
+    try:
+        metrics = json.loads((METRICS / "eval.json").read_text(encoding="utf-8"))
+        samples = read_samples(METRICS)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: not there yet; run dvc repro first") from None
+    print_metrics(metrics)
+    console = Console(highlight=False)
+    one_a_prompt = list({sample["prompt"]: sample for sample in samples}.values())
+    for sample in one_a_prompt[:SAMPLES_SHOWN]:
+        prompt, rest = sample["prompt"], sample["text"][len(sample["prompt"]) :]
+        shown = (escape(lines_only(part)) for part in (prompt, rest))
+        console.print("\n[bold]{}[/bold]{}".format(*shown) + ("" if sample["ended"] else " …"))
+    console.print(
+        "\nthe whole report metrics/report.html, in a browser"
+        "\nall samples      metrics/samples.md"
+        "\ncompare runs     dvc plots diff, then open dvc_plots/index.html"
+        "\nruns             make ui, then open http://127.0.0.1:5000"
+        "\na first change   dvc exp run -S model.d_model=192, then dvc exp show"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
