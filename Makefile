@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PORT ?= 5000
 
-.PHONY: setup repro test soak fuzz check bench ui clean
+.PHONY: setup repro test soak fuzz check bench scaling ui clean
 
 # Installs what is pinned; again when the pins or the project's metadata change.
 $(READY): pyproject.toml constraints.txt
@@ -39,6 +39,10 @@ soak: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
+
+# DATA, where given: other text than that of params.yaml, as data.dataset takes it; JOBS: experiments at a time.
+scaling: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m studies.scaling --jobs $(or $(JOBS),2) $(if $(DATA),--data '$(DATA)')
 
 ui: $(READY)
 	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db"

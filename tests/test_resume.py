@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,23 @@ def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("custom_transformer.resume._LOCK_SECONDS", 0.2)
     with work(tmp_path), pytest.raises(UserError, match="is running"), work(tmp_path):
         pass
+
+
+def test_a_second_experiment_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("custom_transformer.resume._LOCK_SECONDS", 0.0)
+    monkeypatch.setenv("DVC_EXP_NAME", "second")
+    holds, ends = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with work(tmp_path):
+            holds.set()
+            ends.wait(0.5)
+            ends.set()
+
+    threading.Thread(target=first).start()
+    holds.wait()
+    with work(tmp_path):
+        assert ends.is_set()
 
 
 def test_publishing_replaces_an_earlier_runs_checkpoints(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 ModelName = Annotated[
     str, Field(max_length=200, json_schema_extra={"pattern": f"^{MODEL_NAME}$"}), AfterValidator(_fits_a_model_uri)
 ]
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]
 
 
 class Section(BaseModel):
@@ -227,6 +228,8 @@ class TrackingParams(Section):
     """The MLflow store; null: SQLite at the repository root."""
     registered_model: ModelName | None
     """The registered model that each run's best checkpoint joins; alias best: the lowest bits_per_byte; null: none."""
+    sweep: Name | None
+    """The run under which this one and its like stand; null: under none."""
 
 
 class Params(Section):

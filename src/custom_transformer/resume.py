@@ -113,8 +113,10 @@ class WorkFolder:
             print(f"{self.path}: another training of the same parameters and data holds it; waiting", flush=True)
         else:
             return
+        # Of two equal experiments in a queue the second has its turn after the first, however long that takes.
+        queued = "DVC_EXP_NAME" in os.environ
         try:
-            self._lock.acquire(timeout=_LOCK_SECONDS)
+            self._lock.acquire(timeout=-1 if queued else _LOCK_SECONDS)
         except Timeout:
             raise UserError(
                 f"{self.path}: a training with the same parameters and data is running; wait for it or end it"

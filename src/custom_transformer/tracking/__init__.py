@@ -1,7 +1,20 @@
 """MLflow, here and nowhere else."""
 
 from custom_transformer.tracking.courier import SyncResult, sync
+from custom_transformer.tracking.provenance import flat_params
 from custom_transformer.tracking.run import DatasetVersion, Run, checkpoint_run, training_run
 from custom_transformer.tracking.store import store_uri
+from custom_transformer.tracking.sweep import SweepRun, sweep_runs
 
-__all__ = ["DatasetVersion", "Run", "SyncResult", "checkpoint_run", "store_uri", "sync", "training_run"]
+__all__ = [
+    "DatasetVersion",
+    "Run",
+    "SweepRun",
+    "SyncResult",
+    "checkpoint_run",
+    "flat_params",
+    "store_uri",
+    "sweep_runs",
+    "sync",
+    "training_run",
+]

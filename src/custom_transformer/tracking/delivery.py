@@ -9,17 +9,27 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from custom_transformer.tracking.provenance import CHECKOUT_TAG
 from custom_transformer.tracking.registry import deliver_model
 from custom_transformer.tracking.spool import Event, Header, Progress, Spool, now
-from custom_transformer.tracking.store import cause, experiment_id, open_store, patience
+from custom_transformer.tracking.store import (
+    IMPOSSIBLE,
+    cause,
+    experiment_id,
+    open_store,
+    patience,
+    run_is_gone,
+    unless_gone,
+)
+from custom_transformer.tracking.sweep import SWEEP_TAG, join_sweep
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # MLflow's own limits for one request.
 _METRICS_A_BATCH = 1000
@@ -28,9 +38,9 @@ _DATASET_DIGEST_LENGTH = 36
 
 
 SPOOL_TAG = "spool"
-_IMPOSSIBLE = "INVALID_PARAMETER_VALUE"  # the store will never take the event; any other answer may change
+ORIGINAL_TAG = "original_run_id"
 # Answers that concern one run, not the store.
-_OF_ONE_RUN = (_IMPOSSIBLE, "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "BAD_REQUEST")
+_OF_ONE_RUN = (IMPOSSIBLE, "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "BAD_REQUEST")
 
 
 class Delivery:
@@ -54,7 +64,7 @@ class Delivery:
         try:
             self._send_all()
         except Exception as error:
-            if not _run_is_gone(error):
+            if not run_is_gone(error):
                 raise
             self._note(run_id=None, described=False, offset=0, closed=False)
             self._send_all()
@@ -80,7 +90,7 @@ class Delivery:
         try:
             yield
         except Exception as error:
-            if getattr(error, "error_code", None) != _IMPOSSIBLE or _run_is_gone(error):
+            if getattr(error, "error_code", None) != IMPOSSIBLE or run_is_gone(error):
                 raise
             self.refused = cause(error)
 
@@ -88,11 +98,8 @@ class Delivery:
         """Ends a run whose process died without a word."""
         if self.progress.closed:
             return
-        try:
+        with unless_gone():
             self._client_call("set_terminated", self.progress.run_id, "KILLED", now())
-        except Exception as error:
-            if not _run_is_gone(error):  # somebody has deleted it: it needs no end
-                raise
         self._note(closed=True)
 
     def _note(self, **changes: Any) -> None:
@@ -110,38 +117,59 @@ class Delivery:
     # -- the run
 
     def _find_or_make(self) -> tuple[str, bool]:
-        """MLflow's id of the run, and whether it is the spool's own, not one that it adds to."""
-        assert self._client is not None
-        experiment = experiment_id(self._client, self.header.experiment, self.header.uri)
-        if found := self._search(experiment, f"tags.{SPOOL_TAG} = '{self.spool.name}'"):
+        """MLflow's id of the run, and whether it is the spool's own, not one that it adds to.
+
+        A checkpoint's run is added to by the experiment of DVC's that made it, and by those who are in none. Another
+        experiment, to which DVC gave the checkpoint without training, has a run of its own that names the original.
+        """
+        if found := self._search(f"tags.{SPOOL_TAG} = '{self.spool.name}'"):
             return found[0].info.run_id, True
-        if digest := self.header.checkpoint:
-            found = self._search(experiment, f"tags.checkpoints LIKE '%{digest}%'")
-            # Clones that share a store may have computed the same bytes: this one's run first, then that of the same
-            # experiment.
-            wanted = {name: self.header.tags.get(name) for name in (CHECKOUT_TAG, "DVC_EXP_NAME")}
-            found.sort(key=lambda run: [run.data.tags.get(name) != value for name, value in wanted.items()])
-            elsewhere = not found or found[0].data.tags.get(CHECKOUT_TAG) != wanted[CHECKOUT_TAG]
-            if elsewhere and self.spool.others_with(digest):
-                raise TrainingUnderway
-            if found:
+        tags = self.header.tags | {SPOOL_TAG: self.spool.name}
+        if self.header.checkpoint:
+            here, wanted = tags.get(CHECKOUT_TAG), _dvc_experiment(tags)
+            found = self._search(f"tags.checkpoints LIKE '%{self.header.checkpoint}%'")
+
+            # Clones that share a store may have computed the same bytes.
+            def distance(run: Run) -> tuple[bool, bool, bool]:
+                theirs = run.data.tags
+                return theirs.get(CHECKOUT_TAG) != here, _dvc_experiment(theirs) != wanted, ORIGINAL_TAG in theirs
+
+            found.sort(key=distance)
+            elsewhere, other_experiment, _ = distance(found[0]) if found else (True, True, True)
+            if not elsewhere and (wanted is None or not other_experiment):
                 return found[0].info.run_id, False
+            if self.spool.others_with(self.header.checkpoint):
+                raise EarlierPartUnderway
+            if found and wanted is None:
+                return found[0].info.run_id, False
+            if found:
+                tags |= _pointing_to(found[0])
         made = self._client_call(
             "create_run",
-            experiment,
+            self._experiment(),
             start_time=self.header.started,
             run_name=self.header.name,
-            tags=self.header.tags | {SPOOL_TAG: self.spool.name},
+            tags=tags,
         )
         return made.info.run_id, True
 
-    def _search(self, experiment: str, condition: str) -> list[Any]:
+    def _experiment(self) -> str:
+        assert self._client is not None
+        return experiment_id(self._client, self.header.experiment, self.header.uri)
+
+    def _search(self, condition: str) -> list[Run]:
         newest_first = ["attributes.start_time DESC"]
-        return list(self._client_call("search_runs", [experiment], condition, order_by=newest_first, max_results=50))
+        return list(
+            self._client_call("search_runs", [self._experiment()], condition, order_by=newest_first, max_results=1000)
+        )
 
     def _describe(self) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
+        self._join(self.header.tags)
+        if self.header.checkpoint:
+            with unless_gone():
+                self._copy_results()
         params = [Param(*item) for item in self.header.params.items()]
         for i in range(0, len(params), _PARAMS_A_BATCH):
             self._client_call("log_batch", self.progress.run_id, params=params[i : i + _PARAMS_A_BATCH])
@@ -154,6 +182,22 @@ class Delivery:
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", data["context"])]))
         if inputs:
             self._client_call("log_inputs", self.progress.run_id, inputs)
+
+    def _copy_results(self) -> None:
+        """The newest value of each metric of the original, so that its experiments compare in one table."""
+        from mlflow.entities import Metric
+
+        tags = self._client_call("get_run", self.progress.run_id).data.tags
+        if original := tags.get(ORIGINAL_TAG):
+            newest = map(Metric.from_proto, self._client_call("get_run", original).data.to_proto().metrics)
+            metrics = [metric for metric in newest if not metric.key.startswith("system/")]
+            self._client_call("log_batch", self.progress.run_id, metrics=metrics)
+
+    def _join(self, tags: Mapping[str, str]) -> None:
+        if sweep := tags.get(SWEEP_TAG):
+            assert self._client is not None
+            assert self.progress.run_id is not None
+            join_sweep(self._client, self.header.uri, self._experiment(), self.progress.run_id, sweep)
 
     # -- events
 
@@ -172,6 +216,7 @@ class Delivery:
             self._client_call("log_batch", run_id, metrics=metrics)
         elif "tags" in first:
             self._client_call("log_batch", run_id, tags=[RunTag(*item) for item in first["tags"].items()])
+            self._join(first["tags"])
         elif "artifact" in first:
             kept = self.spool.path / "artifacts" / first["artifact"]
             with patience():
@@ -191,20 +236,31 @@ class Delivery:
             self._client_call("set_terminated", run_id, first["end"], first["time"])
 
 
-class TrainingUnderway(Exception):
-    """The run that a checkpoint came from is just being delivered by another process."""
+class EarlierPartUnderway(Exception):
+    """The run that a checkpoint came from, or an earlier stage's part of this one, is not delivered yet."""
 
     def __init__(self) -> None:
-        super().__init__("another process is delivering the training of this checkpoint")
+        super().__init__("another process is delivering an earlier part of this run")
 
 
-def _run_is_gone(error: Exception) -> bool:
-    deleted = getattr(error, "error_code", None) == _IMPOSSIBLE and "must be in the 'active' state" in str(error)
-    return deleted or getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+def _dvc_experiment(tags: Mapping[str, str]) -> tuple[str, str | None] | None:
+    """What tells experiments of DVC's apart: two may have one name, at different commits."""
+    name = tags.get("DVC_EXP_NAME")
+    return (name, tags.get("DVC_EXP_BASELINE_REV")) if name else None
+
+
+def _pointing_to(original: Run) -> dict[str, str]:
+    """Tags of a run whose training was another; MLflow shows the note, with its link, on the run's page."""
+    info = original.info
+    link = f"[{info.run_name}](#/experiments/{info.experiment_id}/runs/{info.run_id})"
+    conditions = {name: value for name, value in original.data.tags.items() if name.startswith("fingerprint")}
+    note = f"Not trained again: DVC has restored what {link} made. Its curves and checkpoints are there."
+    return conditions | {ORIGINAL_TAG: info.run_id, "mlflow.note.content": note}
 
 
 def concerns_one_run(error: Exception) -> bool:
-    return isinstance(error, (TrainingUnderway, FileNotFoundError)) or getattr(error, "error_code", "") in _OF_ONE_RUN
+    code = getattr(error, "error_code", "")
+    return isinstance(error, (EarlierPartUnderway, FileNotFoundError)) or code in _OF_ONE_RUN
 
 
 def _batches(events: Iterator[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:

@@ -23,6 +23,7 @@ from custom_transformer.tracking.models import save_model
 from custom_transformer.tracking.provenance import describe, flat_params, provenance, run_name
 from custom_transformer.tracking.spool import SPOOL_NAME, Header, Spool, new_name, now, spool_root
 from custom_transformer.tracking.store import cause, import_mlflow, store_uri, without_password
+from custom_transformer.tracking.sweep import SWEEP_TAG
 from custom_transformer.tracking.system import SystemMetrics
 
 _TAG_LENGTH = 8000  # MLflow's limit
@@ -204,9 +205,9 @@ def training_run(
 def checkpoint_run(params: Params, checkpoint: Path | str, *, stage: str) -> Iterator[Run]:
     """The run that a checkpoint came from, to add what `stage` finds out about it.
 
-    That is the newest run that logged a checkpoint of the same bytes, one of the same DVC experiment before
-    others. Where there is none (the file came from elsewhere, or DVC restored it without training), a new run
-    is made, which later stages find in turn. Raises UserError for a malformed `tracking.uri`, and nothing else
+    That is the newest run that logged a checkpoint of the same bytes. Where there is none (the file came from
+    elsewhere), or in another DVC experiment only (DVC restored it without training), a new run is made, which names
+    the original and which later stages find in turn. Raises UserError for a malformed `tracking.uri`, and nothing else
     of its own.
     """
     line = _checkpoint_line(checkpoint)
@@ -225,7 +226,7 @@ def _header(params: Params, name: str, tags: Mapping[str, str], **others: Any) -
         name=name,
         started=now(),
         params=dict(flat_params(params.model_dump(mode="json"))) | uri_shown,
-        tags=dict(tags),
+        tags=dict(tags) | ({SWEEP_TAG: params.tracking.sweep} if params.tracking.sweep else {}),
         **others,
     )
 

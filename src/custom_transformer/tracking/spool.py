@@ -253,9 +253,19 @@ class Spool:
             return False
 
     def others_with(self, digest: str) -> bool:
-        """Whether another spool tells of the checkpoint with this SHA-256."""
-        others = (path for path in spool_root().glob("*/events.jsonl") if path.parent != self.path)
-        return any(digest in path.read_text("utf-8", errors="replace") for path in others)
+        """Whether another spool for the same store tells of the checkpoint with this SHA-256: of its training, or an
+        older one of something that adds to the same run."""
+        mine = self.header()
+        for other in (Spool(path) for path in spool_root().glob("[!.]*") if path != self.path):
+            try:
+                header = other.header()
+                events = (other.path / "events.jsonl").read_text("utf-8", errors="replace")
+            except (OSError, ValueError, TypeError):
+                continue
+            earlier = header.checkpoint == digest and header.name == mine.name and other.name < self.name
+            if header.uri == mine.uri and (earlier or digest in events):
+                return True
+        return False
 
     def remove(self) -> None:
         """Forgets the run. Needs the lock."""

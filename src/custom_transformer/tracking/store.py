@@ -84,7 +84,7 @@ def open_store(uri: str) -> MlflowClient:
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     # MLflow builds the tables when a client is made, and two that do so at once spoil each other's work.
-    with FileLock(f"{database}.lock", timeout=_LOCK_SECONDS):
+    with one_at_a_time(uri):
         if not database.exists():
             # Aside and then renamed: a store whose making was killed half-way can never be opened again.
             unfinished = Path(f"{database}.new")
@@ -97,6 +97,13 @@ def open_store(uri: str) -> MlflowClient:
             with contextlib.suppress(sqlite3.OperationalError):  # busy: it stays as it is, only slower
                 connection.execute("PRAGMA journal_mode = WAL")
         return MlflowClient(uri)
+
+
+def one_at_a_time(uri: str) -> contextlib.AbstractContextManager[object]:
+    """Held by one process at a time, for a SQLite store. A server has no such lock."""
+    if not is_local(uri):
+        return contextlib.nullcontext()
+    return FileLock(f"{uri.removeprefix('sqlite:///')}.lock", timeout=_LOCK_SECONDS)
 
 
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
@@ -121,6 +128,25 @@ def is_local(uri: str) -> bool:
 
 def _local_artifacts() -> str:
     return (project_root() / "mlartifacts").as_uri()
+
+
+IMPOSSIBLE = "INVALID_PARAMETER_VALUE"  # the store will never take what was sent; any other answer may change
+
+
+def run_is_gone(error: Exception) -> bool:
+    """Whether the store says that the run was deleted, or that it never had it."""
+    code = getattr(error, "error_code", None)
+    return code == "RESOURCE_DOES_NOT_EXIST" or (code == IMPOSSIBLE and "must be in the 'active' state" in str(error))
+
+
+@contextlib.contextmanager
+def unless_gone() -> Iterator[None]:
+    """What concerns a run that somebody has deleted meanwhile need not be done."""
+    try:
+        yield
+    except Exception as error:
+        if not run_is_gone(error):
+            raise
 
 
 @contextlib.contextmanager

@@ -1,0 +1,107 @@
+"""Sweeps: runs of one purpose under a parent run of its name, and what has come of them.
+
+Any process may be the first to need the parent, and on a server nothing keeps two from making one each. So each looks
+again after it has acted, until it finds one parent that holds them all: the oldest stays, whoever sees another removes
+it and takes its children over. Whichever process looks last has seen all of the others' doings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from custom_transformer.config import TrackingParams
+from custom_transformer.errors import UserError
+from custom_transformer.tracking.store import (
+    cause,
+    is_local,
+    one_at_a_time,
+    open_store,
+    store_uri,
+    unless_gone,
+    without_password,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+SWEEP_TAG = "sweep"
+_PARENT_TAG = "mlflow.parentRunId"  # by which MLflow's own pages nest runs
+_MOST_RUNS = 1000
+
+
+def join_sweep(client: MlflowClient, uri: str, experiment: str, run_id: str, sweep: str) -> None:
+    """Puts a run under the parent of `sweep`, which is made where it is missing. Raises what the client raises."""
+    with one_at_a_time(uri):
+        settled = False
+        while not settled:
+            parent, *others = _parents(client, experiment, sweep) or [_make_parent(client, experiment, sweep)]
+            parent_id = parent.info.run_id
+            if parent.info.status != "FINISHED":  # it has nothing to do of its own
+                client.set_terminated(parent_id)
+            client.set_tag(run_id, _PARENT_TAG, parent_id)
+            for other in others:
+                with unless_gone():
+                    client.delete_run(other.info.run_id)
+            astray = f"tags.{SWEEP_TAG} = '{sweep}' and tags.`{_PARENT_TAG}` != '{parent_id}'"
+            for child in client.search_runs([experiment], astray, max_results=_MOST_RUNS):
+                with unless_gone():
+                    client.set_tag(child.info.run_id, _PARENT_TAG, parent_id)
+            settled = [run.info.run_id for run in _parents(client, experiment, sweep)] == [parent_id]
+
+
+def _parents(client: MlflowClient, experiment: str, sweep: str) -> list[Run]:
+    """The parent runs there are, oldest first: one, but while processes race."""
+    found = client.search_runs([experiment], f"tags.{SWEEP_TAG} = '{sweep}' and tags.stage = 'sweep'")
+    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def _make_parent(client: MlflowClient, experiment: str, sweep: str) -> Run:
+    return client.create_run(experiment, run_name=sweep, tags={SWEEP_TAG: sweep, "stage": "sweep"})
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A finished run of a sweep: parameters by their full names, as MLflow keeps them, and the newest metrics."""
+
+    run_id: str
+    name: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    files: dict[str, str]  # the text of the artifacts asked for
+
+
+def sweep_runs(tracking: TrackingParams, artifacts: tuple[str, ...] = ()) -> list[SweepRun]:
+    """The finished runs of the sweep `tracking.sweep`, newest first, with these artifacts' texts.
+
+    A run that lacks one of the artifacts is left out. Raises UserError where the store cannot be asked.
+    """
+    uri = store_uri(tracking)
+    if is_local(uri) and not Path(uri.removeprefix("sqlite:///")).exists():
+        return []
+    try:
+        client = open_store(uri)
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        if experiment is None:
+            return []
+        children = f"tags.{SWEEP_TAG} = '{tracking.sweep}' and tags.stage != 'sweep'"
+        finished = f"{children} and attributes.status = 'FINISHED'"
+        found = client.search_runs([experiment.experiment_id], finished, max_results=_MOST_RUNS)
+        runs = [_sweep_run(client, run, artifacts) for run in found]
+    except Exception as error:
+        message = f"MLflow tracking: {without_password(uri)}: {cause(error)}; run this again when it answers"
+        raise UserError(message) from None
+    return [run for run in runs if set(artifacts) <= set(run.files)]
+
+
+def _sweep_run(client: MlflowClient, run: Run, artifacts: tuple[str, ...]) -> SweepRun:
+    files = {}
+    with TemporaryDirectory() as folder:
+        for artifact in artifacts:
+            with contextlib.suppress(FileNotFoundError):
+                files[artifact] = Path(client.download_artifacts(run.info.run_id, artifact, folder)).read_text("utf-8")
+    return SweepRun(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, files)

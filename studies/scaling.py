@@ -1,0 +1,324 @@
+"""How the loss falls with the size of the model and the tokens it is trained on: python -m studies.scaling (or make
+scaling).
+
+The grid is a queue of DVC experiments, and MLflow keeps what came of it, as the child runs of a sweep. So the study
+may be stopped at any time, and goes on when it is started again: what MLflow has is not run a second time.
+
+Each model is trained for its own budget to the end of its own schedule: a loss read half-way through a longer one, its
+learning rate still high, would be above what those tokens can give (Hoffmann et al. 2022, appendix B).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import dvc.api
+from rich.console import Console
+from rich.table import Table
+
+from custom_transformer.config import CustomTransformerConfig, Params, load_params, validated
+from custom_transformer.errors import ArgumentParser, UserError, run_main
+from custom_transformer.files import write_csv, write_json
+from custom_transformer.model import parameter_table
+from custom_transformer.scaling import Fit, fit_law
+from custom_transformer.tracking import SweepRun, flat_params, sweep_runs
+from studies.plot import save_plot
+
+RESULTS = Path("studies/results")
+BY_POSITION = "metrics/loss_by_position.csv"  # of an evaluation, among its run's artifacts
+SECONDS_BETWEEN = 20  # looks at the queue
+DECIDING = ("seed", "data.", "model.", "training.")  # parameters that decide a point's result
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment: `changes` to params.yaml, and what results from them."""
+
+    name: str
+    changes: dict[str, Any]
+    params: Params
+
+    @property
+    def deciding(self) -> dict[str, str]:
+        flat = dict(flat_params(self.params.model_dump(mode="json")))
+        return {name: value for name, value in flat.items() if name.startswith(DECIDING)}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained point.
+
+    parameters: without embeddings, the N of Kaplan et al. 2020 (section 2.1), whose laws are cleaner for it: the
+    embeddings of small models outweigh all else, and how many of them there are is the vocabulary's matter.
+    tokens: trained on, each once.
+    loss: nats a token over the second half of each window. In the first half a text that the window cuts has lost its
+    beginning, which costs every model something that no size and no training buys.
+    """
+
+    width: int
+    parameters: int
+    tokens: int
+    loss: float
+    eval_loss: float
+    run_id: str
+
+
+def main() -> None:
+    args = arguments()
+    base = with_changes(load_params(), {"tracking.sweep": args.sweep})
+    data = data_changes(args.data)
+    corpus = prepare_data(args.sweep, data)
+    points = list(grid(base, data, corpus["splits"]["train"]["tokens"], args.widths, args.budgets, args.sweep))
+    run_missing(base, points, args.jobs)
+    results, floor = read_results(base, points)
+    sizes, budgets, losses = ([getattr(r, name) for r in results] for name in ("parameters", "tokens", "loss"))
+    fit = fit_law(sizes, budgets, losses, floor)
+    show(results, fit, floor)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_csv(RESULTS / f"{args.sweep}.csv", [asdict(result) for result in results])
+    write_json(
+        RESULTS / f"{args.sweep}.json", {"floor": floor, "compute_exponent": fit.law.compute_exponent} | asdict(fit)
+    )
+    save_plot(results, fit, floor, RESULTS / f"{args.sweep}.png")
+    print(f"written: {RESULTS}/{args.sweep}.csv, .json, .png")
+
+
+def arguments() -> Any:
+    parser = ArgumentParser(prog="python -m studies.scaling", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", help="text to train on, as data.dataset takes it (default: that of params.yaml)")
+    parser.add_argument(
+        "--sweep", help="the study's name; another one starts it afresh (default: scaling, and the text)"
+    )
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128], help="values of model.d_model")
+    parser.add_argument("--budgets", type=int, default=5, help="how many token budgets: an epoch, a half, a quarter, …")
+    parser.add_argument("--jobs", type=int, default=2, help="experiments at a time")
+    args = parser.parse_args()
+    if min(args.budgets, args.jobs) < 1:
+        parser.error("--budgets and --jobs begin at 1")
+    args.sweep = args.sweep or "-".join(re.findall(r"\w+", f"scaling {args.data or ''}"))[:100]
+    return args
+
+
+# -- the grid
+
+
+def data_changes(dataset: str | None) -> dict[str, Any]:
+    """Changes to params.yaml for other text: all of it, a part kept for validation."""
+    if dataset is None:
+        return {}
+    return {"data.dataset": dataset, "data.val_split": None, "data.subset_size": None, "data.val_subset_size": None}
+
+
+def with_changes(params: Params, changes: Mapping[str, Any]) -> Params:
+    content = params.model_dump()
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    return validated(Params, content, "the study")
+
+
+def grid(
+    base: Params, data: Mapping[str, Any], tokens: int, widths: Sequence[int], budgets: int, sweep: str
+) -> Iterator[Point]:
+    """A point for each width and budget, the longest first, so that no long one is left to run alone at the end."""
+    step = base.training.batch_size * base.training.grad_accumulation * base.data.max_length
+    if not tokens // step >> budgets - 1:
+        raise UserError(f"{tokens:,} tokens are too few for {budgets} budgets; give it more text, or --budgets fewer")
+    for budget in range(budgets):
+        for width in sorted(set(widths), reverse=True):
+            changes = {
+                **data,
+                "model.d_model": width,
+                "model.d_ffn": 4 * width,
+                "training.num_epochs": 1,
+                "training.max_steps": tokens // step >> budget,
+                "training.eval_every": None,  # the checkpoint evaluated is that of the last step
+                "tracking.sweep": sweep,
+            }
+            params = with_changes(base, changes)
+            yield Point(f"{sweep}-d{width}-s{params.training.max_steps}", changes, params)
+
+
+# -- DVC
+
+
+def dvc_command(*args: str) -> str:
+    """What dvc prints; raises UserError with its last line where it fails."""
+    done = subprocess.run(["dvc", *args], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise UserError(f"dvc {' '.join(args[:2])}: {said[-1].removeprefix('ERROR: ')}")
+    return done.stdout
+
+
+def settings(changes: Mapping[str, Any]) -> list[str]:
+    """`changes` as dvc's options: text in quotes, all else as YAML has it."""
+    return [part for key, value in changes.items() for part in ("-S", f"{key}={json.dumps(value)}")]
+
+
+def prepare_data(sweep: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The token files' description, after an experiment that makes only them; the queue finds them in DVC's cache."""
+    name = f"{sweep}-data"
+    if name in experiments():  # of a study that was killed here
+        dvc_command("exp", "remove", name)
+    dvc_command("exp", "run", "--temp", "--name", name, *settings(changes), "tokenize")
+    meta: dict[str, Any] = json.loads(dvc.api.read("data/tokens/meta.json", rev=name))
+    dvc_command("exp", "remove", name)
+    return meta
+
+
+def experiments() -> set[str]:
+    """The names of the finished experiments that begin at the present commit."""
+    return set(dvc_command("exp", "list", "--name-only").split())
+
+
+def queue_status() -> dict[str, str]:
+    """Queued, Running, Success, Failed or Killed, by experiment."""
+    rows = [line.split() for line in dvc_command("queue", "status").splitlines()]
+    states = ("Queued", "Running", "Success", "Failed", "Killed")
+    return {row[1]: row[-1] for row in rows if row and row[-1] in states}
+
+
+def run_missing(base: Params, points: Sequence[Point], jobs: int) -> None:
+    """Queues the points that MLflow does not have, and waits for them. Ctrl-C stops the queue."""
+    missing = {point.name: point for point in points if not find(point, finished(base))}
+    if not missing:
+        return
+    status = queue_status()
+    waiting = {name for name, state in status.items() if state in ("Queued", "Running")}
+    made = experiments()
+    for name, point in missing.items():
+        if name in waiting:
+            continue
+        if name in status:
+            dvc_command("queue", "remove", name)
+        if name in made:  # its run has been deleted from MLflow
+            dvc_command("exp", "remove", name)
+        dvc_command("exp", "run", "--queue", "--name", name, *settings(point.changes), "evaluate")
+        print(f"queued {name}", flush=True)
+    start_queue(jobs)
+    try:
+        wait_for(set(missing), jobs)
+    except KeyboardInterrupt:
+        dvc_command("queue", "stop", "--kill")
+        raise
+
+
+def start_queue(jobs: int) -> None:
+    """Workers that share the processors and outlive this process. A pipe would stay open for as long as they live."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    nowhere = subprocess.DEVNULL
+    command = ["dvc", "queue", "start", "-j", str(jobs)]
+    if subprocess.run(command, stdout=nowhere, stderr=nowhere, env=environment, check=False).returncode != 0:
+        raise UserError(f"{' '.join(command)}: failed; run it by itself to see why, then this again")
+
+
+def wait_for(names: set[str], jobs: int) -> None:
+    said = ""
+    while True:
+        states = {name: state for name, state in queue_status().items() if name in names}
+        counts = Counter(states.values())
+        if (now := ", ".join(f"{count} {state.lower()}" for state, count in sorted(counts.items()))) != said:
+            print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
+            said = now
+        if not counts["Queued"] + counts["Running"]:
+            break
+        if not counts["Running"]:  # on a busy machine DVC's workers take each other for idle, and end
+            start_queue(jobs)
+        time.sleep(SECONDS_BETWEEN)
+    if failed := sorted(name for name, state in states.items() if state != "Success"):
+        raise UserError(f"{len(failed)} experiments failed; dvc queue logs {failed[0]} says why; then run this again")
+
+
+# -- MLflow
+
+
+def finished(base: Params) -> list[SweepRun]:
+    return [run for run in sweep_runs(base.tracking, (BY_POSITION,)) if "eval_loss" in run.metrics]
+
+
+def find(point: Point, runs: Sequence[SweepRun]) -> SweepRun | None:
+    """The newest run of the point's parameters."""
+    deciding = point.deciding
+    return next((run for run in runs if deciding.items() <= run.params.items()), None)
+
+
+def read_results(base: Params, points: Sequence[Point]) -> tuple[list[Result], float | None]:
+    """What MLflow knows of the points, and the entropy of the text in nats a token, where that is known."""
+    runs, results, floor = finished(base), [], None
+    for point in points:
+        run = find(point, runs)
+        if run is None:
+            raise UserError(f"{point.name}: not in MLflow; python -m custom_transformer sync, then run this again")
+        metrics, training = run.metrics, point.params.training
+        if "eval_bits_per_byte_floor" in metrics:
+            floor = metrics["eval_loss"] * metrics["eval_bits_per_byte_floor"] / metrics["eval_bits_per_byte"]
+        losses = [float(row["loss"]) for row in csv.DictReader(io.StringIO(run.files[BY_POSITION]))]
+        assert training.max_steps is not None
+        results.append(
+            Result(
+                width=point.params.model.d_model,
+                parameters=non_embedding_parameters(point.params),
+                tokens=training.max_steps
+                * training.batch_size
+                * training.grad_accumulation
+                * point.params.data.max_length,
+                loss=fmean(losses[len(losses) // 2 :]),
+                eval_loss=metrics["eval_loss"],
+                run_id=run.run_id,
+            )
+        )
+    return sorted(results, key=lambda r: (r.width, r.tokens)), floor
+
+
+def non_embedding_parameters(params: Params) -> int:
+    config = CustomTransformerConfig(**params.model.model_dump(), vocab_size=params.data.vocab_size)
+    return sum(math.prod(shape) for name, shape in parameter_table(config).items() if "embedding" not in name)
+
+
+def show(results: Sequence[Result], fit: Fit, floor: float | None) -> None:
+    console = Console(width=100)
+    table = Table("width", "N", "D", "loss", "law", "above E", title="nats a token")
+    for column in table.columns:
+        column.justify = "right"
+    for r in results:
+        fitted = float(fit.law.loss(r.parameters, r.tokens))
+        table.add_row(
+            *(f"{r.width}", f"{r.parameters:,}", f"{r.tokens:,}"),
+            *(f"{r.loss:.4f}", f"{fitted:.4f}", f"{r.loss - fit.law.E:.4f}"),
+        )
+    console.print(table)
+    console.print("loss = E + A / N^α + B / D^β, with the 90% intervals of a bootstrap over runs")
+    law = fit.law
+    for name, symbol in {"E": "E", "A": "A", "alpha": "α", "B": "B", "beta": "β"}.items():
+        low, high = fit.intervals[name]
+        known = name == "E" and floor is not None
+        console.print(
+            f"{symbol} = {getattr(law, name):.4g}  " + ("known" if known else f"[{low:.4g}, {high:.4g}]"), markup=False
+        )
+    low, high = fit.intervals["compute_exponent"]
+    console.print(
+        f"best size at a given compute: N ∝ C^{law.compute_exponent:.2f}  [{low:.2f}, {high:.2f}]", markup=False
+    )
+    console.print(f"the law misses the runs by {fit.error:.1%} (root mean square)")
+
+
+if __name__ == "__main__":
+    run_main(main)
