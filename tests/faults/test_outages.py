@@ -35,7 +35,7 @@ class Training:
         self.folder = shutil.copytree(prepared, folder)
         params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
         params["training"] |= {"max_steps": STEPS, "num_epochs": 50, "batch_size": 8, "save_every": 100}
-        params["tracking"] = {"experiment": folder.name, "uri": uri}
+        params["tracking"] |= {"experiment": folder.name, "uri": uri}
         (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
         self._process = self._start("stages.train")
         self._errors, self._ended = "", 0.0

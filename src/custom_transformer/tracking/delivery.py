@@ -228,7 +228,8 @@ class Delivery:
         elif "model" in first:
             assert self._client is not None
             folder = self.spool.path / "artifacts" / first["model"]["path"]
-            deliver_model(self._client, self.header, str(run_id), folder, first["model"])
+            with patience():
+                deliver_model(self._client, self.header, str(run_id), folder, first["model"])
         elif "resumed" in first:
             self._client_call("update_run", run_id, "RUNNING", first["resumed"])
         elif "end" in first:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from custom_transformer.tracking.spool import Header
-from custom_transformer.tracking.store import as_default, patience
+from custom_transformer.tracking.store import as_default
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,9 +56,8 @@ def _logged_model(client: MlflowClient, header: Header, run_id: str, folder: Pat
         else client.create_logged_model(experiment, _NAME, run_id, tags={"content": content}, params=header.params)
     )
     if model.status != "READY":
-        with patience():
-            client.log_model_artifacts(model.model_id, str(folder))
-            _say_whose(client, model, folder)
+        client.log_model_artifacts(model.model_id, str(folder))
+        _say_whose(client, model, folder)
         client.finalize_logged_model(model.model_id, "READY")
     return model
 

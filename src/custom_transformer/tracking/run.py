@@ -164,6 +164,8 @@ class Run:
         self._spool.append({"end": failure if kind else "FINISHED", "time": now()})
         self._spool.flush()
         delivered = self._courier.end()
+        if self._courier.is_alive():
+            return  # it still sends, and holds the spool as long as this process lives: nobody else is to send it too
         self._spool.close()
         if delivered and not (kind and self._header.work):
             self._spool.remove()
