@@ -102,8 +102,10 @@ def arguments() -> Any:
     parser.add_argument(
         "--sweep", help="the study's name; another one starts it afresh (default: scaling, and the text)"
     )
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128], help="values of model.d_model")
-    parser.add_argument("--budgets", type=int, default=5, help="how many token budgets: an epoch, a half, a quarter, …")
+    parser.add_argument("--widths", type=int, nargs="+", default=[48, 64, 96, 128], help="values of model.d_model")
+    parser.add_argument(
+        "--budgets", type=int, default=5, help="how many token budgets: an epoch, and each 0.71 of the one before"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="experiments at a time")
     args = parser.parse_args()
     if min(args.budgets, args.jobs) < 1:
@@ -138,21 +140,22 @@ def grid(
 ) -> Iterator[Point]:
     """A point for each width and budget, the longest first, so that no long one is left to run alone at the end."""
     step = base.training.batch_size * base.training.grad_accumulation * base.data.max_length
-    if not tokens // step >> budgets - 1:
+    steps = [int(tokens // step / 2 ** (i / 2)) for i in range(budgets)]
+    if not steps[-1]:
         raise UserError(f"{tokens:,} tokens are too few for {budgets} budgets; give it more text, or --budgets fewer")
-    for budget in range(budgets):
+    for max_steps in steps:
         for width in sorted(set(widths), reverse=True):
             changes = {
                 **data,
                 "model.d_model": width,
                 "model.d_ffn": 4 * width,
                 "training.num_epochs": 1,
-                "training.max_steps": tokens // step >> budget,
+                "training.max_steps": max_steps,
                 "training.eval_every": None,  # the checkpoint evaluated is that of the last step
                 "tracking.sweep": sweep,
             }
             params = with_changes(base, changes)
-            yield Point(f"{sweep}-d{width}-s{params.training.max_steps}", changes, params)
+            yield Point(f"{sweep}-d{width}-s{max_steps}", changes, params)
 
 
 # -- DVC

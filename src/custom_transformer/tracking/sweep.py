@@ -7,9 +7,8 @@ it and takes its children over. Whichever process looks last has seen all of the
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -102,6 +101,7 @@ def _sweep_run(client: MlflowClient, run: Run, artifacts: tuple[str, ...]) -> Sw
     files = {}
     with TemporaryDirectory() as folder:
         for artifact in artifacts:
-            with contextlib.suppress(FileNotFoundError):
+            there = client.list_artifacts(run.info.run_id, str(PurePosixPath(artifact).parent))
+            if artifact in [entry.path for entry in there]:  # not of a run whose evaluation is still to come
                 files[artifact] = Path(client.download_artifacts(run.info.run_id, artifact, folder)).read_text("utf-8")
     return SweepRun(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, files)
