@@ -56,3 +56,12 @@ def test_the_pipeline_keeps_the_schema_of_dvc() -> None:
     pipeline["stages"]["train"]["outputs"] = []
     with pytest.raises(Invalid, match="outputs"):
         COMPILED_MULTI_STAGE_SCHEMA(pipeline)
+
+
+def test_every_plot_is_an_output_of_its_own() -> None:
+    """One inside of a folder makes `dvc exp run` fail in a clone that has not pulled."""
+    pipeline = yaml.safe_load(Path("dvc.yaml").read_text())
+    outs = [out for stage in pipeline["stages"].values() for out in stage["outs"]]
+    names = {out if isinstance(out, str) else next(iter(out)) for out in outs}
+    plots = [(plot, None) if isinstance(plot, str) else next(iter(plot.items())) for plot in pipeline["plots"]]
+    assert {path for plot, options in plots for path in (options["y"] if options else [plot])} <= names
