@@ -48,7 +48,7 @@ def log_result(
     """The metrics, for the run's best checkpoint with an MLflow model of it."""
     named, step = {f"eval_{name}": value for name, value in metrics.items()}, checkpoint.metadata.get("step", 0)
     if path != BEST:
-        run.log_metrics(named, step)
+        run.note_metrics(named, step)  # whatever the step: a checkpoint from elsewhere may tell of none
         return
     limit = min(params.generation.max_new_tokens, checkpoint.config.max_seq_len)
     run.log_model(

@@ -55,7 +55,7 @@ def kill() -> None:
 
 
 def model_folder(folder: Path) -> Path:
-    (folder / "model/data").mkdir(parents=True)
+    (folder / "model/data").mkdir(parents=True, exist_ok=True)
     (folder / "model/MLmodel").write_text("flavors: {}\n")
     (folder / "model/data/checkpoint.pt").write_bytes(b"weights")
     return folder / "model"
@@ -94,6 +94,20 @@ def test_a_delivery_killed_after_any_call_and_done_again_leaves_one_of_each(
     assert after > 10
 
 
+def test_a_version_has_the_figure_of_its_newest_evaluation(store: tuple[MlflowClient, Header], tmp_path: Path) -> None:
+    """First of a part of the text, then of all of it, on which it has a better rival later."""
+    client, header = store
+    run_id = client.create_run("1").info.run_id
+    for bits, text in ((1.0, "part"), (1.5, "whole")):
+        told = facts("again", bits, text)
+        told["measured"]["time"] = int(1000 * bits)
+        deliver_model(client, header, run_id, model_folder(tmp_path), told)
+    (version,) = client.search_model_versions("name = 'again'")
+    assert version.tags == {CRITERION: "1.5", VALIDATION_TAG: "whole"}
+    keep_best(client, add(client, "again", "1.4", "whole"))
+    assert client.get_model_version_by_alias("again", ALIAS).version == 2
+
+
 def test_without_a_name_nothing_is_registered(store: tuple[MlflowClient, Header], tmp_path: Path) -> None:
     client, header = store
     before = len(client.search_model_versions())
@@ -118,6 +132,7 @@ def add(client: MlflowClient, name: str, bits: str | None, text: str | None) -> 
         ([("10.0", "a"), ("9.5", "a")], 2),  # by number, not as text
         ([("2.0", "a"), ("1.0", "b"), ("1.9", "a")], 3),  # on another text
         ([("2.0", "a"), ("a person's", "a"), (None, "a")], 1),
+        ([("nan", "a"), ("2.0", "a")], 2),
         ([(None, None), ("2.0", "a")], 1),  # what has no figure is compared with nothing
     ],
 )

@@ -391,6 +391,30 @@ def test_clones_that_compute_the_same_bytes_keep_their_runs_apart(root: Path, mo
     assert sorted(found) == [(f"{socket.gethostname()}:{clone}", float(loss)) for loss, clone in enumerate(clones)]
 
 
+def test_what_was_only_restored_is_not_taken_for_the_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ann trains; Bob's experiments x and y get her checkpoint, and then he evaluates it by hand."""
+    uri = f"sqlite:///{root / 'shared.db'}"
+    save_checkpoint(root / "best.pt", random_model(), {})
+    for clone in ("ann", "bob"):
+        (root / clone).mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(root / "ann"))
+    with training(root / "ann", uri) as run:
+        run.log_checkpoints([root / "best.pt"])
+    monkeypatch.setenv("DVC_ROOT", str(root / "bob"))
+    for experiment in ("x", "y", None):
+        if experiment:
+            monkeypatch.setenv("DVC_EXP_NAME", experiment)
+        else:
+            monkeypatch.delenv("DVC_EXP_NAME")
+        with checkpoint_run(params(uri), root / "best.pt", stage="evaluate") as again:
+            again.log_metrics({f"loss_of_{experiment}": 1.0}, 1)
+    found = {run.data.tags.get("DVC_EXP_NAME"): run for run in runs(uri)}
+    assert set(found) == {"x", "y", None}
+    trained = found[None].info.run_id
+    assert [found[name].data.tags["original_run_id"] for name in ("x", "y")] == [trained, trained]
+    assert "loss_of_None" in found[None].data.metrics
+
+
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [

@@ -192,15 +192,18 @@ def test_a_resumed_run_ends_the_same(tmp_path: Path, stop: int, optimizer: str) 
         assert (tmp_path / "resumed" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_norm_of_each_gradient_is_kept_of_so_many_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("most", "kept"), [(4, [1, 8, 16]), (11, [1, 4, 8, 12, 16, 20])])
+def test_the_norm_of_each_gradient_is_kept_of_so_many_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, kept: list[int]
+) -> None:
     """From the first step on, evenly; their squares add up to that of the norm before clipping."""
-    monkeypatch.setattr("custom_transformer.training.GRADIENT_ROWS", 3)
+    monkeypatch.setattr("custom_transformer.training.GRADIENT_ROWS", most)
     t = trainer(tmp_path, log_every=2)
     norms = {m.step: m.result.grad_norm_before_clip for m in t.run()}
     assert t.total_steps == 22
-    assert list(t.gradient_norms) == [1, 8, 16]
+    assert list(t.gradient_norms) == kept
     rows = t.gradient_rows()
-    assert [row["parameter"] for row in rows] == [*t.model.parameters] * 3
+    assert [row["parameter"] for row in rows] == [*t.model.parameters] * len(kept)
     for step in t.gradient_norms:
         squares = sum(float(row["gradient_norm"]) ** 2 for row in rows if row["step"] == step)
         assert math.sqrt(squares) == pytest.approx(norms[step], rel=1e-6)

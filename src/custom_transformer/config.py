@@ -75,7 +75,7 @@ class DataParams(Section):
     tokenizer: Text
     """bpe (trained on the training split), gpt2, or a path or Hub id of a fast tokenizer."""
     vocab_size: Annotated[int, Field(ge=257, le=MAX_VOCAB_SIZE)]
-    """Entries of a bpe tokenizer: the 256 bytes, the end of text, and what it learns."""
+    """Entries of a bpe tokenizer, at most: the 256 bytes, the end of text, and what it learns."""
     max_length: Annotated[int, Field(ge=2)]
     """Tokens a training window; at most model.max_seq_len."""
 

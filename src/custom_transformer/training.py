@@ -145,7 +145,7 @@ class Trainer:
         self.best_validation_loss, self.best_step = float("inf"), 0
         self.curve: list[dict[str, float | int]] = []  # one row each log_every steps
         self.validation_curve: list[dict[str, float | int]] = []
-        self.gradient_steps = params.log_every * math.ceil(self.total_steps / (params.log_every * GRADIENT_ROWS))
+        self.gradient_steps = params.log_every * math.ceil(self.total_steps / (params.log_every * (GRADIENT_ROWS - 1)))
         self.gradient_norms: dict[int, list[float]] = {}  # by step, in the parameters' order
         self.activations: list[dict[str, float | int]] = []  # one row a block at each validation
         self._losses: list[float] = []  # since the last row of the curve

@@ -129,15 +129,16 @@ class Delivery:
             here, wanted = tags.get(CHECKOUT_TAG), _dvc_experiment(tags)
             found = self._search(f"tags.checkpoints LIKE '%{self.header.checkpoint}%'")
 
-            # Clones that share a store may have computed the same bytes.
+            # Runs that trained it before those that only got it, and of clones that share a store this one's first.
             def distance(run: Run) -> tuple[bool, bool, bool]:
                 theirs = run.data.tags
-                return theirs.get(CHECKOUT_TAG) != here, _dvc_experiment(theirs) != wanted, ORIGINAL_TAG in theirs
+                return ORIGINAL_TAG in theirs, theirs.get(CHECKOUT_TAG) != here, _dvc_experiment(theirs) is not None
 
             found.sort(key=distance)
-            elsewhere, other_experiment, _ = distance(found[0]) if found else (True, True, True)
-            if not elsewhere and (wanted is None or not other_experiment):
-                return found[0].info.run_id, False
+            eligible = found[:1] if wanted is None else [r for r in found if _dvc_experiment(r.data.tags) == wanted]
+            for run in eligible:
+                if run.data.tags.get(CHECKOUT_TAG) == here:
+                    return run.info.run_id, False
             if self.spool.others_with(self.header.checkpoint):
                 raise EarlierPartUnderway
             if found and wanted is None:

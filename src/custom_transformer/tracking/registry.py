@@ -93,7 +93,10 @@ def _version(client: MlflowClient, name: str, run_id: str, model: LoggedModel, t
 
     source = f"models:/{model.model_id}"
     if found := client.search_model_versions(f"name = '{name}' AND source_path = '{source}'"):
-        return found[0]
+        version = found[0].version
+        for tag, value in tags.items():  # of the newest evaluation, which may be of more text
+            client.set_model_version_tag(name, version, tag, value)
+        return client.get_model_version(name, version)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -136,5 +139,6 @@ def _comparable(client: MlflowClient, holder: ModelVersion) -> list[ModelVersion
 def _bits(version: ModelVersion) -> float:
     """Infinite where somebody has made the tag something else than a number."""
     with contextlib.suppress(KeyError, ValueError):
-        return float(version.tags[CRITERION])
+        bits = float(version.tags[CRITERION])
+        return bits if math.isfinite(bits) else math.inf
     return math.inf

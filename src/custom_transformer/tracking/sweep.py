@@ -40,8 +40,9 @@ def join_sweep(client: MlflowClient, uri: str, experiment: str, run_id: str, swe
         while not settled:
             parent, *others = _parents(client, experiment, sweep) or [_make_parent(client, experiment, sweep)]
             parent_id = parent.info.run_id
-            if parent.info.status != "FINISHED":  # it has nothing to do of its own
-                client.set_terminated(parent_id)
+            with unless_gone():
+                if parent.info.status != "FINISHED":  # it has nothing to do of its own
+                    client.set_terminated(parent_id)
             client.set_tag(run_id, _PARENT_TAG, parent_id)
             for other in others:
                 with unless_gone():
