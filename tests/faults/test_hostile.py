@@ -388,17 +388,17 @@ def test_samples_of_control_characters_stay_readable() -> None:
     assert page.endswith("\n> a\\x1b[2J\n> # b\n>\n> c\\x9b31m\n> d\td\n")
 
 
-def test_the_report_does_not_disturb_the_terminal(
+def test_what_is_shown_does_not_disturb_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from stages import report
+    from stages import show
 
-    monkeypatch.setattr(report, "METRICS", tmp_path)
-    monkeypatch.setattr(report, "Console", lambda **kwargs: Console(force_terminal=False, width=300, **kwargs))
+    monkeypatch.setattr(show, "METRICS", tmp_path)
+    monkeypatch.setattr(show, "Console", lambda **kwargs: Console(force_terminal=False, width=300, **kwargs))
     (tmp_path / "eval.json").write_text('{"loss": 1.0}')
     sample = Sample("[red]a\x1b]0;title\x07", "[red]a\x1b]0;title\x07 b\x1b[2J", 3, True)
     (tmp_path / "samples.jsonl").write_text(json.dumps(sample.as_dict()))
-    report.main()
+    show.main()
     assert "[red]a\\x1b]0;title\\x07 b\\x1b[2J" in capsys.readouterr().out
 
 
