@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from matplotlib.figure import Figure
 
+from custom_transformer.files import atomic_write
 from custom_transformer.scaling import Fit
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # Okabe & Ito's, for every eye
@@ -60,4 +61,5 @@ def save_plot(points: Sequence[Measured], fit: Fit, floor: float | None, path: P
         axes.set_xlabel("D (tokens trained on)")
         axes.grid(alpha=0.3, which="both")
     loss.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -14,13 +14,10 @@ import csv
 import io
 import json
 import math
-import os
 import re
-import subprocess
-import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,22 +31,27 @@ from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
 from custom_transformer.model import parameter_table
 from custom_transformer.scaling import Fit, fit_law
-from custom_transformer.tracking import SweepRun, flat_params, sweep_runs
+from custom_transformer.tracking import SweepRun, flat_params, sweep_runs, sync
+from studies import queue
 from studies.plot import save_plot
 
 RESULTS = Path("studies/results")
 BY_POSITION = "metrics/loss_by_position.csv"  # of an evaluation, among its run's artifacts
-SECONDS_BETWEEN = 20  # looks at the queue
-DECIDING = ("seed", "data.", "model.", "training.")  # parameters that decide a point's result
+DECIDING = ("seed", "data.", "model.", "training.", "evaluation.")  # parameters that decide a point's result
 
 
 @dataclass(frozen=True)
 class Point:
     """One experiment: `changes` to params.yaml, and what results from them."""
 
-    name: str
     changes: dict[str, Any]
     params: Params
+
+    @property
+    def name(self) -> str:
+        """Tells all parameters that decide, so that a study of others neither uses nor removes the experiment."""
+        sweep, width, steps = self.params.tracking.sweep, self.params.model.d_model, self.params.training.max_steps
+        return f"{sweep}-d{width}-s{steps}-{digest(json.dumps(self.deciding, sort_keys=True))}"
 
     @property
     def deciding(self) -> dict[str, str]:
@@ -108,10 +110,23 @@ def arguments() -> Any:
     )
     parser.add_argument("--jobs", type=int, default=2, help="experiments at a time")
     args = parser.parse_args()
-    if min(args.budgets, args.jobs) < 1:
-        parser.error("--budgets and --jobs begin at 1")
-    args.sweep = args.sweep or "-".join(re.findall(r"\w+", f"scaling {args.data or ''}"))[:100]
+    if len(set(args.widths)) < 3 or args.budgets < 3:
+        parser.error("a law needs 3 different --widths and 3 --budgets, or more")
+    if args.jobs < 1:
+        parser.error("--jobs begins at 1")
+    args.sweep = args.sweep or default_sweep(args.data)
     return args
+
+
+def default_sweep(dataset: str | None) -> str:
+    """A name that tells the text, and by a digest tells apart what has the same words or the same beginning."""
+    if dataset is None:
+        return "scaling"
+    return "-".join(["scaling", *re.findall(r"\w+", dataset)])[:60] + f"-{digest(dataset)}"
+
+
+def digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:6]
 
 
 # -- the grid
@@ -141,7 +156,7 @@ def grid(
     """A point for each width and budget, the longest first, so that no long one is left to run alone at the end."""
     step = base.training.batch_size * base.training.grad_accumulation * base.data.max_length
     steps = [int(tokens // step / 2 ** (i / 2)) for i in range(budgets)]
-    if not steps[-1]:
+    if not steps[-1] or len(set(steps)) < budgets:
         raise UserError(f"{tokens:,} tokens are too few for {budgets} budgets; give it more text, or --budgets fewer")
     for max_steps in steps:
         for width in sorted(set(widths), reverse=True):
@@ -153,107 +168,51 @@ def grid(
                 "training.max_steps": max_steps,
                 "training.eval_every": None,  # the checkpoint evaluated is that of the last step
                 "tracking.sweep": sweep,
+                "tracking.registered_model": None,  # the project's model is not to be one of these
             }
-            params = with_changes(base, changes)
-            yield Point(f"{sweep}-d{width}-s{max_steps}", changes, params)
+            yield Point(changes, with_changes(base, changes))
 
 
 # -- DVC
 
 
-def dvc_command(*args: str) -> str:
-    """What dvc prints; raises UserError with its last line where it fails."""
-    done = subprocess.run(["dvc", *args], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise UserError(f"dvc {' '.join(args[:2])}: {said[-1].removeprefix('ERROR: ')}")
-    return done.stdout
-
-
-def settings(changes: Mapping[str, Any]) -> list[str]:
-    """`changes` as dvc's options: text in quotes, all else as YAML has it."""
-    return [part for key, value in changes.items() for part in ("-S", f"{key}={json.dumps(value)}")]
-
-
 def prepare_data(sweep: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The token files' description, after an experiment that makes only them; the queue finds them in DVC's cache."""
     name = f"{sweep}-data"
-    if name in experiments():  # of a study that was killed here
-        dvc_command("exp", "remove", name)
-    dvc_command("exp", "run", "--temp", "--name", name, *settings(changes), "tokenize")
+    if name in queue.experiments():  # of a study that was killed here
+        queue.dvc_command("exp", "remove", name)
+    queue.dvc_command("exp", "run", "--temp", "--name", name, *queue.settings(changes), "tokenize")
     meta: dict[str, Any] = json.loads(dvc.api.read("data/tokens/meta.json", rev=name))
-    dvc_command("exp", "remove", name)
+    queue.dvc_command("exp", "remove", name)
     return meta
 
 
-def experiments() -> set[str]:
-    """The names of the finished experiments that begin at the present commit."""
-    return set(dvc_command("exp", "list", "--name-only").split())
-
-
-def queue_status() -> dict[str, str]:
-    """Queued, Running, Success, Failed or Killed, by experiment."""
-    rows = [line.split() for line in dvc_command("queue", "status").splitlines()]
-    states = ("Queued", "Running", "Success", "Failed", "Killed")
-    return {row[1]: row[-1] for row in rows if row and row[-1] in states}
-
-
 def run_missing(base: Params, points: Sequence[Point], jobs: int) -> None:
-    """Queues the points that MLflow does not have, and waits for them. Ctrl-C stops the queue."""
-    missing = {point.name: point for point in points if not find(point, finished(base))}
+    """Queues the points that MLflow does not have, and waits for them.
+
+    An experiment of that name and these parameters may exist all the same: its run has been deleted from MLflow, or
+    MLflow's store is another now. It is run again. Ctrl-C takes the study's experiments out of the queue and kills
+    those that run; the workers go on with other people's.
+    """
+    runs = finished(base)
+    missing = {point.name: point.changes for point in points if not find(point, runs)}
     if not missing:
         return
-    status = queue_status()
-    waiting = {name for name, state in status.items() if state in ("Queued", "Running")}
-    made = experiments()
-    for name, point in missing.items():
-        if name in waiting:
-            continue
-        if name in status:
-            dvc_command("queue", "remove", name)
-        if name in made:  # its run has been deleted from MLflow
-            dvc_command("exp", "remove", name)
-        dvc_command("exp", "run", "--queue", "--name", name, *settings(point.changes), "evaluate")
-        print(f"queued {name}", flush=True)
-    start_queue(jobs)
     try:
-        wait_for(set(missing), jobs)
+        queue.enqueue(missing, "evaluate")
+        queue.start_workers(jobs)
+        queue.wait_for(missing, jobs)
     except KeyboardInterrupt:
-        dvc_command("queue", "stop", "--kill")
+        queue.stop(missing)
         raise
-
-
-def start_queue(jobs: int) -> None:
-    """Workers that share the processors and outlive this process. A pipe would stay open for as long as they live."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {"OMP_NUM_THREADS": threads} | os.environ
-    nowhere = subprocess.DEVNULL
-    command = ["dvc", "queue", "start", "-j", str(jobs)]
-    if subprocess.run(command, stdout=nowhere, stderr=nowhere, env=environment, check=False).returncode != 0:
-        raise UserError(f"{' '.join(command)}: failed; run it by itself to see why, then this again")
-
-
-def wait_for(names: set[str], jobs: int) -> None:
-    said = ""
-    while True:
-        states = {name: state for name, state in queue_status().items() if name in names}
-        counts = Counter(states.values())
-        if (now := ", ".join(f"{count} {state.lower()}" for state, count in sorted(counts.items()))) != said:
-            print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
-            said = now
-        if not counts["Queued"] + counts["Running"]:
-            break
-        if not counts["Running"]:  # on a busy machine DVC's workers take each other for idle, and end
-            start_queue(jobs)
-        time.sleep(SECONDS_BETWEEN)
-    if failed := sorted(name for name, state in states.items() if state != "Success"):
-        raise UserError(f"{len(failed)} experiments failed; dvc queue logs {failed[0]} says why; then run this again")
 
 
 # -- MLflow
 
 
 def finished(base: Params) -> list[SweepRun]:
+    """The sweep's evaluated runs, newest first, those included whose results wait in the spool."""
+    sync()
     return [run for run in sweep_runs(base.tracking, (BY_POSITION,)) if "eval_loss" in run.metrics]
 
 
@@ -269,7 +228,9 @@ def read_results(base: Params, points: Sequence[Point]) -> tuple[list[Result], f
     for point in points:
         run = find(point, runs)
         if run is None:
-            raise UserError(f"{point.name}: not in MLflow; python -m custom_transformer sync, then run this again")
+            raise UserError(
+                f"{point.name}: not in MLflow; python -m custom_transformer sync says why; then run this again"
+            )
         metrics, training = run.metrics, point.params.training
         if "eval_bits_per_byte_floor" in metrics:
             floor = metrics["eval_loss"] * metrics["eval_bits_per_byte_floor"] / metrics["eval_bits_per_byte"]

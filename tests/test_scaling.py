@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from dvc.utils.hydra import to_hydra_overrides
 
+from custom_transformer import scaling
 from custom_transformer.config import load_params
 from custom_transformer.errors import UserError
 from custom_transformer.scaling import Fit, Law, fit_law
 from custom_transformer.tracking import SweepRun, flat_params
 from studies.plot import save_plot
-from studies.scaling import Point, Result, data_changes, find, grid, non_embedding_parameters, settings, with_changes
+from studies.queue import settings
+from studies.scaling import Point, Result, data_changes, find, grid, non_embedding_parameters, with_changes
 
 TRUE = Law(E=0.3, A=40.0, alpha=0.5, B=300.0, beta=0.55)
 SIZES = [6e3, 2.5e4, 1e5, 4e5]
@@ -57,6 +59,20 @@ def test_a_run_gone_wrong_does_not_pull_the_law() -> None:
     assert [law.alpha, law.beta] == pytest.approx([TRUE.alpha, TRUE.beta], rel=0.02)
 
 
+def test_each_resample_can_tell_a_power_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    descend, drawn = scaling._descend, []
+
+    def watched(data: Any, *rest: Any) -> Any:
+        drawn.append(min(len(np.unique(axis)) for axis in data[:2]))
+        return descend(data, *rest)
+
+    monkeypatch.setattr(scaling, "_descend", watched)
+    rows = [0, 1, 2, 5, 10]  # three budgets of one size, two sizes more
+    fit_law(list(N[rows]), list(D[rows]), list(TRUE.loss(N, D)[rows]), TRUE.E, 40)
+    assert len(drawn) == 41
+    assert set(drawn) == {3}
+
+
 @pytest.mark.parametrize(
     ("rows", "losses", "floor", "words"),
     [
@@ -84,6 +100,7 @@ def test_the_grid_trains_each_budget_to_the_end_of_its_schedule() -> None:
     ]  # fmt: skip
     assert {(p.params.model.d_ffn, p.params.tracking.sweep) for p in points[:2]} == {(128, "s"), (64, "s")}
     assert len({p.name for p in points}) == 6
+    assert not any(p.params.tracking.registered_model for p in points)
     assert non_embedding_parameters(points[1].params) == 2 * (12 * 16**2 + 13 * 16) + 2 * 16
 
 
@@ -92,6 +109,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_queued() -> None:
         list(grid(PARAMS, {}, 1_000_000, [30], 1, "s"))
     with pytest.raises(UserError, match="too few for 5 budgets"):
         list(grid(PARAMS, {}, 3_000, [16], 5, "s"))
+    with pytest.raises(UserError, match="too few for 4 budgets"):  # of 3, 2, 1 and 1 steps
+        list(grid(PARAMS, {}, 3 * 1024, [16], 4, "s"))
 
 
 def test_dvc_reads_the_settings_as_they_were_meant() -> None:
@@ -108,10 +127,10 @@ def test_a_points_run_is_that_of_its_parameters() -> None:
         params = with_changes(point.params, {key.replace("__", "."): value for key, value in changes.items()})
         return SweepRun(name, name, dict(flat_params(params.model_dump(mode="json"))), {}, {})
 
-    others = [run("seed", seed=5), run("steps", training__max_steps=7)]
+    others = [run("seed", seed=5), run("steps", training__max_steps=7), run("part", evaluation__max_batches=2)]
     assert find(point, others) is None
     same = run("same", generation__temperature=0.9, tracking__sweep="t")
-    assert find(Point("p", {}, point.params), [*others, same]) is same
+    assert find(Point({}, point.params), [*others, same]) is same
 
 
 def test_the_picture_shows_a_law_without_a_known_floor_too(tmp_path: Path) -> None:

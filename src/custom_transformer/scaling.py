@@ -24,6 +24,7 @@ HUBER_DELTA = 1e-3  # Hoffmann et al.: residuals of log L beyond it count by the
 _START_EXPONENTS = (0.25, 0.5, 1.0)
 _START_FLOORS = (0.5, 0.9)  # shares of the lowest loss, where E is unknown
 _EXPONENTS = (1e-3, 10.0)  # between which they are looked for
+_DIFFERENT = 3  # sizes, and token counts, that it takes to tell a power law
 _CONFIDENCE = 0.9
 
 
@@ -84,7 +85,7 @@ def fit_law(
     drawn: list[Law] = []
     while len(drawn) < resamples:
         rows = random.integers(len(n), size=len(n))
-        if min(len(np.unique(n[rows])), len(np.unique(d[rows]))) > 1:
+        if min(len(np.unique(n[rows])), len(np.unique(d[rows]))) >= _DIFFERENT:
             drawn.append(law(_descend(data[:, rows], log_floor, [best])))
     names = ("E", "A", "alpha", "B", "beta", "compute_exponent")
     intervals = {name: _interval([getattr(other, name) for other in drawn]) for name in names}
@@ -106,8 +107,8 @@ def _check(n: Array, d: Array, measured: Array, floor: float | None) -> None:
     if len(n) <= unknown:
         raise UserError(f"scaling law: {len(n)} runs cannot tell its {unknown} coefficients; train more of them")
     for values, name in ((n, "model sizes"), (d, "token budgets")):
-        if len(np.unique(values)) < 3:
-            raise UserError(f"scaling law: fewer than 3 different {name}; a power law needs more of them")
+        if len(np.unique(values)) < _DIFFERENT:
+            raise UserError(f"scaling law: fewer than {_DIFFERENT} different {name}; a power law needs more of them")
     if np.ptp(measured) == 0:
         raise UserError("scaling law: all runs have the same loss; choose sizes and budgets that differ more")
     if floor is not None and not 0 < floor < measured.max():
