@@ -42,7 +42,7 @@ bench: $(READY)
 
 # DATA, where given: other text than that of params.yaml, as data.dataset takes it; JOBS: experiments at a time.
 scaling: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m studies.scaling --jobs $(or $(JOBS),2) $(if $(DATA),--data '$(DATA)')
+	@$(BIN)/python -m studies.scaling --jobs $(or $(JOBS),2) $(if $(DATA),--data '$(DATA)')
 
 ui: $(READY)
 	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db"

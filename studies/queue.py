@@ -38,11 +38,12 @@ class Status:
 
 
 def dvc_command(*args: str) -> str:
-    """What dvc prints; raises UserError with its last line where it fails."""
+    """What dvc prints; raises UserError where it fails, with the line in which a stage says why, else dvc's last."""
     done = subprocess.run([*DVC, *args], capture_output=True, text=True, env=_environment(), check=False)
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise UserError(f"dvc {' '.join(args[:2])}: {said[-1].removeprefix('ERROR: ')}")
+        reason = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
+        raise UserError(f"dvc {' '.join(args[:2])}: {reason.removeprefix('error: ').removeprefix('ERROR: ')}")
     return done.stdout
 
 
