@@ -27,7 +27,7 @@ from benchmarks.contestants import ABLATIONS, FUSED_PEERS, PEERS
 from benchmarks.plot import save_plot
 from benchmarks.workloads import SIZES, Workload
 from custom_transformer.files import write_json
-from custom_transformer.summary import memory_bytes
+from custom_transformer.runs.summary import memory_bytes
 
 WARM_UP = 3
 OURS = ("ours, fast", False)

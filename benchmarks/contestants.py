@@ -21,9 +21,9 @@ from custom_transformer.fast import native, products
 from custom_transformer.fast.engine import EAGER, FUSED, NATIVE, Engine, choose_engine
 from custom_transformer.fast.kernels import library
 from custom_transformer.fast.memory import keep_freed_memory
-from custom_transformer.model import initial_parameters
-from custom_transformer.optim import SGD, AdamW
-from custom_transformer.training import training_step
+from custom_transformer.maths.model import initial_parameters
+from custom_transformer.maths.optim import SGD, AdamW
+from custom_transformer.runs.training import training_step
 
 Step = Callable[[], float]
 LEARNING_RATE = 1e-4

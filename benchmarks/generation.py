@@ -17,7 +17,7 @@ from benchmarks.workloads import SIZES, Workload
 from custom_transformer import CustomTransformer
 from custom_transformer.fast.engine import choose_engine
 from custom_transformer.fast.products import fast_products
-from custom_transformer.generation import generate
+from custom_transformer.runs.generation import generate
 
 PROMPT, NEW, ROUNDS = 8, 120, 5
 

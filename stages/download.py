@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from custom_transformer.datasets import download
 from custom_transformer.errors import run_main
+from custom_transformer.text.datasets import download
 from stages.cli import parameters
 
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from custom_transformer.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError, run_main
-from custom_transformer.evaluation import evaluate, held_out_accuracy
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.primer import held_out_questions
-from custom_transformer.report import print_metrics
-from custom_transformer.tokenization import load_tokenizer
-from custom_transformer.tokens import load_tokens
+from custom_transformer.pages.report import print_metrics
+from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
+from custom_transformer.runs.evaluation import evaluate, held_out_accuracy
+from custom_transformer.text.primer import held_out_questions
+from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import Run, checkpoint_run
 from stages.cli import parser
 from stages.generate import write_samples

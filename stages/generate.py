@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from custom_transformer.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.config import Params
 from custom_transformer.errors import run_main
 from custom_transformer.files import atomic_write
-from custom_transformer.generation import generate_samples, samples_markdown
 from custom_transformer.progress import Progress
-from custom_transformer.tokenization import load_tokenizer
+from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
+from custom_transformer.runs.generation import generate_samples, samples_markdown
+from custom_transformer.text.tokenization import load_tokenizer
 from custom_transformer.tracking import Run, checkpoint_run
 from stages.cli import parameters
 

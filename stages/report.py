@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from custom_transformer.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.files import atomic_write
-from custom_transformer.observe import views
-from custom_transformer.pictures import Attention, pictures
-from custom_transformer.report import page
-from custom_transformer.tokenization import load_tokenizer
-from custom_transformer.tokens import load_tokens
+from custom_transformer.pages.pictures import Attention, pictures
+from custom_transformer.pages.report import page
+from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
+from custom_transformer.runs.observe import views
+from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import checkpoint_run
 from stages.cli import parameters
 

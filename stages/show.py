@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from custom_transformer.errors import UserError, lines_only, run_main
-from custom_transformer.report import print_metrics, read_samples
+from custom_transformer.pages.report import print_metrics, read_samples
 
 METRICS = Path("metrics")
 SAMPLES_SHOWN = 2

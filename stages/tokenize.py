@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from custom_transformer.errors import run_main
-from custom_transformer.tokenization import tokenize
+from custom_transformer.text.tokenization import tokenize
 from stages.cli import parameters
 
 

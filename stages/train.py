@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from custom_transformer.checkpoint import DTYPES
 from custom_transformer.config import CustomTransformerConfig, Params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.fast.engine import Engine, choose_engine
 from custom_transformer.files import project_root, write_csv, write_json
-from custom_transformer.fingerprint import fingerprint, tags
-from custom_transformer.model import CustomTransformer
+from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.progress import Progress
-from custom_transformer.resume import WorkFolder, orphaned
-from custom_transformer.summary import flops_per_token
-from custom_transformer.tokens import load_tokens
+from custom_transformer.runs.checkpoint import DTYPES
+from custom_transformer.runs.fingerprint import fingerprint, tags
+from custom_transformer.runs.resume import WorkFolder, orphaned
+from custom_transformer.runs.summary import flops_per_token
+from custom_transformer.runs.training import StepMetrics, Trainer
+from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import DatasetVersion, Run, training_run
-from custom_transformer.training import StepMetrics, Trainer
 from stages.cli import parameters
 
 TOKENS, CHECKPOINTS, METRICS = Path("data/tokens"), Path("checkpoints"), Path("metrics")

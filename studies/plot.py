@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from custom_transformer.files import atomic_write
-from custom_transformer.scaling import Fit
+from studies.law import Fit
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # Okabe & Ito's, for every eye
 MARKERS = "osD^vP"

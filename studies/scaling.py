@@ -29,10 +29,10 @@ from rich.table import Table
 from custom_transformer.config import CustomTransformerConfig, Params, load_params, validated
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.model import parameter_table
-from custom_transformer.scaling import Fit, fit_law
+from custom_transformer.maths.model import parameter_table
 from custom_transformer.tracking import SweepRun, flat_params, sweep_runs, sync
 from studies import queue
+from studies.law import Fit, fit_law
 from studies.plot import save_plot
 
 RESULTS = Path("studies/results")

@@ -13,14 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from custom_transformer.checkpoint import DTYPES
 from custom_transformer.config import CustomTransformerConfig, DataParams, Params, load_params
 from custom_transformer.errors import ArgumentParser, UserError, run_main
-from custom_transformer.gradcheck import TOLERANCE, check_gradients, reduced
-from custom_transformer.model import parameter_table
+from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
+from custom_transformer.maths.model import parameter_table
+from custom_transformer.runs.checkpoint import DTYPES
+from custom_transformer.runs.summary import flops_per_token, memory_bytes
 from custom_transformer.schema import params_schema
-from custom_transformer.summary import flops_per_token, memory_bytes
-from custom_transformer.tokens import load_tokens
+from custom_transformer.text.tokens import load_tokens
 
 GPT2_VOCAB_SIZE = 50257
 

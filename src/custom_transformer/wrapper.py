@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_transformer import ops
-from custom_transformer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.fast.engine import choose_engine
-from custom_transformer.generation import generate
-from custom_transformer.model import CustomTransformer
-from custom_transformer.optim import SGD
-from custom_transformer.training import training_step
+from custom_transformer.maths import ops
+from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.maths.optim import SGD
+from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from custom_transformer.runs.generation import generate
+from custom_transformer.runs.training import training_step
 
 
 class CustomTransformerWrapper:

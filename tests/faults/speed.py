@@ -23,11 +23,11 @@ from rich.table import Table
 
 from custom_transformer.config import TrainingParams, load_params
 from custom_transformer.fast.engine import EAGER, Engine
-from custom_transformer.model import CustomTransformer
-from custom_transformer.tokens import TokenSplit
+from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.runs.training import StepMetrics, Trainer
+from custom_transformer.text.tokens import TokenSplit
 from custom_transformer.tracking import training_run
 from custom_transformer.tracking.spool import spool_root
-from custom_transformer.training import StepMetrics, Trainer
 from stages.train import device, engine_for, model_config, step_metrics
 from tests.faults.servers import MlflowServer, Way, free_port
 

@@ -19,11 +19,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custom_transformer.checkpoint import load_checkpoint
 from custom_transformer.config import load_params
-from custom_transformer.datasets import download
 from custom_transformer.errors import UserError, one_line
-from custom_transformer.tokens import load_tokens
+from custom_transformer.runs.checkpoint import load_checkpoint
+from custom_transformer.text.datasets import download
+from custom_transformer.text.tokens import load_tokens
 from tests.helpers import random_model
 
 MEMORY = 1 << 30  # that all examples of a test together may add to the process

@@ -22,17 +22,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from custom_transformer import local_files
-from custom_transformer.checkpoint import load_checkpoint, save_checkpoint
 from custom_transformer.config import DataParams, load_params
-from custom_transformer.datasets import download
 from custom_transformer.errors import UserError, one_line
-from custom_transformer.generation import Sample, samples_markdown
-from custom_transformer.tokenization import build_tokenizer
-from custom_transformer.tokens import load_tokens
+from custom_transformer.runs.checkpoint import load_checkpoint, save_checkpoint
+from custom_transformer.runs.generation import Sample, samples_markdown
+from custom_transformer.text import local_files
+from custom_transformer.text.datasets import download
+from custom_transformer.text.tokenization import build_tokenizer
+from custom_transformer.text.tokens import load_tokens
 from tests.faults.test_fuzz import META, TOKENS, saved
 from tests.helpers import random_model
-from tests.test_checkpoint import content
+from tests.runs.test_checkpoint import content
 
 PARAMS = Path("params.yaml").read_text()
 MEMORY = 1 << 30  # that reading any of the files here may take beyond what the process had

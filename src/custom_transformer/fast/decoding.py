@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from custom_transformer import blocks
 from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.native import add_norm_forward
+from custom_transformer.maths import blocks
 
 MANY_ROWS = 16  # from here on a product is arithmetic rather than reading, and PyTorch's are better at that
 

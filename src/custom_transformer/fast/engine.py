@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 
-from custom_transformer import blocks, ops, optim
 from custom_transformer.fast import decoding, fused, native
 from custom_transformer.fast.kernels import KernelsUnavailable, library
 from custom_transformer.fast.memory import keep_freed_memory
 from custom_transformer.fast.products import fast_products
+from custom_transformer.maths import blocks, ops, optim
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from custom_transformer import ops
 from custom_transformer.fast.products import fast_products, matmul
-from custom_transformer.ops import Saved, dropout_backward, dropout_forward
+from custom_transformer.maths import ops
+from custom_transformer.maths.ops import Saved, dropout_backward, dropout_forward
 
 __all__ = ["dropout_backward", "dropout_forward"]
 

@@ -23,10 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from custom_transformer.blocks import Gradients
 from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.products import fast_products, matmul
-from custom_transformer.ops import IGNORE_INDEX, Saved
+from custom_transformer.maths.blocks import Gradients
+from custom_transformer.maths.ops import IGNORE_INDEX, Saved
 
 QUERY_BYTES = 256  # of a column of an attention tile: 64 queries in float32
 ROWS = 1024  # rows of logits held at once

@@ -15,7 +15,7 @@ from typing import Any
 from custom_transformer.config import GenerationParams
 from custom_transformer.errors import UserError
 from custom_transformer.files import link_or_copy, sha256_file
-from custom_transformer.serving import CHECKPOINT, TOKENIZER, TextModel
+from custom_transformer.runs.serving import CHECKPOINT, TOKENIZER, TextModel
 
 # What the package imports to serve a model, and MLflow itself.
 REQUIREMENTS = "filelock mlflow numpy psutil pyarrow pydantic pyyaml rich tokenizers torch transformers".split()

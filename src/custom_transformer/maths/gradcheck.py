@@ -1,0 +1,192 @@
+"""The proof: every gradient against finite differences, and against autograd on the same mathematics.
+
+This is the only place where autograd is used, and what it differentiates is written here a second time, from
+PyTorch's own layers, so that a mistake in ops.py cannot hide in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.fast.engine import EAGER, Engine
+from custom_transformer.maths.blocks import draw_keep, keep_shapes
+from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.maths.ops import IGNORE_INDEX
+
+TOLERANCE = 1e-8
+BATCH = 3
+ELEMENTS = 12  # of each tensor, whose derivatives are measured one by one
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """One parameter's gradient: its largest deviations, relative to the largest gradient of that tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    finite_difference_error: float
+    autograd_error: float
+
+    @property
+    def ok(self) -> bool:
+        # Written so that NaN is not ok.
+        return self.finite_difference_error < TOLERANCE and self.autograd_error < TOLERANCE
+
+
+def reduced(config: CustomTransformerConfig) -> CustomTransformerConfig:
+    """The same architecture, at sizes where float64 differences take seconds: all different, odd where they may be."""
+    n_heads = min(config.n_heads, 3)
+    head_size = min(config.head_size, max(5, 12 // n_heads))  # a norm over a few numbers is too crooked to measure
+    sizes = {
+        "vocab_size": min(config.vocab_size, 37),
+        "max_seq_len": min(config.max_seq_len, 13),
+        "n_blocks": min(config.n_blocks, 2),
+        "n_heads": n_heads,
+        "d_model": n_heads * head_size,
+        "d_ffn": min(config.d_ffn, 23),
+    }
+    if config.d_model <= 16:
+        sizes |= {"n_heads": config.n_heads, "d_model": config.d_model}
+    return config.model_copy(update=sizes)
+
+
+def check_gradients(config: CustomTransformerConfig, seed: int = 0, engine: Engine = EAGER) -> Iterator[GradientCheck]:
+    """Checks every parameter of a float64 model with random weights, norms and biases, one after another."""
+    model, tokens, labels = _random_problem(config, seed, engine)
+    _loss(model, tokens, labels, seed)
+    model.loss_backward()
+    gradients = model.gradients
+    reference = _autograd_gradients(model, tokens, labels, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max().item() or 1.0  # a gradient that is 0 must be measured as 0
+        measured = _finite_differences(model, name, tokens, labels, seed, generator)
+        difference = max(abs(value - (gradient * d).sum().item()) for d, value in measured)
+        autograd = (gradient - reference[name]).abs().max().item()
+        yield GradientCheck(name, tuple(gradient.shape), difference / scale, autograd / scale)
+
+
+def _random_problem(
+    config: CustomTransformerConfig, seed: int, engine: Engine
+) -> tuple[CustomTransformer, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    model = CustomTransformer(config, dtype=torch.float64, seed=seed, engine=engine)
+    model.training = True
+    # The initial weights (norms all 1, biases all 0) would hide a missing factor or term.
+    for parameter in model.parameters.values():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    time = max(1, config.max_seq_len - 2)
+    tokens = torch.randint(config.vocab_size, (BATCH, time), generator=generator)
+    labels = torch.randint(config.vocab_size, (BATCH, time), generator=generator)
+    labels[0, : time // 3] = IGNORE_INDEX
+    return model, tokens, labels
+
+
+def _loss(model: CustomTransformer, tokens: Tensor, labels: Tensor, seed: int) -> float:
+    model.generator.manual_seed(seed)  # the same dropout masks each time
+    return model.loss(tokens, labels).item()
+
+
+def _finite_differences(
+    model: CustomTransformer, name: str, tokens: Tensor, labels: Tensor, seed: int, generator: torch.Generator
+) -> list[tuple[Tensor, float]]:
+    """Directions in the parameter's space and the loss's measured derivative along each.
+
+    The directions are one random unit vector, which no element escapes, and ELEMENTS single elements. The
+    five-point stencil's error is h⁴/30 · L⁽⁵⁾, far below the rounding of a two-point one.
+    """
+    parameter = model.parameters[name]
+    direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    directions = [direction / direction.norm()]
+    for index in torch.randperm(parameter.numel(), generator=generator)[:ELEMENTS]:
+        one = torch.zeros_like(parameter)
+        one.view(-1)[index] = 1
+        directions.append(one)
+
+    h = 3e-4
+    measured = []
+    for d in directions:
+        values = []
+        for steps in (-2, -1, 1, 2):
+            model.parameters[name] = parameter + steps * h * d
+            values.append(_loss(model, tokens, labels, seed))
+        measured.append((d, (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h)))
+    model.parameters[name] = parameter
+    return measured
+
+
+# ---------------------------------------------------------------------- the same mathematics, for autograd
+
+
+def _autograd_gradients(model: CustomTransformer, tokens: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
+    parameters = {name: p.clone().requires_grad_() for name, p in model.parameters.items()}
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad():
+        loss = reference_loss(parameters, model.config, tokens, labels, generator)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def reference_loss(
+    p: Mapping[str, Tensor],
+    config: CustomTransformerConfig,
+    tokens: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """The model's loss from PyTorch's own layers. Dropout is drawn from `generator` as the model draws it.
+
+    tokens, labels (B, T) int64 -> scalar
+    """
+    batch, time = tokens.shape
+    x = p["token_embedding"][tokens] + p["position_embedding"][:time]
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.dropout:
+        x = x * draw_keep(tuple(x.shape), config.dropout, generator) / (1 - config.dropout)
+        shapes = keep_shapes(config, batch, time)
+    for i in range(config.n_blocks):
+        keeps = {name: draw_keep(s, config.dropout, generator) for name, s in shapes.items()}
+        x = _reference_block(x, {n: p.get(f"blocks.{i}.{n}") for n in _NAMES}, config, keeps)
+    x = F.layer_norm(x, x.shape[-1:], p["final_norm.weight"], p.get("final_norm.bias"))
+    head = p["token_embedding"] if config.tie_embeddings else p["head.weight"]
+    return F.cross_entropy((x @ head.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
+
+
+_NAMES = [
+    f"{layer}.{kind}"
+    for layer in ("norm_1", "qkv", "projection", "norm_2", "up", "down")
+    for kind in ("weight", "bias")
+]
+
+
+def _reference_block(
+    x: Tensor, p: Mapping[str, Tensor | None], config: CustomTransformerConfig, keeps: Mapping[str, Tensor]
+) -> Tensor:
+    def linear(h: Tensor, name: str) -> Tensor:
+        weight = p[f"{name}.weight"]
+        assert weight is not None
+        return F.linear(h, weight.T, p[f"{name}.bias"])
+
+    def norm(h: Tensor, name: str) -> Tensor:
+        return F.layer_norm(h, h.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"])
+
+    def drop(h: Tensor, name: str) -> Tensor:
+        return h * keeps[name] / (1 - config.dropout) if keeps else h
+
+    _, time, d_model = x.shape
+    q, k, v = (
+        part.unflatten(-1, (config.n_heads, config.head_size)).transpose(1, 2)
+        for part in linear(norm(x, "norm_1"), "qkv").split(d_model, dim=-1)
+    )
+    causal = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()
+    scores = torch.where(causal, q @ k.mT / config.head_size**0.5, -torch.inf)
+    h = (drop(F.softmax(scores, dim=-1), "attention") @ v).transpose(1, 2).flatten(2)
+    x = x + drop(linear(h, "projection"), "projection")
+    h = F.gelu(linear(norm(x, "norm_2"), "up"), approximate="tanh")
+    return x + drop(linear(h, "down"), "down")

@@ -1,0 +1,108 @@
+"""How good a model is: loss, perplexity, bits per byte, accuracy, loss by position, held-out facts.
+
+Shapes: B batch, T time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from custom_transformer.maths import ops
+from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.text.tokens import TokenSplit, eval_windows
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerFast
+
+    from custom_transformer.text.primer import Cloze
+
+
+def score(model: CustomTransformer, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each label in nats (0 where it is IGNORE_INDEX), and whether it was the likeliest token.
+
+    input_ids, labels (B, T) int64 -> losses (B, T) float64, correct (B, T) bool, both on the CPU
+    """
+    labels = labels.to(model.device)
+    losses, predicted = ops.linear_cross_entropy_scores(
+        model.hidden(input_ids.to(model.device)), model.head_weight(), labels
+    )
+    return losses.to("cpu", torch.float64), (predicted == labels).cpu()
+
+
+def validation_loss(model: CustomTransformer, split: TokenSplit, length: int, batch_size: int) -> float:
+    """The mean loss of every token of `split`, in nats, over windows of `length` that overlap nothing."""
+    total, count = 0.0, 0
+    for input_ids, labels in eval_windows(split, length, batch_size):
+        total += score(model, input_ids, labels)[0].sum().item()
+        count += int((labels != ops.IGNORE_INDEX).sum())
+    return total / count
+
+
+def evaluate(
+    model: CustomTransformer,
+    split: TokenSplit,
+    length: int,
+    batch_size: int,
+    max_batches: int | None = None,
+) -> tuple[dict[str, float | int], list[dict[str, float | int]]]:
+    """The metrics of `split` over windows of `length` that overlap nothing, and the mean loss by position in them.
+
+    loss is in nats per token; bits_per_byte spreads the text's whole cost, end tokens included, over its UTF-8
+    bytes. Where the split knows the probability of its texts, bits_per_byte_floor is what a model that knew the
+    grammar itself would reach on them.
+    """
+    loss_sums = torch.zeros(length, dtype=torch.float64)
+    counts = torch.zeros(length, dtype=torch.int64)
+    correct_count = 0
+    for input_ids, labels in islice(eval_windows(split, length, batch_size), max_batches):
+        losses, correct = score(model, input_ids, labels)
+        time = losses.shape[1]
+        loss_sums[:time] += losses.sum(0)
+        counts[:time] += (labels != ops.IGNORE_INDEX).sum(0)
+        correct_count += int(correct.sum())
+    tokens = int(counts.sum())
+    loss = loss_sums.sum().item() / tokens
+    # With max_batches the bytes of what was scored are not known: the split's average stands for them.
+    tokens_per_byte = (split.n_tokens - 1) / split.meta["bytes"]
+    metrics: dict[str, float | int] = {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": loss / math.log(2) * tokens_per_byte,
+        "accuracy": correct_count / tokens,
+        "tokens": tokens,
+    }
+    if "log2_prob" in split.meta:
+        metrics["bits_per_byte_floor"] = -split.meta["log2_prob"] / split.meta["bytes"]
+    by_position: list[dict[str, float | int]] = [
+        {"position": t, "loss": loss_sums[t].item() / int(counts[t])} for t in range(length) if counts[t]
+    ]
+    return metrics, by_position
+
+
+def held_out_accuracy(
+    model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Cloze]
+) -> float:
+    """The share of cloze questions whose true statement is likelier to the model than each false one."""
+    return sum(_answer(model, tokenizer, q) == q.answer for q in questions) / len(questions)
+
+
+def _answer(model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, question: Cloze) -> int:
+    statements = [question.prompt + choice for choice in question.choices]
+    # The end token is what every text of the stream comes after.
+    rows = [[tokenizer.eos_token_id, *tokenizer.encode(s, add_special_tokens=False)] for s in statements]
+    input_ids, labels = _padded([row[-model.config.max_seq_len - 1 :] for row in rows])
+    losses, _ = score(model, input_ids, labels)
+    return int(losses.sum(1).argmin())
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    input_ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    labels = torch.tensor([[*row, *[ops.IGNORE_INDEX] * (longest - len(row))] for row in rows])
+    return input_ids[:, :-1], labels[:, 1:]

@@ -1,0 +1,174 @@
+"""Sampling from the model, with a key-value cache.
+
+Shapes: B batch, T time, D d_model, H heads, K head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from custom_transformer.config import GenerationParams
+from custom_transformer.errors import lines_only, one_line
+from custom_transformer.fast.products import fast_products
+from custom_transformer.maths import ops
+from custom_transformer.maths.blocks import in_product_dtype
+from custom_transformer.maths.model import CustomTransformer
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerFast
+
+
+class KeyValueCache:
+    """Every block's keys and values of the tokens so far, (B, H, T, K) at the front of (B, H, capacity, K)."""
+
+    def __init__(self, model: CustomTransformer, batch: int, capacity: int):
+        shape = (batch, model.config.n_heads, capacity, model.config.head_size)
+        self.length = 0  # T
+        self.keys, self.values = (
+            [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(model.config.n_blocks)]
+            for _ in range(2)
+        )
+
+
+@torch.no_grad()
+@fast_products
+def generate(
+    model: CustomTransformer,
+    input_ids: Tensor,
+    max_length: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | None = None,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> Tensor:
+    """Continues each row of `input_ids` (B, T) int64 until it has `max_length` tokens, the prompt included.
+
+    Rows that have produced `eos_token_id` are filled up with it; generation ends early once all have. Beyond
+    max_seq_len the model sees the last max_seq_len tokens. The cache changes the speed, not the tokens: learned
+    positions move once that window slides, so from there on each step computes it whole.
+    Returns (B, T′) with T ≤ T′ ≤ max(T, max_length). Raises ValueError for an empty prompt, a token outside the
+    vocabulary, and settings that are out of range.
+    """
+    if input_ids.shape[-1] == 0:
+        raise ValueError("an empty prompt: give at least one token (the end token starts a new text)")
+    tokens, window = input_ids, model.config.max_seq_len
+    model.check_tokens(tokens[:, -window:])
+    done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    cache = KeyValueCache(model, len(tokens), min(window, max(max_length, tokens.shape[1])))
+    blocks = [in_product_dtype(model.block_parameters(i), model.dtype) for i in range(model.config.n_blocks)]
+    head_weight = model.head_weight()
+    while tokens.shape[1] < max_length and not done.all():
+        if use_cache and tokens.shape[1] <= window:
+            x = _cached_hidden(model, blocks, tokens[:, cache.length :], cache)
+        else:
+            x = model.hidden(tokens[:, -window:])
+        logits = model.engine.last_logits(x, head_weight)
+        chosen = sample(logits, temperature, top_k, top_p, generator)
+        if eos_token_id is not None:
+            chosen = torch.where(done, eos_token_id, chosen)
+            done = done | (chosen == eos_token_id)
+        tokens = torch.cat([tokens, chosen.unsqueeze(1)], dim=1)
+    return tokens
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws one token a row: logits (B, V) -> (B,) int64. Temperature 0 takes the likeliest.
+
+    top_k keeps the k likeliest tokens (Fan et al. 2018); top_p then keeps the fewest whose probabilities add up
+    to p (Holtzman et al. 2020).
+    """
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError(f"temperature ≥ 0, top_k ≥ 1 and 0 < top_p ≤ 1, not {temperature}, {top_k} and {top_p}")
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    tiny = torch.finfo(z.dtype).tiny  # what is smaller may be 0 in this dtype
+    if temperature < tiny:
+        return z.argmax(-1)
+    # The largest is moved to 0, so that no temperature makes it infinite.
+    z, order = ((z - z.amax(-1, keepdim=True)) / temperature).sort(stable=True, dim=-1, descending=True)
+    if top_k is not None:
+        z = z[:, :top_k]
+    probabilities = torch.softmax(z, -1)
+    if top_p is not None:
+        before = probabilities.cumsum(-1) - probabilities  # the mass of all likelier tokens
+        probabilities = torch.where(before < max(top_p, tiny), probabilities, 0.0)
+    rank = torch.multinomial(probabilities, 1, generator=generator)
+    return order.gather(-1, rank).squeeze(-1)
+
+
+def _cached_hidden(
+    model: CustomTransformer, blocks: Sequence[Mapping[str, Tensor]], new_tokens: Tensor, cache: KeyValueCache
+) -> Tensor:
+    """The last norm's output for `new_tokens` (B, T_new), whose keys and values join the cache."""
+    p, start = model.parameters, cache.length
+    x, _ = ops.embedding_forward(new_tokens, p["token_embedding"], p["position_embedding"][start:])
+    for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
+        x = model.engine.cached_block_forward(x, block, model.config.n_heads, keys, values, start)
+    cache.length += new_tokens.shape[1]
+    x, _ = ops.layer_norm_forward(x, p["final_norm.weight"], p.get("final_norm.bias"))
+    return x
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One continuation of a prompt; `text` starts with the prompt, `ended` says that the model ended it itself."""
+
+    prompt: str
+    text: str
+    new_tokens: int
+    ended: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def generate_samples(
+    model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, params: GenerationParams, seed: int
+) -> Iterator[Sample]:
+    """`num_samples` continuations of each prompt, as the beginning of a text, the same for the same seed."""
+    end = tokenizer.eos_token_id
+    for i, prompt in enumerate(params.prompts):
+        prompt_ids = [end, *tokenizer.encode(prompt, add_special_tokens=False)]
+        rows = generate(
+            model,
+            torch.tensor([prompt_ids] * params.num_samples, device=model.device),
+            len(prompt_ids) + params.max_new_tokens,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            eos_token_id=end,
+            generator=torch.Generator(model.device).manual_seed((seed << 32) + i),
+        )
+        for row in rows.tolist():
+            new = row[len(prompt_ids) :]
+            ended = end in new
+            new = new[: new.index(end)] if ended else new
+            yield Sample(prompt, str(tokenizer.decode(prompt_ids[1:] + new)), len(new) + ended, ended)
+
+
+def samples_markdown(samples: list[Sample], params: GenerationParams) -> str:
+    """The samples as a page to read, grouped by prompt; … marks a text that was cut at max_new_tokens."""
+    settings = f"Temperature {params.temperature:g}"
+    settings += f", top-k {params.top_k}" if params.top_k is not None else ""
+    settings += f", top-p {params.top_p:g}" if params.top_p is not None else ""
+    lines = ["# Samples", "", f"{settings}, at most {params.max_new_tokens} tokens after the prompt."]
+    for prompt in dict.fromkeys(sample.prompt for sample in samples):
+        lines += ["", f"## {one_line(prompt) or '(no prompt)'}"]
+        for sample in samples:
+            if sample.prompt == prompt:
+                text = "\n".join(sample.text.splitlines()) + ("" if sample.ended else " …")
+                lines += ["", *(f"> {line}".rstrip() for line in lines_only(text).split("\n"))]
+    return "\n".join(lines) + "\n"

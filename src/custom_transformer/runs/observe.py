@@ -1,0 +1,75 @@
+"""What goes on inside a model: the stream, the attention and the feed-forward units of each block.
+
+The readable forward saves for its backward all there is to see, so observing is running it and reading what it saved.
+
+Shapes: B batch, T time, D d_model, H heads, F d_ffn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from custom_transformer.fast.engine import Engine
+from custom_transformer.maths import ops
+from custom_transformer.maths.blocks import block_forward, in_product_dtype
+from custom_transformer.maths.model import CustomTransformer
+
+# Below this input GELU hands on neither value nor gradient: at −3 they are −0.004 and −0.012.
+GELU_OFF = -3.0
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """What passed through one block."""
+
+    stream: Tensor  # (B, T, D) the residual stream after the block
+    attention: Tensor  # (B, H, T, T) how much each query (row) takes from each key
+    gelu_input: Tensor  # (B, T, F)
+
+
+@torch.no_grad()
+def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
+    """A view of each block, the first first, as `tokens` (B, T) int64 pass without dropout.
+
+    Raises ValueError for tokens that the model does not take.
+    """
+    model.check_tokens(tokens)
+    config, p = model.config, model.parameters
+    x, _ = ops.embedding_forward(tokens, p["token_embedding"], p["position_embedding"])
+    for i in range(config.n_blocks):
+        block = in_product_dtype(model.block_parameters(i), model.dtype)
+        x, (attention_layer, feed_forward_layer) = block_forward(x, block, config.n_heads, keep={}, dropout=0.0)
+        _, _, (qkv, lse, *_), _, _ = attention_layer
+        _, _, (gelu_input,), _, _ = feed_forward_layer
+        q, k, _ = ops.split_heads(qkv, config.n_heads)
+        yield BlockView(x, torch.exp(ops.attention_scores(q, k) - lse), gelu_input)
+
+
+def activation_statistics(model: CustomTransformer, tokens: Tensor) -> list[dict[str, float | int]]:
+    """One row a block, counted from 0, as `tokens` (B, T) pass:
+
+    residual_rms: the root mean square of the residual stream after the block
+    attention_entropy: of a query's attention over its keys, in nats, the mean over queries and heads
+    gelu_off: the share of feed-forward activations whose GELU is off, its input below GELU_OFF
+    gelu_dead: the share of feed-forward units that are off at every token
+    """
+    rows = []
+    for i, view in enumerate(views(model, tokens)):
+        off = view.gelu_input < GELU_OFF
+        statistics = {
+            "residual_rms": view.stream.square().mean().sqrt(),
+            "attention_entropy": torch.special.entr(view.attention).sum(-1).mean(),
+            "gelu_off": off.float().mean(),
+            "gelu_dead": off.flatten(0, 1).all(0).float().mean(),
+        }
+        rows.append({"block": i} | {name: value.item() for name, value in statistics.items()})
+    return rows
+
+
+def gradient_norms(gradients: Mapping[str, Tensor], engine: Engine) -> list[float]:
+    """√(Σ g²) of each gradient, in their order; the squares of all add up to that of the global norm."""
+    return [engine.global_norm({name: gradient}) for name, gradient in gradients.items()]

@@ -1,0 +1,1 @@
+"""From a source of text to flat arrays of tokens."""

@@ -1,0 +1,318 @@
+"""Tokenizers, trained or loaded, and text packed with them into flat token arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from custom_transformer.config import MAX_VOCAB_SIZE, DataParams
+from custom_transformer.errors import UserError, one_line
+from custom_transformer.files import (
+    StorageError,
+    atomic_write,
+    check_regular,
+    sha256_file,
+    staged_folders,
+    write_json,
+    writing,
+)
+from custom_transformer.progress import Progress
+from custom_transformer.text.documents import Piece, document_count, log2_prob_sum, read_pieces
+from custom_transformer.text.tokens import META, token_dtype
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+END_TOKEN = "<|endoftext|>"
+SPLITS = ("train", "validation")
+MAX_DEFINITION_BYTES = 128 << 20  # of a tokenizer.json
+BATCH_PIECES, BATCH_BYTES = 1000, 2**21  # given to the encoder at once
+
+
+# Tokenizers
+
+
+def build_tokenizer(data: DataParams, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer that `data.tokenizer` names; `texts` are read only to train "bpe".
+
+    What is not "bpe" is a folder or a tokenizer.json file here, or else a Hub id. Whatever its own settings, the
+    result neither truncates nor pads, and reads a special token that is spelt out in a text as text. Its eos_token
+    ends a document: the tokenizer's own, else its sep_token, else <|endoftext|>, added where there is no such entry.
+    Raises UserError where there is nothing of that name or it is no fast tokenizer.
+    """
+    if data.tokenizer == "bpe":
+        return _trained(data.vocab_size, texts)
+    loaded = _loaded(data.tokenizer)
+    names = loaded.special_tokens_map
+    end = names.get("eos_token") or names.get("sep_token") or END_TOKEN
+    return _wrapped(loaded.backend_tokenizer, names | {"eos_token": end})
+
+
+def load_tokenizer(folder: Path | str, sha256: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer that `tokenize` saved; raises UserError where it is missing, damaged, or not the one whose
+    tokenizer.json has the digest `sha256`."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (Path(folder) / "tokenizer.json").exists():
+        raise UserError(f"{folder}: no tokenizer there; run dvc repro tokenize")
+    if sha256 not in (None, sha256_file(Path(folder) / "tokenizer.json")):
+        raise UserError(
+            f"{folder}: not the tokenizer that the checkpoint was trained with; run python -m stages.tokenize with the "
+            "checkpoint's configuration"
+        )
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if tokenizer.eos_token_id is None:
+            raise ValueError("it has no end token")
+    except Exception as error:  # a damaged file raises anything, the Rust library's bare Exception included
+        raise UserError(f"{folder}: damaged tokenizer ({error}); run dvc repro --force tokenize") from None
+    return tokenizer
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """One more than the largest id, which is the number of entries unless the ids have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _trained(vocab_size: int, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with GPT-2's pattern (Radford et al. 2019): any text is made of the 256 bytes' entries."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    entries = backend.get_vocab_size()
+    if entries < vocab_size:
+        print(f"data.vocab_size: the training split gives a vocabulary of {entries:,} entries, not {vocab_size:,}")
+    return _wrapped(backend, {"bos_token": END_TOKEN, "eos_token": END_TOKEN, "unk_token": END_TOKEN})
+
+
+def _wrapped(backend: Tokenizer, special_tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of the generic class, whose files are `backend` and a few names: no paths, no other model's limits.
+
+    It sets no model_max_length: that belongs to a model, not to a vocabulary.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    backend.no_truncation()
+    backend.no_padding()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        **special_tokens,
+    )
+
+
+def _loaded(name: str) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(name)
+    if not path.exists():
+        path = _fetched(name)
+    definition = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        if definition.exists():
+            _check_definition(definition)
+        if path.is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the libraries make of missing, damaged or foreign files
+        raise UserError(
+            f"data.tokenizer: no fast tokenizer can be loaded from {name!r}, its tokenizer.json is missing or damaged "
+            f"({_beginning(error)})"
+        ) from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"data.tokenizer: {name!r} is no fast tokenizer: it needs a tokenizer.json; choose another")
+    return tokenizer
+
+
+def _check_definition(path: Path) -> None:
+    """Before transformers reads it, which fills the memory with a list as long as the largest id."""
+    from tokenizers import Tokenizer
+
+    check_regular(path)
+    if path.stat().st_size > MAX_DEFINITION_BYTES:
+        raise UserError(f"{path}: larger than {MAX_DEFINITION_BYTES >> 20} MiB; choose another tokenizer")
+    largest = max(Tokenizer.from_file(str(path)).get_vocab().values(), default=0)
+    if largest >= MAX_VOCAB_SIZE:
+        raise UserError(f"{path}: has ids up to {largest:,}, beyond {MAX_VOCAB_SIZE:,}; choose another tokenizer")
+
+
+def _fetched(name: str) -> Path:
+    """The folder in the Hub's cache with a repository's tokenizer files, fetched where they are not there yet."""
+    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings(), writing(constants.HF_HUB_CACHE):
+            warnings.filterwarnings("ignore", "Not enough free disk space")  # the error that follows says so
+            return Path(snapshot_download(name, allow_patterns=["*token*", "config.json", "vocab.*", "merges.txt"]))
+    except StorageError:
+        raise
+    except errors.HFValidationError:
+        problem = "is neither a file or folder here nor a Hub id; correct the path"
+    except errors.GatedRepoError:
+        problem = "is gated: accept its terms on the Hub, then set HF_TOKEN or run hf auth login"
+    except errors.RepositoryNotFoundError:
+        problem = "is not here and not on the Hub, or is private there: correct it, or run hf auth login"
+    except errors.LocalEntryNotFoundError as error:
+        reason = _beginning(error.__cause__ or error)
+        problem = f"is not here, not in the Hub's cache, and the Hub cannot be reached ({reason}): connect, or use bpe"
+    except Exception as error:  # the HTTP client's own, which share no base class
+        problem = f"cannot be fetched from the Hub ({_beginning(error)}); try again later"
+    raise UserError(f"data.tokenizer: {name!r} {problem}")
+
+
+def _beginning(error: BaseException) -> str:
+    return one_line(f"{type(error).__name__}: {error}")[:160]
+
+
+# Packing
+
+
+def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path) -> dict[str, Any]:
+    """Text in `raw` (train.parquet, validation.parquet, source.json) to a tokenizer and packed tokens; returns meta.
+
+    Writes the tokenizer's files, and in `tokens_out` train.bin, validation.bin and meta.json. Both folders take
+    their places only when all is written. Memory does not grow with the text, nor with one document beyond the
+    reading of it. Raises UserError on damaged input and on a split without text.
+    """
+    sources = {split: raw / f"{split}.parquet" for split in SPLITS}
+    for path in sources.values():
+        document_count(path)  # a missing one shows now, not after the training of a tokenizer
+    with staged_folders(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
+        tokenizer = build_tokenizer(data, _training_texts(sources["train"]))
+        _save(tokenizer, tokenizer_folder)
+        dtype = token_dtype(vocabulary_size(tokenizer))
+        meta = {
+            "tokenizer": {
+                "name": Path(data.tokenizer).name if Path(data.tokenizer).exists() else data.tokenizer,
+                "sha256": sha256_file(tokenizer_folder / "tokenizer.json"),
+                "vocab_size": vocabulary_size(tokenizer),
+                "requested_vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,
+                "end_token": tokenizer.eos_token,
+                "end_token_id": tokenizer.eos_token_id,
+            },
+            "dtype": dtype.name,
+            "splits": {split: _pack(path, split, tokenizer, dtype, tokens_folder) for split, path in sources.items()},
+            "source": _source(raw / "source.json"),
+        }
+        write_json(tokens_folder / META, meta)
+    return meta
+
+
+def _training_texts(path: Path) -> Iterator[str]:
+    documents = 0
+    with Progress("read for the tokenizer", document_count(path), "documents") as progress:
+        for piece in read_pieces(path):
+            yield piece.text
+            documents += piece.ends_document
+            if documents % BATCH_PIECES == 0:
+                progress.update(documents)
+        progress.update(documents)
+
+
+def _pack(
+    path: Path, split: str, tokenizer: PreTrainedTokenizerFast, dtype: np.dtype[Any], out: Path
+) -> dict[str, Any]:
+    """Writes the stream of one split to `out`; returns its entries in meta.json."""
+    end = np.array([tokenizer.eos_token_id], dtype)
+    documents = n_tokens = n_bytes = 0
+    text = hashlib.sha256()
+    target = out / f"{split}.bin"
+    with (
+        atomic_write(target) as file,
+        Progress(f"tokenize {split}", document_count(path), "documents") as progress,
+    ):
+        file.write(end)
+        for batch in _batches(read_pieces(path)):
+            for piece, ids in zip(batch, _encoded(tokenizer, batch, dtype), strict=True):
+                file.write(ids)
+                n_bytes += piece.n_bytes
+                text.update(piece.text.encode())
+                if piece.ends_document:
+                    file.write(end)
+                    text.update(b"\xff")  # which is in no UTF-8
+                    documents += 1
+            progress.update(documents, f"{n_bytes / 1e6:,.0f} MB")
+        n_tokens = file.tell() // dtype.itemsize
+    if n_bytes == 0:
+        raise UserError(f"{path}: {documents} documents and no text in them; give the {split} split some text")
+    facts = {
+        "documents": documents,
+        "tokens": n_tokens,
+        "bytes": n_bytes,
+        "sha256": sha256_file(target),
+        "text_sha256": text.hexdigest(),  # equal for equal texts, whatever the tokenizer
+    }
+    log2_prob = log2_prob_sum(path)
+    return facts if log2_prob is None else facts | {"log2_prob": log2_prob}
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += piece.n_bytes
+        if len(batch) == BATCH_PIECES or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+    """The ids of each piece, (n,) of `dtype`; the end token is never among them."""
+    try:
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(
+            [piece.text for piece in batch], add_special_tokens=False
+        )
+    except Exception as error:  # the Rust library's bare Exception: text that this vocabulary cannot spell
+        raise UserError(f"data.tokenizer: cannot encode the text ({_beginning(error)}); choose another") from None
+    for encoding in encodings:
+        ids = np.array(encoding.ids, dtype)
+        if (ids == tokenizer.eos_token_id).any():
+            raise UserError(
+                f"data.tokenizer: a text holds {tokenizer.eos_token!r}, which this tokenizer cannot tell from the end "
+                "of a text; choose another (bpe and gpt2 can)"
+            )
+        yield ids
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """What the download stage wrote about the text's origin; empty for text that did not come from it."""
+    try:
+        source = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run dvc repro --force download") from None
+    if not isinstance(source, dict):
+        raise UserError(f"{path}: not a JSON object; run dvc repro --force download")
+    return source
+
+
+def _save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    with writing(folder):
+        tokenizer.save_pretrained(folder)

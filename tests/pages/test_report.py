@@ -1,0 +1,157 @@
+"""The page needs no other file, shows what it is given and nothing more, and is the same each time."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+from custom_transformer.config import Params, load_params
+from custom_transformer.files import write_csv, write_json
+from custom_transformer.pages.pictures import Attention, loss_floor, pictures
+from custom_transformer.pages.report import PICTURES, page
+from stages.report import token_labels
+
+HOSTILE = "</blockquote><script>alert(1)</script><img src=http://x/y.png onerror=alert(2)> $lead ${x} & \x1b[31m\u202e"
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a short run: 3 rows a curve, 2 blocks, one gradient that is 0."""
+    folder = tmp_path_factory.mktemp("metrics")
+    steps = (10, 20, 25)
+    names = ("token_embedding", "blocks.0.up.weight", "blocks.1.up.weight", "final_norm.weight")
+    write_csv(
+        folder / "training_curve.csv",
+        [{"step": s, "epoch": 1, "train_loss": 50 / s, "learning_rate": s / 9, "grad_norm": 0.3} for s in steps],
+    )
+    write_csv(folder / "validation_curve.csv", [{"step": s, "epoch": 1, "validation_loss": 60 / s} for s in steps])
+    write_csv(
+        folder / "gradient_norms.csv",
+        [{"step": s, "parameter": n, "gradient_norm": i / s} for s in steps for i, n in enumerate(names)],
+    )
+    statistics = {"residual_rms": 1.5, "attention_entropy": 2.0, "gelu_off": 0.1, "gelu_dead": 0.0}
+    write_csv(folder / "activations.csv", [{"step": s, "block": b, **statistics} for s in steps for b in (0, 1)])
+    write_csv(folder / "loss_by_position.csv", [{"position": i, "loss": 3 / (i + 1)} for i in range(9)])
+    write_json(folder / "train.json", {"parameters": 12345, "steps": 25, "tokens": 6789})
+    write_json(folder / "eval.json", {"loss": 2.0, "bits_per_byte": 0.8, "bits_per_byte_floor": 0.2, "tokens": 4000})
+    sample = {"prompt": HOSTILE[:20], "text": HOSTILE, "new_tokens": 3, "ended": False}
+    (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def attention() -> Attention:
+    probabilities = np.tril(np.ones((3, 5, 5))) / np.arange(1, 6)[:, None]
+    return Attention(["$x^", "<b>", "中", "\\frac{", "·the"], [probabilities] * 2)
+
+
+@pytest.fixture(scope="module")
+def drawn(metrics: Path, attention: Attention) -> dict[str, bytes]:
+    return pictures(metrics, attention)
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    params = load_params("configs/smoke.yaml")
+    return params.model_copy(
+        update={
+            "data": params.data.model_copy(update={"dataset": HOSTILE}),
+            "tracking": params.tracking.model_copy(update={"uri": "https://me:password@server"}),
+        }
+    )
+
+
+class Page(HTMLParser):
+    """The page's tags with their attributes, and its visible text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_no_other_file(metrics: Path, params: Params, drawn: dict[str, bytes]) -> None:
+    html = page(params, metrics, drawn)
+    tags = Page(html).tags
+    images = [attributes["src"] for tag, attributes in tags if tag == "img"]
+    assert len(images) == len(PICTURES)
+    assert all(str(source).startswith("data:image/png;base64,") for source in images)
+    assert {tag for tag, _ in tags}.isdisjoint({"script", "link", "iframe", "object", "base", "form"})
+    for _, attributes in tags:
+        assert not any(name.startswith("on") for name in attributes)
+        assert str(attributes.get("href", "#")).startswith("#")
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "default-src 'none'; img-src data:" in html
+
+
+def test_hostile_texts_are_shown_as_they_are(metrics: Path, params: Params, drawn: dict[str, bytes]) -> None:
+    text = Page(page(params, metrics, drawn)).text
+    assert HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e") + " …" in text
+    assert "12,345 parameters" in text
+    assert "0.8000" in text
+    assert "password" not in text
+
+
+def test_equal_files_give_equal_bytes(
+    metrics: Path, attention: Attention, params: Params, drawn: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else in this process has told matplotlib."""
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 20)
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    again = pictures(metrics, attention)
+    assert again == drawn
+    assert matplotlib.rcParams["font.size"] == 20
+    assert page(params, metrics, again) == page(params, metrics, drawn)
+
+
+def test_the_floor_of_the_loss_is_that_of_its_bits(metrics: Path, tmp_path: Path) -> None:
+    assert loss_floor(metrics) == pytest.approx(0.5)  # a quarter of the bits, a quarter of the nats
+    write_json(tmp_path / "eval.json", {"loss": 2.0, "bits_per_byte": 0.8})
+    assert loss_floor(tmp_path) is None
+
+
+class Pieces:
+    """A tokenizer, as far as labels need one."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return [" the", "\n\x1b", "<|endoftext|>", "unbelievableness"][tokens[0]]
+
+
+def test_a_token_becomes_a_short_printable_label() -> None:
+    labels = token_labels(Pieces(), [0, 1, 2, 3])  # type: ignore[arg-type]
+    assert labels == ["·the", "\\n\\x1b", "<|endoftext|>", "unbelievable…"]
+
+
+def test_the_plots_of_dvc_read_columns_that_there_are(metrics: Path) -> None:
+    for name in ("gradient_norms", "activations"):
+        template = json.loads(Path(f".dvc/plots/{name}.json").read_text("utf-8"))
+        with (metrics / f"{name}.csv").open() as file:
+            columns = set(file.readline().strip().split(","))
+        assert set(template["data"]["format"]["parse"]) <= columns
+
+
+def test_a_run_of_one_row_and_one_of_many_blocks_can_be_drawn(metrics: Path, tmp_path: Path) -> None:
+    for path in metrics.iterdir():
+        header, first, *_ = path.read_text("utf-8").split("\n") if path.suffix == ".csv" else [path.read_text(), ""]
+        (tmp_path / path.name).write_text(f"{header}\n{first}\n" if first else header, "utf-8")
+    assert pictures(tmp_path, Attention(["a"], [np.ones((1, 1, 1))])).keys() == PICTURES.keys()
+    names = [f"blocks.{b}.{name}" for b in range(40) for name in ("up.weight", "down.weight")]
+    rows = [{"step": s, "parameter": n, "gradient_norm": 1.0} for s in (1, 2) for n in names]
+    write_csv(tmp_path / "gradient_norms.csv", rows)
+    statistics = {"residual_rms": 1.5, "attention_entropy": 2.0, "gelu_off": 0.1, "gelu_dead": 0.0}
+    write_csv(tmp_path / "activations.csv", [{"step": 1, "block": b, **statistics} for b in range(40)])
+    pictures(tmp_path, Attention(list("abcdefghij"), [np.full((20, 10, 10), 0.1)] * 40))

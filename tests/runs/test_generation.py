@@ -1,0 +1,102 @@
+"""Sampling: the cache changes nothing, and every setting does what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from custom_transformer.runs.generation import generate, sample
+from tests.helpers import random_model, random_tokens
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+@pytest.mark.parametrize("max_length", [9, 13, 20])  # 20: beyond max_seq_len, where the window slides
+def test_the_cache_gives_the_same_tokens(max_length: int, tie_embeddings: bool) -> None:
+    model, prompt = random_model(tie_embeddings=tie_embeddings), random_tokens(time=4)
+    rows = [
+        generate(model, prompt, max_length, generator=torch.Generator().manual_seed(5), use_cache=use_cache)
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(*rows)
+    assert rows[0].shape == (3, max_length)
+    assert torch.equal(rows[0][:, :4], prompt)
+
+
+def test_temperature_zero_takes_the_likeliest_token() -> None:
+    model, prompt = random_model(), random_tokens(time=4)
+    tokens = generate(model, prompt, 10, temperature=0)
+    for t in range(4, 10):
+        assert torch.equal(tokens[:, t], model.forward(tokens[:, :t])[:, -1].argmax(-1))
+
+
+def test_rows_end_at_the_end_token_and_are_filled_up_with_it() -> None:
+    model, prompt = random_model(), random_tokens(batch=8, time=2)
+    free = generate(model, prompt, 13, temperature=0)
+    end = int(free[0, 5])
+    tokens = generate(model, prompt, 13, temperature=0, eos_token_id=end)
+    for row, unstopped in zip(tokens.tolist(), free.tolist(), strict=True):
+        first = unstopped.index(end, 2) if end in unstopped[2:] else len(unstopped)
+        assert row[: first + 1] == unstopped[: len(row)][: first + 1]
+        assert set(row[first:]) <= {end}
+
+
+def test_generation_stops_once_every_row_has_ended() -> None:
+    model, prompt = random_model(), random_tokens(batch=1, time=2)
+    end = int(generate(model, prompt, 3, temperature=0)[0, 2])
+    assert generate(model, prompt, 13, temperature=0, eos_token_id=end).tolist() == [[*prompt[0].tolist(), end]]
+
+
+def test_generation_ignores_training_mode() -> None:
+    model, prompt = random_model(dropout=0.5), random_tokens(time=4)
+    quiet = generate(model, prompt, 20, temperature=0)
+    model.training = True
+    assert torch.equal(generate(model, prompt, 20, temperature=0), quiet)
+
+
+LOGITS = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
+
+
+def draw(**settings: float) -> list[float]:
+    """The frequency of each token over many draws."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(LOGITS.expand(20000, -1), generator=generator, **settings)  # type: ignore[arg-type]
+    return (torch.bincount(drawn, minlength=4) / len(drawn)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.5, 0.1, 0.3, 0.1]),
+        ({"temperature": 0.5}, [0.25 / 0.36, 0.01 / 0.36, 0.09 / 0.36, 0.01 / 0.36]),
+        ({"top_k": 1}, [1, 0, 0, 0]),
+        ({"top_k": 2}, [0.625, 0, 0.375, 0]),
+        ({"top_k": 100}, [0.5, 0.1, 0.3, 0.1]),
+        ({"top_p": 0.1}, [1, 0, 0, 0]),
+        ({"top_p": 0.6}, [0.625, 0, 0.375, 0]),
+        ({"top_p": 1.0}, [0.5, 0.1, 0.3, 0.1]),
+    ],
+)
+def test_sampling_settings(settings: dict[str, float], expected: list[float]) -> None:
+    assert draw(**settings) == pytest.approx(expected, abs=0.015)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty prompt"):
+        generate(random_model(), torch.zeros(1, 0, dtype=torch.int64), 5)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_settings_out_of_range_are_named(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="temperature ≥ 0"):
+        sample(LOGITS, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1e-45}, {"temperature": 1e-320}, {"top_p": 1e-300}])
+def test_the_smallest_settings_take_the_likeliest(settings: dict[str, float]) -> None:
+    assert sample(LOGITS, **settings).tolist() == [0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("token", [-1, 37])
+def test_a_prompt_outside_the_vocabulary_is_named(token: int) -> None:
+    with pytest.raises(ValueError, match=f"token id {token} is outside"):
+        generate(random_model(), torch.tensor([[3, token]]), 5)

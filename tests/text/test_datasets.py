@@ -1,0 +1,270 @@
+"""Text from local files and from the Hub: what arrives is right and whole, or one line says what to do."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from custom_transformer.config import DataParams, load_params
+from custom_transformer.errors import UserError
+from custom_transformer.text.datasets import download
+from tests.hub_server import TOKEN, Fault, HubServer
+
+DATA = load_params("params.yaml").data
+
+
+def data(**changes: Any) -> DataParams:
+    return DataParams.model_validate(DATA.model_dump() | {"subset_size": None, "val_subset_size": None} | changes)
+
+
+def texts(path: Path) -> list[str]:
+    return pq.read_table(path)["text"].to_pylist()
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------- local files
+
+DOCUMENTS = [f"text number {i}" for i in range(40)]
+
+
+def write_txt(path: Path) -> None:
+    path.write_text("\n\n".join(DOCUMENTS), "utf-8")
+
+
+def write_jsonl(path: Path) -> None:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS), "utf-8")
+
+
+def write_csv(path: Path) -> None:
+    path.write_text("n,text\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(DOCUMENTS)), "utf-8")
+
+
+def write_parquet(path: Path) -> None:
+    path.write_bytes(parquet(text=DOCUMENTS))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.txt", write_txt), ("a.jsonl", write_jsonl), ("a.csv", write_csv), ("a.parquet", write_parquet)],
+)
+def test_local_files_give_every_document_once(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+    write(tmp_path / name)
+    facts = download(data(dataset=str(tmp_path / "*"), val_fraction=0.1), 0, tmp_path / "raw")
+    assert texts(tmp_path / "raw/train.parquet") == DOCUMENTS[:36]
+    assert texts(tmp_path / "raw/validation.parquet") == DOCUMENTS[36:]
+    assert (facts["train_rows"], facts["validation_rows"]) == (36, 4)
+
+
+def test_no_validation_text_is_trained_on(tmp_path: Path) -> None:
+    repeated = ["same", *DOCUMENTS, "same"]
+    (tmp_path / "a.txt").write_text("\n\n".join(repeated))
+    facts = download(data(dataset=str(tmp_path / "a.txt"), val_fraction=0.05), 0, tmp_path / "raw")
+    train, validation = texts(tmp_path / "raw/train.parquet"), texts(tmp_path / "raw/validation.parquet")
+    assert "same" in validation
+    assert not set(train) & set(validation)
+    assert facts["left_out_of_training"] == 1
+
+
+def test_subset_size_counts_training_documents(tmp_path: Path) -> None:
+    write_txt(tmp_path / "a.txt")
+    download(data(dataset=str(tmp_path / "a.txt"), subset_size=10, val_fraction=0.2), 0, tmp_path / "raw")
+    assert len(texts(tmp_path / "raw/train.parquet")) == 10
+
+
+def test_equal_sources_give_equal_bytes(tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        download(data(subset_size=1500, val_subset_size=10), 3, tmp_path / out)
+    for name in ("train.parquet", "validation.parquet", "source.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+BAD_FILES: dict[str, tuple[str, bytes]] = {
+    "empty": ("a.txt", b""),
+    "one document": ("a.txt", b"only this"),
+    "binary": ("a.txt", b"abc\0def\n\nx"),
+    "not UTF-8": ("a.txt", b"caf\xe9\n\nx"),
+    "broken JSON": ("a.jsonl", b'{"text": "a"}\n{"text": \n'),
+    "no object": ("a.jsonl", b'["a"]\n'),
+    "missing column": ("a.jsonl", b'{"body": "a"}\n'),
+    "no string": ("a.jsonl", b'{"text": 3}\n'),
+    "lone surrogate": ("a.jsonl", b'{"text": "\\ud800"}\n{"text": "a"}\n'),
+    "ragged CSV": ("a.csv", b"text,n\na,1\nb\n"),
+    "truncated parquet": ("a.parquet", parquet(text=DOCUMENTS)[:-20]),
+    "unknown kind": ("a.pdf", b"%PDF"),
+    "columns that change": ("a.jsonl", b'{"text": "a", "n": 1}\n{"text": "b", "n": "x"}\n'),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_is_named_and_what_was_there_stays(tmp_path: Path, kind: str) -> None:
+    name, content = BAD_FILES[kind]
+    (tmp_path / name).write_bytes(content)
+    write_txt(tmp_path / "good.txt")
+    out = tmp_path / "raw"
+    download(data(dataset=str(tmp_path / "good.txt")), 0, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError):
+        download(data(dataset=str(tmp_path / name)), 0, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        download(data(dataset=str(tmp_path / "nothing.txt")), 0, tmp_path / "raw")
+
+
+# --------------------------------------------------------------------------------------------------- Hub
+
+NAME = "datasets/nampdn-ai/tiny-textbooks"
+CARD = b"""---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: train*}
+  - {split: test, path: test*}
+---
+"""
+FILES = {
+    "README.md": CARD,
+    "train-0.parquet": parquet(textbook=DOCUMENTS[:20], idx=list(range(20))),
+    "train-1.parquet": parquet(textbook=DOCUMENTS[20:30], idx=list(range(10))),
+    "test-0.parquet": parquet(textbook=DOCUMENTS[30:], idx=list(range(10))),
+}
+
+
+@pytest.fixture
+def hub() -> Any:
+    with HubServer({NAME: dict(FILES)}) as server:
+        yield server
+
+
+def fetch(
+    hub: HubServer, folder: Path, environment: dict[str, str] | None = None, **changes: Any
+) -> subprocess.CompletedProcess[str]:
+    """The download in a child process, as the Hub's clients read their environment when they are imported."""
+    wanted = {"dataset": "tiny-textbooks", "val_split": "test", **changes}
+    program = f"""
+from pathlib import Path
+from custom_transformer.errors import run_main
+from tests.text.test_datasets import data, download
+run_main(lambda: print(download(data(**{wanted!r}), 0, Path({str(folder / "raw")!r}))["commit"]))
+"""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment or hub.environment(folder / "home"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def succeeded(done: subprocess.CompletedProcess[str], hub: HubServer, folder: Path) -> None:
+    assert done.returncode == 0, done.stderr
+    assert texts(folder / "raw/train.parquet") == DOCUMENTS[:30]
+    assert texts(folder / "raw/validation.parquet") == DOCUMENTS[30:]
+    assert done.stdout.split()[-1] == hub.commit(NAME)
+
+
+def refused(done: subprocess.CompletedProcess[str], folder: Path, words: str) -> None:
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not list(folder.glob("raw/*"))
+
+
+def test_a_registered_dataset(hub: HubServer, tmp_path: Path) -> None:
+    succeeded(fetch(hub, tmp_path), hub, tmp_path)
+    assert "idx" in pq.read_schema(tmp_path / "raw/train.parquet").names
+    source = json.loads((tmp_path / "raw/source.json").read_text())
+    assert source["commit"] == hub.commit(NAME)
+
+
+def test_a_dataset_of_json_lines(tmp_path: Path) -> None:
+    lines = {
+        f"{split}.jsonl": b"".join(json.dumps({"text": t}).encode() + b"\n" for t in part)
+        for split, part in (("train", DOCUMENTS[:30]), ("test", DOCUMENTS[30:]))
+    }
+    with HubServer({"datasets/some/lines": lines}) as hub:
+        assert fetch(hub, tmp_path, dataset="some/lines").returncode == 0
+    assert texts(tmp_path / "raw/train.parquet") == DOCUMENTS[:30]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("GET /api/datasets/.*", status=503),
+        Fault("GET .*train-0.parquet", status=500),
+        Fault("GET .*train-0.parquet", cut=200),
+        Fault("GET .*train-0.parquet", flip=30),
+    ],
+    ids=["listing refused", "file refused", "file cut short", "bit flipped"],
+)
+def test_a_passing_fault_is_survived(hub: HubServer, tmp_path: Path, fault: Fault) -> None:
+    hub.fault = fault
+    succeeded(fetch(hub, tmp_path), hub, tmp_path)
+
+
+def test_altered_bytes_are_never_accepted(hub: HubServer, tmp_path: Path) -> None:
+    hub.fault = Fault("GET .*train-0.parquet", times=-1, flip=30)
+    refused(fetch(hub, tmp_path), tmp_path, "arrives altered")
+    hub.fault = None
+    succeeded(fetch(hub, tmp_path), hub, tmp_path)  # and the cache does not keep them
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "nobody/nothing"}, "no such dataset"),
+        ({"revision": "v9"}, "no such branch, tag or commit"),
+        ({"revision": "0" * 40}, "no such branch, tag or commit"),
+        ({"train_split": "everything"}, "no split everything; it has train, test"),
+        ({"text_column": "body"}, "no such column; there are textbook, idx"),
+        ({"text_column": "idx"}, "holds int, not text"),
+    ],
+)
+def test_what_the_hub_does_not_have(hub: HubServer, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    refused(fetch(hub, tmp_path, **changes), tmp_path, words)
+
+
+def test_a_gated_dataset_needs_a_token(tmp_path: Path) -> None:
+    with HubServer({NAME: dict(FILES)}, gated=(NAME,)) as hub:
+        refused(fetch(hub, tmp_path), tmp_path, "gated; accept its terms")
+        succeeded(fetch(hub, tmp_path, hub.environment(tmp_path / "home", HF_TOKEN=TOKEN)), hub, tmp_path)
+        wrong = hub.environment(tmp_path / "other", HF_TOKEN="hf_wrong")
+        refused(fetch(hub, tmp_path / "other", wrong), tmp_path / "other", "refuses the token")
+
+
+def test_a_cache_that_cannot_be_written_is_not_taken_for_a_hub_that_does_not_answer(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    cache = tmp_path / "home/hub"
+    cache.parent.mkdir()
+    cache.touch()
+    refused(fetch(hub, tmp_path), tmp_path, "Not a directory; move away the file")
+    cache.unlink()
+    succeeded(fetch(hub, tmp_path), hub, tmp_path)
+
+
+def test_offline_a_commit_comes_from_the_cache_and_nothing_else_does(hub: HubServer, tmp_path: Path) -> None:
+    fetch(hub, tmp_path)
+    offline = hub.environment(tmp_path / "home", HF_HUB_OFFLINE="1")
+    again = tmp_path / "again"
+    succeeded(fetch(hub, again, offline, revision=hub.commit(NAME)), hub, again)
+    other = tmp_path / "other"
+    refused(fetch(hub, other, offline, revision="0" * 40), other, "not in the cache")
+    refused(fetch(hub, other, offline), other, "cannot be reached")

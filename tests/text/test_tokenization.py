@@ -1,0 +1,195 @@
+"""Tokenizers and packed tokens: nothing is lost, nothing is double, the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoTokenizer
+
+from custom_transformer.config import DataParams, load_params
+from custom_transformer.errors import UserError
+from custom_transformer.text.tokenization import load_tokenizer, tokenize
+from custom_transformer.text.tokens import epoch_order, eval_windows, load_tokens, token_dtype
+from tests.hub_server import HubServer
+
+DATA = load_params("params.yaml").data
+TEXTS = {
+    "train": [f"The {i}th text, naïve and 素朴, ends here." for i in range(300)] + ["it says <|endoftext|> itself"],
+    "validation": ["A short one.", "\n\n  spaces  \n"],
+}
+
+
+def params(**changes: Any) -> DataParams:
+    return DataParams.model_validate(DATA.model_dump() | {"vocab_size": 400} | changes)
+
+
+def make(folder: Path, texts: dict[str, list[str]] = TEXTS, **changes: Any) -> dict[str, Any]:
+    raw = folder / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for split, rows in texts.items():
+        pq.write_table(pa.table({"text": rows}), raw / f"{split}.parquet")
+    return tokenize(params(**changes), raw, folder / "tokenizer", folder / "tokens")
+
+
+def test_every_text_comes_back_between_end_tokens(tmp_path: Path) -> None:
+    meta = make(tmp_path)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    for split, texts in TEXTS.items():
+        tokens = load_tokens(tmp_path / "tokens", split).tokens
+        ends = np.flatnonzero(tokens == tokenizer.eos_token_id)
+        documents = [tokenizer.decode(tokens[a + 1 : b]) for a, b in pairwise(ends)]
+        assert documents == texts
+        assert ends[0] == 0
+        assert ends[-1] == len(tokens) - 1
+        facts = meta["splits"][split]
+        assert facts["bytes"] == sum(len(t.encode()) for t in texts)
+        assert (facts["tokens"], facts["documents"]) == (len(tokens), len(texts))
+    assert meta["tokenizer"]["vocab_size"] <= 400
+
+
+def test_the_tokenizer_loads_in_transformers_and_gives_the_same_tokens(tmp_path: Path) -> None:
+    make(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    text = "A new text: Ünïcödé 🙂 <|endoftext|>"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id not in ids
+
+
+def test_equal_texts_give_equal_bytes(tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        make(tmp_path / out)
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(files) >= 6
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_texts_digest_is_theirs_whatever_the_tokenizer(tmp_path: Path) -> None:
+    splits = make(tmp_path / "one")["splits"], make(tmp_path / "two", vocab_size=270)["splits"]
+    assert splits[0]["train"]["sha256"] != splits[1]["train"]["sha256"]
+    for split, texts in TEXTS.items():
+        assert splits[0][split]["text_sha256"] == splits[1][split]["text_sha256"]
+        joined = make(tmp_path / split, TEXTS | {split: ["".join(texts)]})["splits"][split]
+        assert joined["text_sha256"] != splits[0][split]["text_sha256"]
+
+
+def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
+    assert make(tmp_path)["dtype"] == "uint16"
+    assert token_dtype(65536).str == "<u2"
+    assert token_dtype(65537).str == "<u4"
+
+
+def test_a_tokenizer_from_the_hub_or_a_folder(tmp_path: Path) -> None:
+    make(tmp_path / "first")
+    folder = tmp_path / "first/tokenizer"
+    by_folder = make(tmp_path / "folder", tokenizer=str(folder))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} | {"config.json": b"{}"}
+    program = f"""
+from pathlib import Path
+from custom_transformer.errors import run_main
+from tests.text.test_tokenization import make
+run_main(lambda: print(make(Path({str(tmp_path / "hub")!r}), tokenizer="some/tokenizer")["splits"]["train"]["sha256"]))
+"""
+    with HubServer({"models/some/tokenizer": files}) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=hub.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == by_folder["splits"]["train"]["sha256"]
+
+
+@pytest.mark.parametrize("name", ["no/such/path", "./nothing.json", "bad name"])
+def test_a_tokenizer_that_is_not_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"data\.tokenizer"):
+        make(tmp_path, tokenizer=name)
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_failed_run_leaves_what_was_there(tmp_path: Path) -> None:
+    make(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.bin")}
+    with pytest.raises(UserError, match="no text"):
+        make(tmp_path, {"train": ["a text"], "validation": [""]})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.bin")} == before
+
+
+# ---------------------------------------------------------------------------------------------- windows
+
+
+def test_every_token_is_a_label_once_at_evaluation(tmp_path: Path) -> None:
+    make(tmp_path)
+    split = load_tokens(tmp_path / "tokens", "train")
+    labels, inputs = [], []
+    for input_ids, label_ids in eval_windows(split, 7, 4):
+        inputs += input_ids.flatten().tolist()
+        labels += label_ids.flatten().tolist()
+    assert labels == split.tokens[1:].tolist()
+    assert inputs == split.tokens[:-1].tolist()
+
+
+def test_each_epoch_has_every_window_once_in_an_order_of_its_own() -> None:
+    orders = [epoch_order(101, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(101))
+    assert len({tuple(order) for order in orders}) == 3
+    assert (epoch_order(101, 1, 0) == orders[0]).all()
+
+
+def test_tokens_are_read_memory_mapped(tmp_path: Path) -> None:
+    make(tmp_path)
+    assert isinstance(load_tokens(tmp_path / "tokens", "train").tokens, np.memmap)
+
+
+def damage_array(folder: Path) -> None:
+    (folder / "train.bin").write_bytes((folder / "train.bin").read_bytes()[:-2])
+
+
+def damage_id(folder: Path, to: int = 9999) -> None:
+    tokens = np.fromfile(folder / "train.bin", "<u2")
+    tokens[5] = to
+    tokens.tofile(folder / "train.bin")
+
+
+def change_id(folder: Path) -> None:
+    tokens = np.fromfile(folder / "train.bin", "<u2")
+    damage_id(folder, to=(tokens[5] + 1) % 300)
+
+
+def damage_meta(folder: Path) -> None:
+    (folder / "meta.json").write_text("{")
+
+
+def damage_dtype(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"dtype": "uint32"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_array, "where meta.json says"),
+        (damage_id, "token id 9999 at position 5 is outside the vocabulary"),
+        (change_id, "changed since it was made"),
+        (damage_meta, "damaged"),
+        (damage_dtype, "not stored as uint32"),
+    ],
+)
+def test_damaged_tokens_are_named(tmp_path: Path, damage: Any, words: str) -> None:
+    make(tmp_path)
+    damage(tmp_path / "tokens")
+    with pytest.raises(UserError, match=words):
+        load_tokens(tmp_path / "tokens", "train")
