@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from benchmarks.workloads import Workload
 from custom_transformer import CustomTransformer, CustomTransformerConfig
-from custom_transformer.fast import native, products
-from custom_transformer.fast.engine import EAGER, FUSED, NATIVE, Engine, choose_engine
+from custom_transformer.fast import head, native, products
+from custom_transformer.fast.choose import FUSED, NATIVE, choose_engine
 from custom_transformer.fast.kernels import library
 from custom_transformer.fast.memory import keep_freed_memory
-from custom_transformer.maths.model import initial_parameters
+from custom_transformer.maths import ops
+from custom_transformer.maths.architecture import GPT2
+from custom_transformer.maths.engine import READABLE_RULES, Engine
 from custom_transformer.maths.optim import SGD, AdamW
+from custom_transformer.maths.parameters import initial
 from custom_transformer.runs.training import training_step
 
 Step = Callable[[], float]
@@ -50,9 +53,9 @@ def _ours(workload: Workload, engine: Engine) -> Step:
     model = CustomTransformer(workload.config, dtype=getattr(torch, workload.precision), engine=engine)
     model.training = True
     if workload.optimizer == "sgd":
-        optimizer: Any = SGD(rule=engine.sgd_update)
+        optimizer: Any = SGD({}, engine.rules.sgd)
     else:
-        optimizer = AdamW(model.parameters, rule=engine.adamw_update)
+        optimizer = AdamW(model.parameters, (0.9, 0.999), {}, rule=engine.rules.adamw)
     batch = workload.batch()
     return lambda: training_step(model, optimizer, [batch], LEARNING_RATE, 1.0).loss
 
@@ -76,7 +79,7 @@ def without_query_tiles(workload: Workload) -> Step:
 
 
 def without_vocabulary_tiles(workload: Workload) -> Step:
-    native.TILE = 1 << 30
+    head.TILE = 1 << 30
     return ours_fast(workload)
 
 
@@ -118,7 +121,7 @@ class Twin(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.final_norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self._take_over(initial_parameters(config, seed=0))
+        self._take_over(initial(GPT2.parameters(config), config.n_blocks, seed=0))
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
 
@@ -154,7 +157,7 @@ def gpt2(workload: Workload) -> Step:
 class _Gpt2Loss(nn.Module):
     def __init__(self, config: CustomTransformerConfig):
         super().__init__()
-        self.model = gpt2_of(config, initial_parameters(config, seed=0))
+        self.model = gpt2_of(config, initial(GPT2.parameters(config), config.n_blocks, seed=0))
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         logits = self.model(input_ids, use_cache=False).logits
@@ -259,17 +262,14 @@ def floor(workload: Workload) -> Step:
 ABLATIONS: dict[str, Callable[[Workload], Step]] = {
     "without kept memory": without_kept_memory,
     "without oneDNN for float32": without_onednn,
-    "without the head's kernel": _without(
-        linear_cross_entropy_forward=FUSED.linear_cross_entropy_forward,
-        linear_cross_entropy_backward=FUSED.linear_cross_entropy_backward,
-    ),
+    "without the head's kernel": _without(head=NATIVE.head._replace(loss=FUSED.head.loss)),
     "without tiles of the vocabulary": without_vocabulary_tiles,
-    "without the blocks' kernels": _without(stack_forward=FUSED.stack_forward, stack_backward=FUSED.stack_backward),
+    "without the blocks' kernels": _without(stacks={}),
     "without tiles of queries": without_query_tiles,
-    "without the update's kernels": _without(
-        global_norm=EAGER.global_norm, sgd_update=EAGER.sgd_update, adamw_update=EAGER.adamw_update
+    "without the update's kernels": _without(rules=READABLE_RULES),
+    "without the tied table's sum in place": _without(
+        equals={op: equal for op, equal in NATIVE.equals.items() if op is not ops.lookup}
     ),
-    "without the tied table's sum in place": _without(tied_embedding_backward=EAGER.tied_embedding_backward),
 }
 
 PEERS: dict[str, Callable[[Workload], Step]] = {

@@ -73,7 +73,7 @@ def evaluated_text(metrics: Mapping[str, float | int]) -> str:
 def evaluate_checkpoint(checkpoint: Checkpoint, params: Params) -> dict[str, float | int]:
     split = load_tokens(TOKENS, "validation")
     tokenizer = load_tokenizer(TOKENIZER, checkpoint.metadata.get("tokenizer"))
-    model = checkpoint.build_model()
+    model = checkpoint.model_for(params.training, split.n_tokens)
     vocab_size = split.meta["tokenizer"]["vocab_size"]
     if model.config.vocab_size != vocab_size:
         raise UserError(

@@ -28,9 +28,10 @@ def main() -> None:
 def write_samples(checkpoint: Checkpoint, params: Params, run: Run) -> None:
     """Both files of samples, and a copy of each in the MLflow run."""
     tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
-    model = checkpoint.build_model()
+    count = len(params.generation.prompts) * params.generation.num_samples
+    model = checkpoint.model_for(params.training, count * params.generation.max_new_tokens)
     samples = []
-    with Progress("generate", len(params.generation.prompts) * params.generation.num_samples, "samples") as progress:
+    with Progress("generate", count, "samples") as progress:
         for sample in generate_samples(model, tokenizer, params.generation, params.seed):
             samples.append(sample)
             progress.update(len(samples))

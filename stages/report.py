@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from custom_transformer.config import Params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.files import atomic_write
 from custom_transformer.pages.pictures import Attention, pictures
@@ -28,7 +29,7 @@ TOKENS_SHOWN = 16  # of the text whose attention is drawn: as many as can be rea
 
 def main() -> None:
     params = parameters(__doc__)
-    attention = attention_of_sample(load_checkpoint(CHECKPOINT))
+    attention = attention_of_sample(load_checkpoint(CHECKPOINT), params)
     try:
         drawn = pictures(METRICS, attention)
         html = page(params, METRICS, drawn)
@@ -44,13 +45,15 @@ def main() -> None:
         run.log_artifact(METRICS / "report.html")
 
 
-def attention_of_sample(checkpoint: Checkpoint) -> Attention:
+def attention_of_sample(checkpoint: Checkpoint, params: Params) -> Attention:
     """Where each token looks at the beginning of the validation texts, which stays the same from run to run."""
     tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
-    model = checkpoint.build_model()
+    model = checkpoint.model_for(params.training, TOKENS_SHOWN)
     split = load_tokens(Path("data/tokens"), "validation")
     tokens = split.tokens[: min(TOKENS_SHOWN, model.config.max_seq_len)].tolist()
-    probabilities = [view.attention[0].double().numpy() for view in views(model, torch.tensor([tokens]))]
+    probabilities = [
+        view.attention[0].double().cpu().numpy() for view in views(model, torch.tensor([tokens], device=model.device))
+    ]
     return Attention(token_labels(tokenizer, tokens), probabilities)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,19 @@ import torch
 
 from custom_transformer.config import CustomTransformerConfig, Params
 from custom_transformer.errors import UserError, run_main
-from custom_transformer.fast.engine import Engine, choose_engine
+from custom_transformer.fast.choose import prepare
 from custom_transformer.files import project_root, write_csv, write_json
+from custom_transformer.maths.architecture import GPT2, flops_per_token
+from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.progress import Progress
 from custom_transformer.runs.checkpoint import DTYPES
 from custom_transformer.runs.fingerprint import fingerprint, tags
+from custom_transformer.runs.record import Progress as TrainingProgress
+from custom_transformer.runs.record import StepMetrics
 from custom_transformer.runs.resume import WorkFolder, orphaned
-from custom_transformer.runs.summary import flops_per_token
-from custom_transformer.runs.training import StepMetrics, Trainer
-from custom_transformer.text.tokens import load_tokens
+from custom_transformer.runs.training import Trainer
+from custom_transformer.text.tokens import TokenSplit, load_tokens
 from custom_transformer.tracking import DatasetVersion, Run, training_run
 from stages.cli import parameters
 
@@ -31,16 +33,15 @@ TOKENS, CHECKPOINTS, METRICS = Path("data/tokens"), Path("checkpoints"), Path("m
 def main() -> None:
     params = parameters("train the configured model")
     train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
-    torch.use_deterministic_algorithms(True)
-    engine = engine_for(params, train.meta, train.n_tokens)
-    described = fingerprint_of(params, train.meta, engine)
+    device, engine = prepare(params.training, flops(params, train))
+    described = fingerprint_of(params, train.meta, engine, device)
     with WorkFolder(project_root() / "work" / "train", described) as folder:
-        trainer = build_trainer(params, train, validation, folder, engine)
+        trainer = build_trainer(params, train, validation, folder, engine, device)
         if others := folder.others():
             print(f"{folder.path.parent}: {others} unfinished of other parameters, data or code; rm -r discards them")
         if (state := folder.load()) is not None:
             trainer.restore(state)
-            print(f"going on after step {trainer.step:,}, where an unfinished run of these parameters stopped")
+            print(f"going on after step {trainer.progress.step:,}, where an unfinished run of these parameters stopped")
         datasets = dataset_versions(params, train.meta)
         with training_run(params, datasets=datasets, work=folder.path, tags=tags(folder.fingerprint)) as run:
             run_to_end(trainer, params, folder, run)
@@ -49,30 +50,29 @@ def main() -> None:
         folder.remove()
 
 
-def fingerprint_of(params: Params, tokens: dict[str, Any], engine: Engine) -> dict[str, str]:
+def fingerprint_of(params: Params, tokens: dict[str, Any], engine: Engine, device: torch.device) -> dict[str, str]:
     deciding = params.model_dump(include={"seed": True, "data": {"max_length"}, "model": True, "training": True})
-    return fingerprint(deciding, tokens, Path(__file__), engine.name, device())
+    return fingerprint(deciding, tokens, Path(__file__), engine.name, device)
 
 
 def model_config(params: Params, meta: dict[str, Any]) -> CustomTransformerConfig:
     return CustomTransformerConfig(**params.model.model_dump(), vocab_size=meta["tokenizer"]["vocab_size"])
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def engine_for(params: Params, meta: dict[str, Any], n_tokens: int) -> Engine:
+def flops(params: Params, train: TokenSplit) -> float:
+    """Floating-point operations of the whole training."""
     training, length = params.training, params.data.max_length
     step_tokens = training.batch_size * training.grad_accumulation * length
-    tokens = min(n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
-    return choose_engine(training.compile, device(), flops_per_token(model_config(params, meta), length) * tokens)
+    tokens = min(train.n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
+    return flops_per_token(GPT2, model_config(params, train.meta), length) * tokens
 
 
-def build_trainer(params: Params, train: Any, validation: Any, folder: WorkFolder, engine: Engine) -> Trainer:
+def build_trainer(
+    params: Params, train: TokenSplit, validation: TokenSplit, folder: WorkFolder, engine: Engine, device: torch.device
+) -> Trainer:
     model = CustomTransformer(
         model_config(params, train.meta),
-        device=device(),
+        device=device,
         dtype=DTYPES[params.training.precision],
         seed=params.seed,
         engine=engine,
@@ -99,22 +99,22 @@ def dataset_versions(params: Params, meta: dict[str, Any]) -> dict[str, DatasetV
 
 def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -> None:
     with Progress("train", trainer.total_steps, "steps") as progress:
-        then, tokens = time.monotonic(), trainer.tokens
+        then, tokens = time.monotonic(), trainer.progress.tokens
         validation_loss = ""
         for m in trainer.run():
             now = time.monotonic()
             speed = (m.tokens - tokens) / (now - then)
             then, tokens = now, m.tokens
-            run.log_metrics(step_metrics(m, speed, trainer), step=m.step)
+            run.log_metrics(step_metrics(m, speed, trainer.progress), step=m.step)
             if m.result.status != "ok":
                 progress.note(f"step {m.step}: {m.result.status}, no parameter changed")
             if m.spike:
                 progress.note(f"step {m.step}: the loss of {m.result.loss:.3f} stands out above those before it")
-            if m.validation_loss is not None:
-                validation_loss = f"  validation {m.validation_loss:.3f}"
+            if m.validation:
+                validation_loss = f"  validation {m.validation.loss:.3f}"
             progress.update(m.step, f"loss {m.result.loss:.3f}{validation_loss}  {speed:,.0f} tokens/s")
             abandoned = orphaned()
-            if m.step % params.training.save_every == 0 or m.step == trainer.total_steps or abandoned:
+            if m.step % params.training.save_every == 0 or m.last or abandoned:
                 run.flush()  # before the state, so that no step is missing from the run that goes on from it
                 folder.save(m.step, trainer.state())
             if abandoned:
@@ -123,41 +123,24 @@ def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -
         raise UserError("the dvc that started this training has ended; its state is saved: run dvc repro again")
 
 
-def step_metrics(m: StepMetrics, speed: float, trainer: Trainer) -> dict[str, float]:
-    metrics = {
-        "train_loss": m.result.loss,
-        "learning_rate": m.learning_rate,
-        "grad_norm": m.result.grad_norm_before_clip,
-        "epoch": float(m.epoch),
-        "tokens_per_second": speed,
-    }
-    if m.validation_loss is not None:
-        metrics["validation_loss"] = m.validation_loss
-    if m.spike or m.result.status != "ok" or m.step == trainer.total_steps:
-        metrics |= {"loss_spikes": trainer.loss_spikes, "nan_steps": trainer.nan_steps}
+def step_metrics(m: StepMetrics, speed: float, progress: TrainingProgress) -> dict[str, float]:
+    metrics = m.figures() | {"tokens_per_second": speed}
+    if m.spike or m.result.status != "ok" or m.last:
+        metrics |= {"loss_spikes": progress.loss_spikes, "nan_steps": progress.nan_steps}
     return metrics
 
 
 def write_outputs(trainer: Trainer, folder: WorkFolder) -> None:
     folder.publish(CHECKPOINTS)
-    for name, rows in curves(trainer).items():
+    for name, rows in trainer.curves().items():
         write_csv(METRICS / name, rows)
     write_json(METRICS / "train.json", trainer.summary())
-
-
-def curves(trainer: Trainer) -> dict[str, Sequence[Mapping[str, Any]]]:
-    return {
-        "training_curve.csv": trainer.curve,
-        "validation_curve.csv": trainer.validation_curve,
-        "gradient_norms.csv": trainer.gradient_rows(),
-        "activations.csv": trainer.activations,
-    }
 
 
 def log_outputs(run: Run, trainer: Trainer) -> None:
     run.log_checkpoints(sorted(CHECKPOINTS.glob("*.pt")))
     run.log_artifact(Path("data/tokenizer"))
-    for name in (*curves(trainer), "train.json"):
+    for name in (*trainer.curves(), "train.json"):
         run.log_artifact(METRICS / name, "metrics")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +28,8 @@ from rich.table import Table
 from custom_transformer.config import CustomTransformerConfig, Params, load_params, validated
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.maths.model import parameter_table
+from custom_transformer.maths.architecture import GPT2
+from custom_transformer.maths.parameters import count
 from custom_transformer.tracking import SweepRun, flat_params, sweep_runs, sync
 from studies import queue
 from studies.law import Fit, fit_law
@@ -232,8 +232,7 @@ def read_results(base: Params, points: Sequence[Point]) -> tuple[list[Result], f
                 f"{point.name}: not in MLflow; python -m custom_transformer sync says why; then run this again"
             )
         metrics, training = run.metrics, point.params.training
-        if "eval_bits_per_byte_floor" in metrics:
-            floor = metrics["eval_loss"] * metrics["eval_bits_per_byte_floor"] / metrics["eval_bits_per_byte"]
+        floor = metrics.get("eval_loss_floor", floor)
         losses = [float(row["loss"]) for row in csv.DictReader(io.StringIO(run.files[BY_POSITION]))]
         assert training.max_steps is not None
         results.append(
@@ -254,7 +253,7 @@ def read_results(base: Params, points: Sequence[Point]) -> tuple[list[Result], f
 
 def non_embedding_parameters(params: Params) -> int:
     config = CustomTransformerConfig(**params.model.model_dump(), vocab_size=params.data.vocab_size)
-    return sum(math.prod(shape) for name, shape in parameter_table(config).items() if "embedding" not in name)
+    return count({name: p for name, p in GPT2.parameters(config).items() if p.role != "table"})
 
 
 def show(results: Sequence[Result], fit: Fit, floor: float | None) -> None:

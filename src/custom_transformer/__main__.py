@@ -15,10 +15,11 @@ from rich.table import Table
 
 from custom_transformer.config import CustomTransformerConfig, DataParams, Params, load_params
 from custom_transformer.errors import ArgumentParser, UserError, run_main
+from custom_transformer.maths.architecture import GPT2, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
-from custom_transformer.maths.model import parameter_table
+from custom_transformer.maths.parameters import count
 from custom_transformer.runs.checkpoint import DTYPES
-from custom_transformer.runs.summary import flops_per_token, memory_bytes
+from custom_transformer.runs.summary import memory_bytes
 from custom_transformer.schema import params_schema
 from custom_transformer.text.tokens import load_tokens
 
@@ -81,11 +82,11 @@ def print_summary(params: Params) -> None:
     console.print("  ".join(f"{name}={value}" for name, value in config.model_dump().items()), highlight=False)
 
     table = Table("parameter", "shape", "count", "share")
-    counts = {name: math.prod(shape) for name, shape in parameter_table(config).items()}
-    total = sum(counts.values())
-    for name, shape in parameter_table(config).items():
-        share = f"{counts[name] / total:.2%}"
-        table.add_row(name, " × ".join(map(str, shape)), f"{counts[name]:,}", share)
+    parameters = GPT2.parameters(config)
+    total = count(parameters)
+    for name, (shape, _) in parameters.items():
+        size = math.prod(shape)
+        table.add_row(name, " × ".join(map(str, shape)), f"{size:,}", f"{size / total:.2%}")
     table.add_section()
     table.add_row("all", "", f"{total:,}", "100%")
     for column in table.columns[1:]:
@@ -102,7 +103,7 @@ def print_summary(params: Params) -> None:
     console.print(resources)
     console.print(
         f"activations: {training.batch_size} × {time} tokens in {training.precision}, without the head's chunks\n"
-        f"arithmetic: {flops_per_token(config, time):,} FLOPs a token, forward and backward",
+        f"arithmetic: {flops_per_token(GPT2, config, time):,} FLOPs per token, forward and backward",
         highlight=False,
     )
 

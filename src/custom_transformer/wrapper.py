@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.fast.engine import choose_engine
+from custom_transformer.fast.choose import choose_engine
 from custom_transformer.maths import ops
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.optim import SGD
@@ -97,9 +97,7 @@ class CustomTransformerWrapper:
         is "ok" no parameter has changed.
         """
         batch = (input_ids.to(self.device)[:, :-1], self._shifted(labels))
-        result = training_step(
-            self.model, SGD(rule=self.model.engine.sgd_update), [batch], learning_rate, max_grad_norm
-        )
+        result = training_step(self.model, SGD({}, self.model.engine.rules.sgd), [batch], learning_rate, max_grad_norm)
         return {
             "loss": result.loss,
             "status": result.status,

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from custom_transformer.fast.engine import EAGER, FUSED, NATIVE, Engine, choose_engine, compiled_engine
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from custom_transformer import CustomTransformer
 from custom_transformer.fast import fused, kernels, native
-from custom_transformer.fast.engine import EAGER, FUSED, NATIVE, Engine, choose_engine, compiled_engine
 from custom_transformer.fast.products import fast_products
 from custom_transformer.maths import blocks, ops, optim
 from custom_transformer.maths.gradcheck import check_gradients

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from custom_transformer.fast.engine import EAGER, Engine
 from rich.console import Console
 from rich.table import Table
 
 from custom_transformer.config import TrainingParams, load_params
-from custom_transformer.fast.engine import EAGER, Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.runs.training import StepMetrics, Trainer
 from custom_transformer.text.tokens import TokenSplit

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-
 from custom_transformer.fast.engine import EAGER, FUSED
+
 from custom_transformer.maths import ops
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.runs.observe import GELU_OFF, activation_statistics, gradient_norms, views

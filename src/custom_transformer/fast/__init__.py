@@ -1,1 +1,1 @@
-"""What is faster than ops.py, behind the same mathematics; `engine.choose_engine` decides which one runs."""
+"""What is faster than the readable mathematics and equals it; `choose.choose_engine` decides which engine runs."""

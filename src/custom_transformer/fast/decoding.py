@@ -1,18 +1,23 @@
-"""Generation's step of one new token a row, in kernels: by as many passes over the weights as there are rows, one.
+"""One decoding step (one new token per row) in kernels.
+
+The weights are read from memory once, however many rows there are.
 
 Shapes: B batch, D d_model, H heads, K head size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
+from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.native import add_norm_forward
-from custom_transformer.maths import blocks
+from custom_transformer.maths import ops
+from custom_transformer.maths.architecture import GPT2
+from custom_transformer.maths.cache import KeyValues
+from custom_transformer.maths.scope import Scope
+from custom_transformer.maths.stack import cached_block_forward as readable_cached_block_forward
 
 MANY_ROWS = 16  # from here on a product is arithmetic rather than reading, and PyTorch's are better at that
 
@@ -24,36 +29,47 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def cached_block_forward(
-    x: Tensor, p: Mapping[str, Tensor], n_heads: int, keys: Tensor, values: Tensor, length: int
-) -> Tensor:
-    """As blocks.cached_block_forward"""
+def cached_block_forward(x: Tensor, at: Scope, config: CustomTransformerConfig, cache: KeyValues) -> Tensor:
+    """As stack.cached_block_forward"""
     batch, new, d = x.shape
     if new > 1 or batch >= MANY_ROWS:
-        return blocks.cached_block_forward(x, p, n_heads, keys, values, length)
-    dtype, size, capacity = keys.dtype, keys.shape[3], keys.shape[2]
+        return readable_cached_block_forward(GPT2, x, at, config, cache)
+    weight, n_heads, size = at["qkv.weight"], config.n_heads, config.head_size
+    dtype = weight.dtype
     rows = x.reshape(batch, d)
-    rows, h, _ = add_norm_forward(rows, None, None, None, 0.0, p["norm_1.weight"], p.get("norm_1.bias"), dtype)
-    qkv, a = _product(h, p["qkv.weight"]), torch.empty_like(h)
+    rows, h, _ = add_norm_forward(rows, None, None, None, 0.0, at["norm_1.weight"], at.get("norm_1.bias"), dtype)
+    qkv, a = _product(h, weight), torch.empty_like(h)
+    cache.reserve(batch, n_heads, size, qkv)
     kernel("attend_cached", dtype)(
-        qkv, p.get("qkv.bias"), keys, values, batch, n_heads, size, capacity, length, size**-0.5, a
+        qkv,
+        at.get("qkv.bias"),
+        cache.keys,
+        cache.values,
+        batch,
+        n_heads,
+        size,
+        cache.capacity,
+        cache.length,
+        size**-0.5,
+        a,
     )
-    h, bias = _product(a, p["projection.weight"]), p.get("projection.bias")
-    rows, h, _ = add_norm_forward(rows, h, bias, None, 0.0, p["norm_2.weight"], p.get("norm_2.bias"), dtype)
-    up = _product(h, p["up.weight"])
+    cache.length += 1
+    h, bias = _product(a, at["projection.weight"]), at.get("projection.bias")
+    rows, h, _ = add_norm_forward(rows, h, bias, None, 0.0, at["norm_2.weight"], at.get("norm_2.bias"), dtype)
+    up = _product(h, at["up.weight"])
     h = torch.empty_like(up)
-    kernel("gelu_forward", dtype)(up, p.get("up.bias"), *up.shape, h)
-    rows = rows + _product(h, p["down.weight"])
-    if "down.bias" in p:
-        rows = rows + p["down.bias"]
+    kernel("gelu_forward", dtype)(up, at.get("up.bias"), *up.shape, h)
+    rows = rows + _product(h, at["down.weight"])
+    if (bias := at.get("down.bias")) is not None:
+        rows = rows + bias
     return rows.view(batch, 1, d)
 
 
-def last_logits(x: Tensor, head_weight: Tensor) -> Tensor:
-    """As blocks.last_logits"""
+def last_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """As ops.last_logits"""
     if len(x) >= MANY_ROWS:
-        return blocks.last_logits(x, head_weight)
-    rows = x[:, -1].to(head_weight.dtype).contiguous()
-    logits = torch.empty(len(x), len(head_weight), dtype=head_weight.dtype)
-    kernel("few_rows_logits", head_weight.dtype)(rows, head_weight, len(x), x.shape[2], len(head_weight), logits)
+        return ops.last_logits(x, weight)
+    rows = x[:, -1].to(weight.dtype).contiguous()
+    logits = torch.empty(len(x), len(weight), dtype=weight.dtype)
+    kernel("few_rows_logits", weight.dtype)(rows, weight, len(x), x.shape[2], len(weight), logits)
     return logits

@@ -1,7 +1,6 @@
 """The operations of ops.py by PyTorch's own fused kernels: each forward and each backward called explicitly.
 
-For where there is no compiler, and, within torch.compile, for a GPU. The names are those of ops.py, so that blocks.py
-computes with either.
+For a machine without a compiler and, within torch.compile, for a GPU.
 
 Shapes: B batch, T time, D d_model, V vocabulary, N = B·T rows.
 """
@@ -11,11 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from custom_transformer.fast.products import fast_products, matmul
+from custom_transformer.fast.products import matmul
 from custom_transformer.maths import ops
-from custom_transformer.maths.ops import Saved, dropout_backward, dropout_forward
-
-__all__ = ["dropout_backward", "dropout_forward"]
+from custom_transformer.maths.scope import Op, Saved
 
 aten = torch.ops.aten
 _ROWS = 1024  # rows of logits held at once
@@ -101,7 +98,6 @@ def causal_attention_backward(dy: Tensor, saved: Saved) -> Tensor:
     return ops.merge_heads(dq, dk, dv)
 
 
-@fast_products
 def linear_cross_entropy_forward(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Saved]:
     """As ops.linear_cross_entropy_forward; the gradients for dL = 1 are made on the way and are what is saved."""
     x_rows, label_rows = x.flatten(0, -2).to(weight.dtype), labels.flatten()
@@ -125,3 +121,21 @@ def linear_cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> tuple[
     """As ops.linear_cross_entropy_backward"""
     dx, dweight = saved
     return dx * dloss, dweight * dloss
+
+
+def lookup_backward(dx: Tensor, saved: Saved, d_head: Tensor | None = None) -> tuple[None, Tensor]:
+    """As ops.lookup_backward; into d_head itself, which is taken over"""
+    if d_head is None:
+        return ops.lookup_backward(dx, saved)
+    input_ids, _ = saved
+    return None, d_head.to(dx.dtype).index_add_(0, input_ids.flatten(), dx.flatten(0, -2))
+
+
+lookup = ops.lookup._replace(backward=lookup_backward)
+linear_cross_entropy = Op(linear_cross_entropy_forward, linear_cross_entropy_backward)
+EQUALS = {
+    ops.linear: ops.linear._replace(forward=linear_forward, backward=linear_backward),
+    ops.layer_norm: ops.layer_norm._replace(forward=layer_norm_forward, backward=layer_norm_backward),
+    ops.gelu: Op(gelu_forward, gelu_backward),
+    ops.causal_attention: Op(causal_attention_forward, causal_attention_backward),
+}

@@ -7,11 +7,13 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,28 +22,9 @@ _SOURCE = Path(__file__).with_name("kernels.cpp")
 # The compiler may not reorder sums on its own (-ffast-math): a NaN stays one, and equal runs give equal bits.
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
 
-# What each kernel is called with: T a tensor of the products' dtype, W one of the arithmetic's, b of bools, l of int64
-# (each may be None); w a number of the arithmetic's type, i an integer.
-_ARGUMENTS = {
-    "add_norm_forward": "WTWbwWWwiiWTWW",
-    "norm_again": "WWWWWiiT",
-    "add_norm_backward": "TWWWWWbwiiWTWWW",
-    "gelu_forward": "TWiiT",
-    "gelu_backward": "TTWiiW",
-    "split_heads": "TWiiiiT",
-    "merge_heads": "TiiiiiiiiTW",
-    "softmax_forward": "TwbwiiiiiT",
-    "softmax_backward": "TTwbwiiiii",
-    "loss_tile": "TliiiWWWWW",
-    "rescale_add": "WWTii",
-    "scale_rows": "TWiiT",
-    "few_rows_product": "TTiiiT",
-    "few_rows_logits": "TTiiiT",
-    "attend_cached": "TWTTiiiiiwT",
-    "sum_of_squares": "Wi",
-    "sgd_update": "WWwwi",
-    "adamw_update": "WWWWwwwwwwwwi",
-}
+# The parameters' types in kernels.cpp: T is the products' type and W the arithmetic's. A pointer may be null.
+_DTYPE_OF = {"std::uint8_t*": torch.bool, "Index*": torch.int64}
+_NUMBERS = {"Index": ctypes.c_int64, "double": ctypes.c_double, "float": ctypes.c_float, "void": None}
 
 
 class KernelsUnavailable(Exception):
@@ -100,6 +83,18 @@ def _key(compiler: str) -> str:
 
 
 @functools.cache
+def _signatures() -> dict[str, tuple[str, list[str]]]:
+    """Of each exported kernel the type of its result and those of its parameters, as kernels.cpp writes them."""
+    source = _SOURCE.read_text(encoding="utf-8")
+    exported = set(re.findall(r"^EXPORT\w*\((\w+)\)", source, re.MULTILINE))
+    return {
+        name: (result, [re.sub(r"const |\s*\w+$", "", parameter.strip()) for parameter in parameters.split(",")])
+        for result, name, parameters in re.findall(r"\b(void|double) (\w+)\(([^()]*)\) {", source)
+        if name in exported
+    }
+
+
+@functools.cache
 def kernel(name: str, dtype: torch.dtype) -> Callable[..., float | None]:
     """The kernel `name` for products in `dtype`; its arguments as in kernels.cpp.
 
@@ -107,13 +102,13 @@ def kernel(name: str, dtype: torch.dtype) -> Callable[..., float | None]:
     """
     suffix = str(dtype).removeprefix("torch.")
     wide = torch.promote_types(dtype, torch.float32)
-    dtypes = {"T": dtype, "W": wide, "b": torch.bool, "l": torch.int64}
-    numbers = {"w": ctypes.c_double if wide == torch.float64 else ctypes.c_float, "i": ctypes.c_int64}
-    kinds = _ARGUMENTS[name]
+    dtypes = _DTYPE_OF | {"T*": dtype, "W*": wide}
+    numbers = _NUMBERS | {"W": _NUMBERS["double" if wide == torch.float64 else "float"]}
+    result, kinds = _signatures()[name]
     address = ctypes.c_void_p.in_dll(library(), f"{name}_{suffix}").value
     assert address is not None
-    returns = ctypes.c_double if name == "sum_of_squares" else None
-    function = ctypes.CFUNCTYPE(returns, *(numbers.get(kind, ctypes.c_void_p) for kind in kinds))(address)
+    types: list[Any] = [ctypes.c_void_p if kind in dtypes else numbers[kind] for kind in kinds]
+    function = ctypes.CFUNCTYPE(numbers[result], *types)(address)
     expected = [dtypes.get(kind) for kind in kinds]
 
     def call(*arguments: Tensor | float | int | None) -> float | None:

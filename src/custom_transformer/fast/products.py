@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 @functools.cache
 def onednn_computes_float32() -> bool:
-    """Whether oneDNN, allowed to round float32 operands to bfloat16, computes in float32 all the same.
+    """Whether oneDNN keeps float32 precision even if it is allowed to round operands to bfloat16.
 
-    So it does wherever rounding would bring it no speed. Its error then is 2⁻²² or so, else 2⁻⁹.
+    It does where rounding would not be faster: the error is then about 2⁻²², otherwise 2⁻⁹.
     """
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, dtype=torch.float64, generator=generator) for _ in range(2))
@@ -39,20 +35,12 @@ def _onednn() -> Iterator[None]:
         matmul_settings.fp32_precision = before
 
 
-def fast_products(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, its float32 products by the faster library that still computes them in float32.
+def fast_products() -> AbstractContextManager[None]:
+    """A context in which float32 products are by the faster library that still computes them in float32.
 
     The switch is the process's: another thread's products meanwhile go the same way.
     """
-
-    @functools.wraps(function)
-    def with_fast_products(*arguments: P.args, **named: P.kwargs) -> R:
-        if not onednn_computes_float32():
-            return function(*arguments, **named)
-        with _onednn():
-            return function(*arguments, **named)
-
-    return with_fast_products
+    return _onednn() if onednn_computes_float32() else nullcontext()
 
 
 def _float_products_only() -> bool:

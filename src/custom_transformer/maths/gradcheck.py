@@ -6,7 +6,7 @@ PyTorch's own layers, so that a mistake in ops.py cannot hide in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.fast.engine import EAGER, Engine
-from custom_transformer.maths.blocks import draw_keep, keep_shapes
+from custom_transformer.maths.architecture import GPT2, Architecture
+from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.ops import IGNORE_INDEX
 
 TOLERANCE = 1e-8
 BATCH = 3
 ELEMENTS = 12  # of each tensor, whose derivatives are measured one by one
+
+# parameters, configuration, tokens and dropout's generator -> the last norm's output
+Reference = Callable[[Mapping[str, Tensor], CustomTransformerConfig, Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,27 +59,36 @@ def reduced(config: CustomTransformerConfig) -> CustomTransformerConfig:
     return config.model_copy(update=sizes)
 
 
-def check_gradients(config: CustomTransformerConfig, seed: int = 0, engine: Engine = EAGER) -> Iterator[GradientCheck]:
-    """Checks every parameter of a float64 model with random weights, norms and biases, one after another."""
-    model, tokens, labels = _random_problem(config, seed, engine)
+def check_gradients(
+    config: CustomTransformerConfig,
+    seed: int = 0,
+    engine: Engine = READABLE,
+    architecture: Architecture = GPT2,
+    reference: Reference | None = None,
+) -> Iterator[GradientCheck]:
+    """Checks every parameter of a float64 model with random weights, norms and biases, one after another.
+
+    reference: the architecture's mathematics for autograd; by default the one written here.
+    """
+    model, tokens, labels = _random_problem(config, seed, engine, architecture)
     _loss(model, tokens, labels, seed)
     model.loss_backward()
     gradients = model.gradients
-    reference = _autograd_gradients(model, tokens, labels, seed)
+    expected = _autograd_gradients(model, reference or REFERENCES[architecture.name], tokens, labels, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, gradient in gradients.items():
         scale = gradient.abs().max().item() or 1.0  # a gradient that is 0 must be measured as 0
         measured = _finite_differences(model, name, tokens, labels, seed, generator)
         difference = max(abs(value - (gradient * d).sum().item()) for d, value in measured)
-        autograd = (gradient - reference[name]).abs().max().item()
+        autograd = (gradient - expected[name]).abs().max().item()
         yield GradientCheck(name, tuple(gradient.shape), difference / scale, autograd / scale)
 
 
 def _random_problem(
-    config: CustomTransformerConfig, seed: int, engine: Engine
+    config: CustomTransformerConfig, seed: int, engine: Engine, architecture: Architecture
 ) -> tuple[CustomTransformer, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    model = CustomTransformer(config, dtype=torch.float64, seed=seed, engine=engine)
+    model = CustomTransformer(config, dtype=torch.float64, seed=seed, engine=engine, architecture=architecture)
     model.training = True
     # The initial weights (norms all 1, biases all 0) would hide a missing factor or term.
     for parameter in model.parameters.values():
@@ -124,69 +136,52 @@ def _finite_differences(
 # ---------------------------------------------------------------------- the same mathematics, for autograd
 
 
-def _autograd_gradients(model: CustomTransformer, tokens: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
+def _autograd_gradients(
+    model: CustomTransformer, reference: Reference, tokens: Tensor, labels: Tensor, seed: int
+) -> dict[str, Tensor]:
     parameters = {name: p.clone().requires_grad_() for name, p in model.parameters.items()}
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
-        loss = reference_loss(parameters, model.config, tokens, labels, generator)
+        x = reference(parameters, model.config, tokens, generator)
+        head = parameters["token_embedding" if model.config.tie_embeddings else "head.weight"]
+        loss = F.cross_entropy((x @ head.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
     return dict(zip(parameters, gradients, strict=True))
 
 
-def reference_loss(
-    p: Mapping[str, Tensor],
-    config: CustomTransformerConfig,
-    tokens: Tensor,
-    labels: Tensor,
-    generator: torch.Generator,
+def gpt2_hidden(
+    p: Mapping[str, Tensor], config: CustomTransformerConfig, tokens: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """The model's loss from PyTorch's own layers. Dropout is drawn from `generator` as the model draws it.
+    """The last norm's output from PyTorch's own layers. Dropout is drawn from `generator` as the model draws it.
 
-    tokens, labels (B, T) int64 -> scalar
+    tokens (B, T) int64 -> (B, T, D)
     """
-    batch, time = tokens.shape
-    x = p["token_embedding"][tokens] + p["position_embedding"][:time]
-    shapes: dict[str, tuple[int, ...]] = {}
-    if config.dropout:
-        x = x * draw_keep(tuple(x.shape), config.dropout, generator) / (1 - config.dropout)
-        shapes = keep_shapes(config, batch, time)
-    for i in range(config.n_blocks):
-        keeps = {name: draw_keep(s, config.dropout, generator) for name, s in shapes.items()}
-        x = _reference_block(x, {n: p.get(f"blocks.{i}.{n}") for n in _NAMES}, config, keeps)
-    x = F.layer_norm(x, x.shape[-1:], p["final_norm.weight"], p.get("final_norm.bias"))
-    head = p["token_embedding"] if config.tie_embeddings else p["head.weight"]
-    return F.cross_entropy((x @ head.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
 
-
-_NAMES = [
-    f"{layer}.{kind}"
-    for layer in ("norm_1", "qkv", "projection", "norm_2", "up", "down")
-    for kind in ("weight", "bias")
-]
-
-
-def _reference_block(
-    x: Tensor, p: Mapping[str, Tensor | None], config: CustomTransformerConfig, keeps: Mapping[str, Tensor]
-) -> Tensor:
     def linear(h: Tensor, name: str) -> Tensor:
-        weight = p[f"{name}.weight"]
-        assert weight is not None
-        return F.linear(h, weight.T, p[f"{name}.bias"])
+        return F.linear(h, p[f"{name}.weight"].T, p.get(f"{name}.bias"))
 
     def norm(h: Tensor, name: str) -> Tensor:
-        return F.layer_norm(h, h.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"])
+        return F.layer_norm(h, h.shape[-1:], p[f"{name}.weight"], p.get(f"{name}.bias"))
 
-    def drop(h: Tensor, name: str) -> Tensor:
-        return h * keeps[name] / (1 - config.dropout) if keeps else h
+    def drop(h: Tensor) -> Tensor:
+        if not config.dropout:
+            return h
+        return h * (torch.rand(h.shape, generator=generator) >= config.dropout) / (1 - config.dropout)
 
-    _, time, d_model = x.shape
-    q, k, v = (
-        part.unflatten(-1, (config.n_heads, config.head_size)).transpose(1, 2)
-        for part in linear(norm(x, "norm_1"), "qkv").split(d_model, dim=-1)
-    )
-    causal = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()
-    scores = torch.where(causal, q @ k.mT / config.head_size**0.5, -torch.inf)
-    h = (drop(F.softmax(scores, dim=-1), "attention") @ v).transpose(1, 2).flatten(2)
-    x = x + drop(linear(h, "projection"), "projection")
-    h = F.gelu(linear(norm(x, "norm_2"), "up"), approximate="tanh")
-    return x + drop(linear(h, "down"), "down")
+    time = tokens.shape[1]
+    causal = torch.ones(time, time, dtype=torch.bool).tril()
+    x = drop(p["token_embedding"][tokens] + p["position_embedding"][:time])
+    for block in (f"blocks.{i}" for i in range(config.n_blocks)):
+        q, k, v = (
+            part.unflatten(-1, (config.n_heads, config.head_size)).transpose(1, 2)
+            for part in linear(norm(x, f"{block}.norm_1"), f"{block}.qkv").split(config.d_model, dim=-1)
+        )
+        scores = torch.where(causal, q @ k.mT / config.head_size**0.5, -torch.inf)
+        h = (drop(F.softmax(scores, dim=-1)) @ v).transpose(1, 2).flatten(2)
+        x = x + drop(linear(h, f"{block}.projection"))
+        h = F.gelu(linear(norm(x, f"{block}.norm_2"), f"{block}.up"), approximate="tanh")
+        x = x + drop(linear(h, f"{block}.down"))
+    return norm(x, "final_norm")
+
+
+REFERENCES: dict[str, Reference] = {"gpt2": gpt2_hidden}

@@ -1,89 +1,41 @@
-"""The model: its parameter table, its initialisation, and its way from tokens to gradients.
+"""The model: its parameters, and its way from tokens to gradients.
 
-GPT-2's architecture (Radford et al. 2019): token + position embedding, then blocks of
-x + projection(attention(norm(x))) and x + down(gelu(up(norm(x)))), a last norm, and a head that is the token
-table again when the embeddings are tied. Linear weights stand as (D_in, D_out), as in y = x W.
-
-Shapes: B batch, T time, D d_model, F d_ffn, V vocabulary.
+Shapes: B batch, T time, D d_model, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.fast.engine import EAGER, Engine
 from custom_transformer.maths import ops
-from custom_transformer.maths.blocks import Gradients, draw_keep, keep_shapes
-from custom_transformer.maths.optim import SGD, Tensors
-
-INIT_STD = 0.02  # Radford et al. 2018, section 4.1
-
-
-def parameter_table(config: CustomTransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter's name and shape, in the order of the forward pass."""
-    d, f = config.d_model, config.d_ffn
-    linears = {"qkv": (d, 3 * d), "projection": (d, d), "up": (d, f), "down": (f, d)}
-
-    def with_bias(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        bias = {f"{name}.bias": shape[-1:]} if config.bias else {}
-        return {f"{name}.weight": shape} | bias
-
-    block = (
-        with_bias("norm_1", (d,))
-        | with_bias("qkv", linears["qkv"])
-        | with_bias("projection", linears["projection"])
-        | with_bias("norm_2", (d,))
-        | with_bias("up", linears["up"])
-        | with_bias("down", linears["down"])
-    )
-    table: dict[str, tuple[int, ...]] = {
-        "token_embedding": (config.vocab_size, d),
-        "position_embedding": (config.max_seq_len, d),
-    }
-    for i in range(config.n_blocks):
-        table |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    table |= with_bias("final_norm", (d,))
-    if not config.tie_embeddings:
-        table["head.weight"] = (config.vocab_size, d)
-    return table
-
-
-def initial_parameters(config: CustomTransformerConfig, seed: int) -> Tensors:
-    """GPT-2's initialisation, float32 on the CPU: matrices from N(0, 0.02²), norms 1, biases 0.
-
-    The two matrices of a block that write into the residual stream are scaled by 1/√(2 n_blocks), so that the
-    stream's variance does not grow with depth (Radford et al. 2019, section 2.3).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    parameters: Tensors = {}
-    for name, shape in parameter_table(config).items():
-        if len(shape) == 1:
-            parameters[name] = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-        else:
-            residual = name.endswith(("projection.weight", "down.weight"))
-            std = INIT_STD / math.sqrt(2 * config.n_blocks) if residual else INIT_STD
-            parameters[name] = torch.randn(shape, generator=generator) * std
-    return parameters
-
-
-# -------------------------------------------------------------------------------------------------- model
+from custom_transformer.maths.architecture import GPT2, Architecture
+from custom_transformer.maths.cache import KeyValues
+from custom_transformer.maths.engine import READABLE, Engine
+from custom_transformer.maths.optim import SGD
+from custom_transformer.maths.parameters import InProducts, Tensors, count, initial
+from custom_transformer.maths.scope import Dropout, Saved, Scope, Watch, nobody
+from custom_transformer.maths.stack import Stack, readable_stack
 
 
 class CustomTransformer:
     """A decoder-only transformer of raw tensors, with a backward of its own.
 
-    parameters, gradients: {name: tensor}, the same names and shapes (see `parameter_table`); `gradients` is empty
-        until a backward has run, and new after each.
+    table: each parameter's shape and role, by name.
+    parameters, gradients: {name: tensor}, the names and shapes of `table`; `gradients` is empty until a backward has
+        run, and new after each.
     training: whether dropout is active; its masks are drawn from `generator`.
     dtype: float32 or float64, or bfloat16 for bfloat16 matrix products over float32 parameters, with the
         residual stream, norms, softmax, loss and gradients in float32 (Micikevicius et al. 2018, section 3.1).
-    engine: the functions it computes with (see fast/engine.py); all give the same results within rounding.
+    architecture: which layers it has; engine: the functions it computes them with, all of the same results within
+        rounding.
+    watch: sees each layer's result and each gradient by its name, as Scope says; the blocks then compute one
+        operation after another.
     """
 
     def __init__(
@@ -93,7 +45,8 @@ class CustomTransformer:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         seed: int = 0,
-        engine: Engine = EAGER,
+        engine: Engine = READABLE,
+        architecture: Architecture = GPT2,
     ):
         if not isinstance(config, CustomTransformerConfig):
             config = CustomTransformerConfig.from_mapping(config)
@@ -102,15 +55,17 @@ class CustomTransformer:
         if self.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float64 or bfloat16, not {self.dtype}")
         self.device = torch.device(device or "cpu")
-        self.engine = engine
+        self.engine, self.architecture = engine, architecture
         self.training = False
+        self.watch: Watch = nobody
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.table = architecture.parameters(config)
         self.parameters = {
             name: tensor.to(self.device, self.parameter_dtype)
-            for name, tensor in initial_parameters(config, seed).items()
+            for name, tensor in initial(self.table, config.n_blocks, seed).items()
         }
         self.gradients: Tensors = {}
-        self._saved: Any = None
+        self._last: tuple[Literal["forward", "loss"], Scope, Saved] | None = None
 
     @property
     def parameter_dtype(self) -> torch.dtype:
@@ -123,16 +78,24 @@ class CustomTransformer:
 
         Raises ValueError for tokens of another shape or dtype, outside the vocabulary, or longer than max_seq_len.
         """
-        with torch.no_grad():
-            x, saved = self._hidden_forward(tokens, self._dropout())
-            logits, head = ops.linear_forward(x, self.head_weight().T, None)
-        self._saved = (saved, head)
+        at = self._scope(saved={}, dropout=self._dropout())
+        with torch.no_grad(), self.engine.products():
+            logits, head = ops.linear_forward(self._hidden(tokens, at), self.head_weight().T, None)
+        self._last = ("forward", at, head)
         return logits
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> the last norm's output (B, T, D), without dropout and keeping nothing for a backward."""
-        with torch.no_grad():
-            return self._hidden_forward(tokens, dropout=0.0)[0]
+        with torch.no_grad(), self.engine.products():
+            return self._hidden(tokens, self._scope())
+
+    def scores(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each label in nats (0 where it is -100), and the likeliest token in its place.
+
+        tokens, labels (B, T) int64 -> losses (B, T) float32 or wider, predicted (B, T) int64
+        """
+        with torch.no_grad(), self.engine.products():
+            return self.engine.head.scores(self._hidden(tokens, self._scope()), self.head_weight(), labels)
 
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy of `labels` (B, T; already shifted, -100 left out) after `tokens` (B, T), in nats.
@@ -144,10 +107,10 @@ class CustomTransformer:
         if outside.any():
             wrong = int(labels[outside][0])
             raise ValueError(f"label {wrong} is neither in the vocabulary of {self.config.vocab_size} nor -100")
-        with torch.no_grad():
-            x, saved = self._hidden_forward(tokens, self._dropout())
-            loss, head = self.engine.linear_cross_entropy_forward(x, self.head_weight(), labels)
-        self._saved = (saved, head)
+        at = self._scope(saved={}, dropout=self._dropout())
+        with torch.no_grad(), self.engine.products():
+            loss, head = self.engine.head.loss.forward(self._hidden(tokens, at), self.head_weight(), labels)
+        self._last = ("loss", at, head)
         return loss
 
     def head_weight(self) -> Tensor:
@@ -155,29 +118,50 @@ class CustomTransformer:
         name = "token_embedding" if self.config.tie_embeddings else "head.weight"
         return self.parameters[name].to(self.dtype)
 
-    def block_parameters(self, i: int) -> Tensors:
-        """Block i's parameters under their short names."""
-        prefix = f"blocks.{i}."
-        return {name.removeprefix(prefix): p for name, p in self.parameters.items() if name.startswith(prefix)}
+    def in_products(self) -> InProducts:
+        """The parameters as products read them."""
+        return InProducts(self.parameters, self.table, self.dtype)
 
-    def _dropout(self) -> float:
-        return self.config.dropout if self.training else 0.0
+    def last_logits(self, tokens: Tensor, parameters: Mapping[str, Tensor], head_weight: Tensor) -> Tensor:
+        """The logits (B, V) after `tokens` (B, T).
 
-    def _hidden_forward(self, tokens: Tensor, dropout: float) -> tuple[Tensor, Any]:
+        parameters, head_weight: as `in_products` and `head_weight` give them, so that they are cast only once.
+        """
+        with torch.no_grad(), self.engine.products():
+            x = self._hidden(tokens, Scope(parameters, equals=self.engine.equals))
+            return self.engine.head.last_logits(x, head_weight)
+
+    def cached_logits(
+        self, new_tokens: Tensor, caches: Sequence[KeyValues], parameters: Mapping[str, Tensor], head_weight: Tensor
+    ) -> Tensor:
+        """`last_logits` after new_tokens (B, T_new), whose keys and values join those of the earlier tokens.
+
+        caches: one for each block.
+        """
+        at, stack = Scope(parameters, equals=self.engine.equals), self.engine.stack(self.architecture)
+        with torch.no_grad(), self.engine.products():
+            x = self.architecture.embedding_forward(new_tokens, at, caches[0].length)
+            for i, cache in enumerate(caches):
+                x = stack.cached_block(x, at / f"blocks.{i}", self.config, cache)
+            x = at.forward("final_norm", self.architecture.norm, x)
+            return self.engine.head.last_logits(x, head_weight)
+
+    def _dropout(self) -> Dropout | None:
+        p, generator = self.config.dropout, self.generator
+        if not (self.training and p):
+            return None
+        return Dropout(p, lambda shape: torch.rand(shape, generator=generator, device=generator.device) >= p)
+
+    def _scope(self, saved: dict[str, Saved] | None = None, dropout: Dropout | None = None) -> Scope:
+        return Scope(self.in_products(), saved, {}, self.engine.equals, dropout, self.watch)
+
+    def _hidden(self, tokens: Tensor, at: Scope) -> Tensor:
         self.check_tokens(tokens)
-        config, p = self.config, self.parameters
-        x, embedding = ops.embedding_forward(tokens, p["token_embedding"], p["position_embedding"])
-        keep = draw_keep(tuple(x.shape), dropout, self.generator) if dropout else None
-        x, embedding_drop = ops.dropout_forward(x, keep, dropout)
-        shapes = keep_shapes(config, *tokens.shape) if dropout else {}
+        x = self.architecture.embedding_forward(tokens, at, 0)
+        return self._stack(at).forward(x, at, self.config)
 
-        def draw_masks() -> Tensors:
-            return {name: draw_keep(shape, dropout, self.generator) for name, shape in shapes.items()}
-
-        blocks = [self.block_parameters(i) for i in range(config.n_blocks)]
-        final_norm = {kind: p[f"final_norm.{kind}"] for kind in ("weight", "bias") if f"final_norm.{kind}" in p}
-        x, stack = self.engine.stack_forward(x, blocks, final_norm, config.n_heads, self.dtype, draw_masks, dropout)
-        return x, (embedding, embedding_drop, stack)
+    def _stack(self, at: Scope) -> Stack:
+        return readable_stack(self.architecture) if at.watch is not nobody else self.engine.stack(self.architecture)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises ValueError for tokens of another shape or dtype, outside the vocabulary, or beyond max_seq_len."""
@@ -197,38 +181,34 @@ class CustomTransformer:
 
     def backward(self, loss_gradient: Tensor) -> None:
         """dL/dlogits (B, T, V) -> `gradients`, for the last `forward`. Raises RuntimeError when there was none."""
-        saved, head = self._take_saved("forward")
-        with torch.no_grad():
+        at, head = self._take_last("forward", {})
+        with torch.no_grad(), self.engine.products():
             dx, d_head_transposed, _ = ops.linear_backward(loss_gradient, head)
-            self._hidden_backward(dx, d_head_transposed.T, saved)
+            self._hidden_backward(dx, d_head_transposed.T, at)
 
-    def loss_backward(self, dloss: Tensor | float = 1.0) -> None:
-        """Fills `gradients` for the last `loss`, scaled by `dloss`. Raises RuntimeError when there was none."""
-        saved, head = self._take_saved("loss")
-        with torch.no_grad():
-            dx, d_head = self.engine.linear_cross_entropy_backward(dloss, head)
-            self._hidden_backward(dx, d_head, saved)
+    def loss_backward(self, dloss: Tensor | float = 1.0, gradients: MutableMapping[str, Tensor] | None = None) -> None:
+        """Fills `gradients` for the last `loss`, scaled by `dloss`. Raises RuntimeError when there was none.
 
-    def _take_saved(self, needed: str) -> Any:
-        if self._saved is None:
+        gradients: is given each gradient by its parameter's name as soon as it is ready, the last layer's first.
+        """
+        at, head = self._take_last("loss", {} if gradients is None else gradients)
+        with torch.no_grad(), self.engine.products():
+            dx, d_head = self.engine.head.loss.backward(dloss, head)
+            self._hidden_backward(dx, d_head, at)
+
+    def _take_last(self, needed: str, gradients: MutableMapping[str, Tensor]) -> tuple[Scope, Saved]:
+        if self._last is None or self._last[0] != needed:
             raise RuntimeError(f"backward without a {needed} before it")
-        saved, self._saved = self._saved, None
-        return saved
+        (_, at, head), self._last = self._last, None
+        return replace(at, gradients=gradients), head
 
-    def _hidden_backward(self, dx: Tensor, d_head: Tensor, saved: Any) -> None:
-        embedding, embedding_drop, stack = saved
-        g: Gradients = {}
-        dx, g_blocks, g_norm = self.engine.stack_backward(dx, stack)
-        g |= {f"final_norm.{name}": gradient for name, gradient in g_norm.items()}
-        for i, block in enumerate(g_blocks):
-            g |= {f"blocks.{i}.{name}": gradient for name, gradient in block.items()}
-        dx = ops.dropout_backward(dx, embedding_drop)
-        if self.config.tie_embeddings:
-            tables = self.engine.tied_embedding_backward(dx, d_head, embedding)
-        else:
-            tables, g["head.weight"] = ops.embedding_backward(dx, embedding), d_head
-        g["token_embedding"], g["position_embedding"] = tables
-        self.gradients = {name: g[name].to(p.dtype) for name, p in self.parameters.items()}  # type: ignore[union-attr]
+    def _hidden_backward(self, dx: Tensor, d_head: Tensor, at: Scope) -> None:
+        tied = self.config.tie_embeddings
+        if not tied:
+            at.give("head.weight", d_head)
+        dx = self._stack(at).backward(dx, at, self.config)
+        self.architecture.embedding_backward(dx, at, d_head if tied else None)
+        self.gradients = {name: at.gradients[name] for name in self.parameters}
 
     # -- parameters
 
@@ -236,7 +216,7 @@ class CustomTransformer:
         """Plain SGD by the last gradients. Raises RuntimeError when no backward has run."""
         if not self.gradients:
             raise RuntimeError("update_parameters without a backward before it")
-        SGD(rule=self.engine.sgd_update).update(self.parameters, self.gradients, learning_rate)
+        SGD({}, self.engine.rules.sgd).update(self.parameters, self.gradients, learning_rate)
 
     def state_dict(self) -> Tensors:
         """A copy of every parameter: {name: tensor}."""
@@ -244,12 +224,12 @@ class CustomTransformer:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over every parameter's values. Raises ValueError, and changes nothing, when names or shapes differ."""
-        table = parameter_table(self.config)
+        table = self.table
         if missing := [name for name in table if name not in state]:
             raise ValueError(f"{missing[0]} is missing ({len(missing)} of {len(table)} parameters are)")
         if unknown := [name for name in state if name not in table]:
             raise ValueError(f"{unknown[0]} is no parameter of this model ({len(unknown)} are not)")
-        for name, shape in table.items():
+        for name, (shape, _) in table.items():
             if tuple(state[name].shape) != shape:
                 raise ValueError(f"{name} has the shape {tuple(state[name].shape)}, this model's is {shape}")
         self.parameters = {
@@ -262,7 +242,7 @@ class CustomTransformer:
         The engine of one kind of device is not another's: on another kind the model goes on with the readable one.
         """
         if torch.device(device).type != self.device.type:
-            self.engine = EAGER
+            self.engine = READABLE
         self.device = torch.device(device)
         self.parameters = {name: p.to(self.device) for name, p in self.parameters.items()}
         self.gradients = {}
@@ -271,4 +251,4 @@ class CustomTransformer:
 
     def count_parameters(self) -> int:
         """The number of scalars that are trained; a tied table counts once."""
-        return sum(p.numel() for p in self.parameters.values())
+        return count(self.table)

@@ -17,14 +17,13 @@ Shapes: B batch, T time, D d_model, H heads, K head size (D = H·K), F d_ffn, V 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100  # a label that is left out of the loss
+from custom_transformer.maths.scope import Op, Saved
 
-Saved = tuple[Any, ...]
+IGNORE_INDEX = -100  # a label that is left out of the loss
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -35,36 +34,33 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 # ---------------------------------------------------------------------------------------------- embedding
 
 
-def embedding_forward(input_ids: Tensor, token_table: Tensor, position_table: Tensor) -> tuple[Tensor, Saved]:
-    """x[b, t] = token_table[input_ids[b, t]] + position_table[t]
+def lookup_forward(input_ids: Tensor, table: Tensor) -> tuple[Tensor, Saved]:
+    """x[b, t] = table[input_ids[b, t]]        input_ids (B, T) int64, table (V, D) -> x (B, T, D)"""
+    return table[input_ids], (input_ids, table)
 
-    input_ids (B, T) int64, token_table (V, D), position_table (≥T, D) -> x (B, T, D)
+
+def lookup_backward(dx: Tensor, saved: Saved, d_head: Tensor | None = None) -> tuple[None, Tensor]:
+    """d_table[v] = Σ over the (b, t) where token v stands of dx[b, t]; tokens have no gradient
+
+    dx (B, T, D) -> d_table (V, D): rows that were not looked up get zero. Where the table is also the head's matrix
+    it is used twice, so its gradients add: d_head (V, D) is the head's.
     """
-    x = token_table[input_ids] + position_table[: input_ids.shape[-1]]
-    return x, (input_ids, token_table, position_table)
+    input_ids, table = saved
+    d_table = torch.zeros_like(table).index_add(0, input_ids.flatten(), dx.flatten(0, -2).to(table.dtype))
+    return None, d_table if d_head is None else d_table + d_head
 
 
-def embedding_backward(dx: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-    """d_token_table[v] = Σ over the (b, t) where token v stands of dx[b, t];  d_position_table[t] = Σ_b dx[b, t]
-
-    dx (B, T, D) -> d_token_table (V, D), d_position_table (≥T, D): rows that were not looked up get zero.
-    """
-    input_ids, token_table, position_table = saved
-    d_token_table = torch.zeros_like(token_table).index_add(
-        0, input_ids.flatten(), dx.flatten(0, -2).to(token_table.dtype)
-    )
-    unused = position_table.shape[0] - input_ids.shape[-1]
-    d_position_table = torch.nn.functional.pad(dx.sum(0), (0, 0, 0, unused)).to(position_table.dtype)
-    return d_token_table, d_position_table
+def positions_forward(x: Tensor, table: Tensor, start: int = 0) -> tuple[Tensor, Saved]:
+    """y[b, t] = x[b, t] + table[start + t]        x (B, T, D), table (≥ start + T, D) -> y (B, T, D)"""
+    time = x.shape[-2]
+    return x + table[start : start + time], (table, start, time)
 
 
-def tied_embedding_backward(dx: Tensor, d_head: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-    """`embedding_backward` where the token table is also the head's matrix: used twice, so its gradients add.
-
-    dx (B, T, D), d_head (V, D) -> d_token_table (V, D), d_position_table (≥T, D)
-    """
-    d_token_table, d_position_table = embedding_backward(dx, saved)
-    return d_token_table + d_head, d_position_table
+def positions_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+    """dx = dy;    d_table[start + t] = Σ_b dy[b, t], and zero for the other positions"""
+    table, start, time = saved
+    d_table = torch.nn.functional.pad(dy.sum(0), (0, 0, start, len(table) - start - time))
+    return dy, d_table.to(table.dtype)
 
 
 # ------------------------------------------------------------------------------------------------- linear
@@ -294,11 +290,33 @@ def linear_cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> tuple[
     return torch.cat(dx).view(input_shape).to(input_dtype), dweight.to(weight.dtype)
 
 
-def linear_cross_entropy_scores(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy_scores(x: Tensor, weight: Tensor, labels: Tensor, rows: int = 1024) -> tuple[Tensor, Tensor]:
     """For evaluation: each label's loss in nats (0 where it does not count), and the likeliest token.
 
-    x (..., D), weight (V, D), labels (...) int64 -> losses (...) float32 or wider, predicted (...) int64
+    x (..., D), weight (V, D), labels (...) int64 -> losses (...) float32 or wider, predicted (...) int64; in chunks of
+    `rows` rows, as the loss.
     """
-    logits = x.to(weight.dtype) @ weight.T
-    losses, _ = _token_losses(logits, labels)
-    return losses, logits.argmax(-1)
+    x_rows, label_rows = x.to(weight.dtype).flatten(0, -2), labels.flatten()
+    losses, predicted = [], []
+    for x_chunk, label_chunk in zip(x_rows.split(rows), label_rows.split(rows), strict=True):
+        logits = x_chunk @ weight.T
+        losses.append(_token_losses(logits, label_chunk)[0])
+        predicted.append(logits.argmax(-1))
+    return torch.cat(losses).view(labels.shape), torch.cat(predicted).view(labels.shape)
+
+
+def last_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """The logits after each row's newest token.        x (B, T, D), weight (V, D) -> (B, V) in the weight's dtype"""
+    return x[:, -1].to(weight.dtype) @ weight.T
+
+
+# ----------------------------------------------------------------------- the pairs, with their parameters' names
+
+lookup = Op(lookup_forward, lookup_backward, ("",))
+positions = Op(positions_forward, positions_backward, ("",))
+linear = Op(linear_forward, linear_backward, ("weight", "bias"))
+layer_norm = Op(layer_norm_forward, layer_norm_backward, ("weight", "bias"))
+gelu = Op(gelu_forward, gelu_backward)
+dropout = Op(dropout_forward, dropout_backward)
+causal_attention = Op(causal_attention_forward, causal_attention_backward)
+linear_cross_entropy = Op(linear_cross_entropy_forward, linear_cross_entropy_backward)

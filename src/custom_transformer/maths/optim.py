@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from custom_transformer.config import TrainingParams
-
-Tensors = dict[str, Tensor]
-
-
-class UpdateRules(Protocol):
-    """Where an optimiser finds its arithmetic: this module, or a faster equal of it."""
-
-    @property
-    def sgd_update(self) -> Callable[..., None]: ...
-
-    @property
-    def adamw_update(self) -> Callable[..., None]: ...
+from custom_transformer.maths.parameters import Tensors
 
 
 def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:
@@ -55,10 +44,24 @@ def adamw_update(
     parameter.addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
 
 
+def global_norm(gradients: Mapping[str, Tensor]) -> float:
+    """√(Σ g²) over all gradients. Summed in float64: it overflows only where a gradient itself has."""
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients.values()]
+    return torch.linalg.vector_norm(torch.stack(norms)).item()
+
+
+class Rules(NamedTuple):
+    """The arithmetic of an update: these functions, or faster equals of them."""
+
+    global_norm: Callable[[Mapping[str, Tensor]], float] = global_norm
+    sgd: Callable[..., None] = sgd_update
+    adamw: Callable[..., None] = adamw_update
+
+
 class Optimizer(Protocol):
     """Changes parameters in place, by `scale` times gradients of the same names and shapes; remembers what it must.
 
-    Weight decay shrinks matrices towards 0; a norm's weight near 1 and a bias have no reason to shrink.
+    weight_decay: λ of each parameter, by name; 0 for those not named.
     """
 
     state: dict[str, Tensors]
@@ -67,25 +70,25 @@ class Optimizer(Protocol):
 
 
 class SGD:
-    """`sgd_update` of every parameter, with λ = 0 for vectors (biases and norms)"""
+    """`sgd_update` of every parameter"""
 
-    def __init__(self, weight_decay: float = 0.0, rule: Callable[..., None] = sgd_update):
+    def __init__(self, weight_decay: Mapping[str, float], rule: Callable[..., None] = sgd_update):
         self.weight_decay, self.rule = weight_decay, rule
         self.state: dict[str, Tensors] = {}
 
     def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None:
         for name, parameter in parameters.items():
-            self.rule(parameter, gradients[name], scale, lr, _decay_of(parameter, self.weight_decay))
+            self.rule(parameter, gradients[name], scale, lr, self.weight_decay.get(name, 0.0))
 
 
 class AdamW:
-    """`adamw_update` of every parameter, with λ = 0 for vectors. m, v: tensors like the parameters; t: updates done."""
+    """`adamw_update` of every parameter. m, v: tensors like the parameters; t: updates done."""
 
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
+        betas: tuple[float, float],
+        weight_decay: Mapping[str, float],
         eps: float = 1e-8,
         rule: Callable[..., None] = adamw_update,
     ):
@@ -100,25 +103,17 @@ class AdamW:
         t = int(self.state["t"]["t"].add_(1))
         for name, parameter in parameters.items():
             m, v = self.state["m"][name], self.state["v"][name]
-            decay = _decay_of(parameter, self.weight_decay)
+            decay = self.weight_decay.get(name, 0.0)
             self.rule(parameter, gradients[name], m, v, t, scale, lr, self.betas, decay, self.eps)
 
 
-def _decay_of(parameter: Tensor, weight_decay: float) -> float:
-    return weight_decay if parameter.ndim >= 2 else 0.0
-
-
-def build_optimizer(params: TrainingParams, parameters: Mapping[str, Tensor], rules: UpdateRules) -> Optimizer:
+def build_optimizer(
+    params: TrainingParams, parameters: Mapping[str, Tensor], weight_decay: Mapping[str, float], rules: Rules
+) -> Optimizer:
     """The optimiser that `params.optimizer` names."""
     if params.optimizer == "sgd":
-        return SGD(params.weight_decay, rules.sgd_update)
-    return AdamW(parameters, params.betas, params.weight_decay, rule=rules.adamw_update)
-
-
-def global_norm(gradients: Mapping[str, Tensor]) -> float:
-    """√(Σ g²) over all gradients. Summed in float64: it overflows only where a gradient itself has."""
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients.values()]
-    return torch.linalg.vector_norm(torch.stack(norms)).item()
+        return SGD(weight_decay, rules.sgd)
+    return AdamW(parameters, params.betas, weight_decay, rule=rules.adamw)
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:

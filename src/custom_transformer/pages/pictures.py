@@ -88,7 +88,7 @@ def training_figure(metrics: Path) -> Figure:
     loss, rate, norm = figure.subplot_mosaic([["loss", "loss"], ["rate", "norm"]], height_ratios=[2, 1]).values()
     loss.plot(train["step"], train["train_loss"], color=BLUE, lw=1.2, label="training")
     loss.plot(validation["step"], validation["validation_loss"], "o-", color=ORANGE, ms=4, label="validation")
-    if (floor := loss_floor(metrics)) is not None:
+    if (floor := json.loads((metrics / "eval.json").read_text("utf-8")).get("loss_floor")) is not None:
         loss.axhline(floor, color=GREY, ls="--", lw=1.2, label=f"what the grammar itself would need: {floor:.3f}")
     loss.set(title="Loss", ylabel="nats per token", yscale="log")
     _plain_ticks(loss)
@@ -101,17 +101,6 @@ def training_figure(metrics: Path) -> Figure:
     for axes in (loss, rate, norm):
         _over_steps(axes)
     return figure
-
-
-def loss_floor(metrics: Path) -> float | None:
-    """The loss at bits_per_byte_floor, in nats per token; None where the corpus has no known entropy.
-
-    The loss and its bits per byte are one cost in two units, and the floor's two are in their ratio.
-    """
-    result = json.loads((metrics / "eval.json").read_text("utf-8"))
-    if "bits_per_byte_floor" not in result:
-        return None
-    return float(result["loss"] * result["bits_per_byte_floor"] / result["bits_per_byte"])
 
 
 def gradient_figure(metrics: Path) -> Figure:
@@ -139,9 +128,8 @@ def gradient_figure(metrics: Path) -> Figure:
 
 
 def _room(name: str) -> str:
-    """The part of the model that a parameter belongs to: its block, or what stands before or after them."""
-    part, *rest = name.split(".")
-    return f"{part}.{rest[0]}" if part == "blocks" else part.replace("token_", "").replace("position_", "")
+    """The block that a parameter belongs to; "" for what stands before and after the blocks."""
+    return ".".join(name.split(".")[:2]) if name.startswith("blocks.") else ""
 
 
 def activation_figure(metrics: Path) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import pickle
 import pickletools
 import re
@@ -16,10 +15,14 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.config import CustomTransformerConfig, TrainingParams
 from custom_transformer.errors import UserError, one_line, shown
+from custom_transformer.fast.choose import prepare
 from custom_transformer.files import atomic_write, check_regular
-from custom_transformer.maths.model import CustomTransformer, parameter_table
+from custom_transformer.maths.architecture import GPT2, flops_per_token
+from custom_transformer.maths.engine import READABLE, Engine
+from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.maths.parameters import count
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 MAX_PICKLE_BYTES = 4 << 20  # of names, shapes and plain values; 2 are enough for a thousand blocks
@@ -41,11 +44,16 @@ class Checkpoint:
     dtype: torch.dtype
     metadata: dict[str, Any]
 
-    def build_model(self, device: torch.device | str | None = None) -> CustomTransformer:
+    def build_model(self, device: torch.device | None = None, engine: Engine = READABLE) -> CustomTransformer:
         """A model with these weights."""
-        model = CustomTransformer(self.config, device=device, dtype=self.dtype)
+        model = CustomTransformer(self.config, device=device, dtype=self.dtype, engine=engine)
         model.load_state_dict(self.state_dict)
         return model
+
+    def model_for(self, training: TrainingParams, tokens: int) -> CustomTransformer:
+        """A model with these weights that is about to see `tokens` tokens, on the device that `training` names."""
+        flops = flops_per_token(GPT2, self.config, self.config.max_seq_len) / 3 * tokens
+        return self.build_model(*prepare(training, flops))
 
 
 def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mapping[str, Any]) -> None:
@@ -204,20 +212,20 @@ def _check_pickle(pickled: bytes) -> None:
 
 def _check_state(path: Path, state: dict[Any, Any], config: CustomTransformerConfig, dtype: torch.dtype) -> None:
     # Before the table is built: a hostile config could ask for a billion blocks.
-    one = parameter_table(config.model_copy(update={"n_blocks": 1}))
+    one = GPT2.parameters(config.model_copy(update={"n_blocks": 1}))
     if config.n_blocks * sum(name.startswith("blocks.") for name in one) > len(state):
         raise UserError(f"{path}: config names {config.n_blocks} blocks, the file holds {len(state)} tensors")
-    table = parameter_table(config)
+    table = GPT2.parameters(config)
     if wrong := sorted(set(table) ^ {name if isinstance(name, str) else shown(name) for name in state}):
         side = "missing" if wrong[0] in table else "unknown"
         raise UserError(f"{path}: state_dict does not fit its config: {one_line(wrong[0])[:80]} is {side}")
-    for name, shape in table.items():
+    for name, (shape, _) in table.items():
         tensor = state[name]
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape or tensor.dtype != dtype:
             found = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(f"{path}: {name} should be {dtype} of shape {shape}, not {found}")
     # A tensor may be a view that repeats few numbers, and several may be views of the same ones.
-    if sum(map(math.prod, table.values())) * dtype.itemsize > path.stat().st_size:
+    if count(table) * dtype.itemsize > path.stat().st_size:
         raise UserError(f"{path}: the tensors declare more numbers than the file holds")
     for name in table:
         if not torch.isfinite(state[name]).all():

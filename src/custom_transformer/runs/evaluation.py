@@ -29,14 +29,12 @@ def score(model: CustomTransformer, input_ids: Tensor, labels: Tensor) -> tuple[
     input_ids, labels (B, T) int64 -> losses (B, T) float64, correct (B, T) bool, both on the CPU
     """
     labels = labels.to(model.device)
-    losses, predicted = ops.linear_cross_entropy_scores(
-        model.hidden(input_ids.to(model.device)), model.head_weight(), labels
-    )
+    losses, predicted = model.scores(input_ids.to(model.device), labels)
     return losses.to("cpu", torch.float64), (predicted == labels).cpu()
 
 
 def validation_loss(model: CustomTransformer, split: TokenSplit, length: int, batch_size: int) -> float:
-    """The mean loss of every token of `split`, in nats, over windows of `length` that overlap nothing."""
+    """The mean loss of every token of `split`, in nats, over non-overlapping windows of `length`."""
     total, count = 0.0, 0
     for input_ids, labels in eval_windows(split, length, batch_size):
         total += score(model, input_ids, labels)[0].sum().item()
@@ -51,11 +49,11 @@ def evaluate(
     batch_size: int,
     max_batches: int | None = None,
 ) -> tuple[dict[str, float | int], list[dict[str, float | int]]]:
-    """The metrics of `split` over windows of `length` that overlap nothing, and the mean loss by position in them.
+    """The metrics of `split` over non-overlapping windows of `length`, and the mean loss by position in them.
 
     loss is in nats per token; bits_per_byte spreads the text's whole cost, end tokens included, over its UTF-8
-    bytes. Where the split knows the probability of its texts, bits_per_byte_floor is what a model that knew the
-    grammar itself would reach on them.
+    bytes. If the split knows the probability of its texts, bits_per_byte_floor and loss_floor are what a model that
+    knew the grammar itself would reach on them.
     """
     loss_sums = torch.zeros(length, dtype=torch.float64)
     counts = torch.zeros(length, dtype=torch.int64)
@@ -78,7 +76,8 @@ def evaluate(
         "tokens": tokens,
     }
     if "log2_prob" in split.meta:
-        metrics["bits_per_byte_floor"] = -split.meta["log2_prob"] / split.meta["bytes"]
+        metrics["bits_per_byte_floor"] = floor = -split.meta["log2_prob"] / split.meta["bytes"]
+        metrics["loss_floor"] = floor * math.log(2) / tokens_per_byte
     by_position: list[dict[str, float | int]] = [
         {"position": t, "loss": loss_sums[t].item() / int(counts[t])} for t in range(length) if counts[t]
     ]

@@ -5,7 +5,7 @@ Shapes: B batch, T time, D d_model, H heads, K head size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +14,14 @@ from torch import Tensor
 
 from custom_transformer.config import GenerationParams
 from custom_transformer.errors import lines_only, one_line
-from custom_transformer.fast.products import fast_products
-from custom_transformer.maths import ops
-from custom_transformer.maths.blocks import in_product_dtype
+from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.model import CustomTransformer
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
 
-class KeyValueCache:
-    """Every block's keys and values of the tokens so far, (B, H, T, K) at the front of (B, H, capacity, K)."""
-
-    def __init__(self, model: CustomTransformer, batch: int, capacity: int):
-        shape = (batch, model.config.n_heads, capacity, model.config.head_size)
-        self.length = 0  # T
-        self.keys, self.values = (
-            [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(model.config.n_blocks)]
-            for _ in range(2)
-        )
-
-
 @torch.no_grad()
-@fast_products
 def generate(
     model: CustomTransformer,
     input_ids: Tensor,
@@ -62,15 +47,14 @@ def generate(
     tokens, window = input_ids, model.config.max_seq_len
     model.check_tokens(tokens[:, -window:])
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    cache = KeyValueCache(model, len(tokens), min(window, max(max_length, tokens.shape[1])))
-    blocks = [in_product_dtype(model.block_parameters(i), model.dtype) for i in range(model.config.n_blocks)]
-    head_weight = model.head_weight()
+    capacity = min(window, max(max_length, tokens.shape[1]))
+    caches = [KeyValues(capacity) for _ in range(model.config.n_blocks)]
+    parameters, head_weight = dict(model.in_products()), model.head_weight()  # cast once for all tokens
     while tokens.shape[1] < max_length and not done.all():
         if use_cache and tokens.shape[1] <= window:
-            x = _cached_hidden(model, blocks, tokens[:, cache.length :], cache)
+            logits = model.cached_logits(tokens[:, caches[0].length :], caches, parameters, head_weight)
         else:
-            x = model.hidden(tokens[:, -window:])
-        logits = model.engine.last_logits(x, head_weight)
+            logits = model.last_logits(tokens[:, -window:], parameters, head_weight)
         chosen = sample(logits, temperature, top_k, top_p, generator)
         if eos_token_id is not None:
             chosen = torch.where(done, eos_token_id, chosen)
@@ -107,19 +91,6 @@ def sample(
         probabilities = torch.where(before < max(top_p, tiny), probabilities, 0.0)
     rank = torch.multinomial(probabilities, 1, generator=generator)
     return order.gather(-1, rank).squeeze(-1)
-
-
-def _cached_hidden(
-    model: CustomTransformer, blocks: Sequence[Mapping[str, Tensor]], new_tokens: Tensor, cache: KeyValueCache
-) -> Tensor:
-    """The last norm's output for `new_tokens` (B, T_new), whose keys and values join the cache."""
-    p, start = model.parameters, cache.length
-    x, _ = ops.embedding_forward(new_tokens, p["token_embedding"], p["position_embedding"][start:])
-    for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
-        x = model.engine.cached_block_forward(x, block, model.config.n_heads, keys, values, start)
-    cache.length += new_tokens.shape[1]
-    x, _ = ops.layer_norm_forward(x, p["final_norm.weight"], p.get("final_norm.bias"))
-    return x
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What goes on inside a model: the stream, the attention and the feed-forward units of each block.
 
-The readable forward saves for its backward all there is to see, so observing is running it and reading what it saved.
+The readable blocks show each of their results to whoever watches their scope; observing is watching three of them.
 
 Shapes: B batch, T time, D d_model, H heads, F d_ffn.
 """
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from custom_transformer.fast.engine import Engine
 from custom_transformer.maths import ops
-from custom_transformer.maths.blocks import block_forward, in_product_dtype
+from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.maths.scope import Scope
 
-# Below this input GELU hands on neither value nor gradient: at −3 they are −0.004 and −0.012.
+# Below this input GELU passes almost no value and no gradient: at −3 they are −0.004 and −0.012.
 GELU_OFF = -3.0
 
 
@@ -38,15 +38,16 @@ def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
     Raises ValueError for tokens that the model does not take.
     """
     model.check_tokens(tokens)
-    config, p = model.config, model.parameters
-    x, _ = ops.embedding_forward(tokens, p["token_embedding"], p["position_embedding"])
-    for i in range(config.n_blocks):
-        block = in_product_dtype(model.block_parameters(i), model.dtype)
-        x, (attention_layer, feed_forward_layer) = block_forward(x, block, config.n_heads, keep={}, dropout=0.0)
-        _, _, (qkv, lse, *_), _, _ = attention_layer
-        _, _, (gelu_input,), _, _ = feed_forward_layer
-        q, k, _ = ops.split_heads(qkv, config.n_heads)
-        yield BlockView(x, torch.exp(ops.attention_scores(q, k) - lse), gelu_input)
+    seen: dict[str, Tensor] = {}
+    at = Scope(model.in_products(), watch=seen.__setitem__)
+    x = model.architecture.embedding_forward(tokens, at, 0)
+    for i in range(model.config.n_blocks):
+        seen.clear()
+        x = model.architecture.block_forward(x, block := at / f"blocks.{i}", model.config)
+        q, k, _ = ops.split_heads(seen[f"{block.prefix}qkv"], model.config.n_heads)
+        scores = ops.attention_scores(q, k)
+        attention = torch.exp(scores - torch.logsumexp(scores, -1, keepdim=True))
+        yield BlockView(x, attention, seen[f"{block.prefix}up"])
 
 
 def activation_statistics(model: CustomTransformer, tokens: Tensor) -> list[dict[str, float | int]]:
@@ -72,4 +73,4 @@ def activation_statistics(model: CustomTransformer, tokens: Tensor) -> list[dict
 
 def gradient_norms(gradients: Mapping[str, Tensor], engine: Engine) -> list[float]:
     """√(Σ g²) of each gradient, in their order; the squares of all add up to that of the global norm."""
-    return [engine.global_norm({name: gradient}) for name, gradient in gradients.items()]
+    return [engine.rules.global_norm({name: gradient}) for name, gradient in gradients.items()]

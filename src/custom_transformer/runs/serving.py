@@ -13,12 +13,14 @@ from pydantic import Field
 
 from custom_transformer.config import SamplingParams, validated
 from custom_transformer.errors import UserError, shown
+from custom_transformer.fast.choose import choose_device, choose_engine
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.evaluation import score
 from custom_transformer.runs.generation import generate
 from custom_transformer.text.tokenization import load_tokenizer
 
 CHECKPOINT, TOKENIZER = "checkpoint.pt", "tokenizer"  # the names in a served model's folder
+SERVED_FLOPS = 1e13  # expected of a model that answers for some time: worth compiling kernels, not torch.compile
 
 
 class ServingParams(SamplingParams):
@@ -52,7 +54,8 @@ class TextModel:
     def __init__(self, folder: Path):
         checkpoint = load_checkpoint(folder / CHECKPOINT)
         self._tokenizer = load_tokenizer(folder / TOKENIZER, checkpoint.metadata.get("tokenizer"))
-        self._model = checkpoint.build_model()
+        device = choose_device("auto")
+        self._model = checkpoint.build_model(device, choose_engine("auto", device, SERVED_FLOPS))
         self._in_use = threading.Lock()  # generation switches PyTorch's products for the whole process
 
     def complete(self, prompts: Iterable[object], settings: Mapping[str, Any]) -> Iterator[Completion]:
@@ -66,7 +69,7 @@ class TextModel:
             )
         rows = [self._encoded(prompt, number) for number, prompt in enumerate(prompts)]
         for number, prompt_ids in enumerate(rows):
-            generator = torch.Generator()
+            generator = torch.Generator(self._model.device)
             if params.seed is None:
                 generator.seed()
             else:
@@ -94,7 +97,7 @@ class TextModel:
         end, start = self._tokenizer.eos_token_id, len(prompt_ids)
         (row,) = generate(
             self._model,
-            torch.tensor([prompt_ids]),
+            torch.tensor([prompt_ids], device=self._model.device),
             # The last token needs no place in the context: nothing comes after it.
             min(start + params.max_new_tokens, self._model.config.max_seq_len + 1),
             temperature=params.temperature,

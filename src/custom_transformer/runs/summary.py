@@ -1,32 +1,18 @@
-"""What a configuration comes to: parameters, memory, arithmetic. Computed from the tables, allocating nothing.
+"""The memory that a configuration needs, computed from its tables, allocating nothing.
 
-Shapes: B batch, T time, D d_model.
+Shapes: B batch, T time.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths.blocks import block_forward, keep_shapes
-from custom_transformer.maths.model import parameter_table
-from custom_transformer.maths.optim import Tensors
-
-
-def flops_per_token(config: CustomTransformerConfig, time: int) -> int:
-    """Floating-point operations of one training step, by token: 6 · matrix parameters + 12 · n_blocks · d_model · T.
-
-    A multiply and an add for each matrix entry going forward, twice that going back; likewise for attention's
-    two products over T positions, the masked half included (Chowdhery et al. 2022, appendix B).
-    """
-    table = parameter_table(config)
-    products = sum(math.prod(shape) for name, shape in table.items() if len(shape) == 2 and "embedding" not in name)
-    if config.tie_embeddings:
-        products += math.prod(table["token_embedding"])
-    return 6 * products + 12 * config.n_blocks * config.d_model * time
+from custom_transformer.maths.architecture import GPT2
+from custom_transformer.maths.parameters import InProducts, count
+from custom_transformer.maths.scope import Dropout, Saved, Scope
 
 
 def memory_bytes(
@@ -34,7 +20,7 @@ def memory_bytes(
 ) -> dict[str, int]:
     """Bytes for parameters, gradients, optimiser state, and the activations saved for the backward of B × T tokens."""
     wide = torch.promote_types(dtype, torch.float32)
-    parameters = sum(math.prod(shape) for shape in parameter_table(config).values()) * wide.itemsize
+    parameters = count(GPT2.parameters(config)) * wide.itemsize
     return {
         "parameters": parameters,
         "gradients": parameters,
@@ -46,22 +32,15 @@ def memory_bytes(
 def _activation_bytes(config: CustomTransformerConfig, batch: int, time: int, dtype: torch.dtype) -> int:
     """What the readable blocks really save, found by running one on the meta device, where tensors have no storage."""
     wide = torch.promote_types(dtype, torch.float32)
-    prefix = "blocks.0."
-    p: Tensors = {
-        (short := name.removeprefix(prefix)): torch.empty(
-            shape, dtype=wide if short.startswith("norm") else dtype, device="meta"
-        )
-        for name, shape in parameter_table(config).items()
-        if name.startswith(prefix)
-    }
-    x = torch.empty(batch, time, config.d_model, dtype=wide, device="meta")
-    keep = {}
-    if config.dropout:
-        shapes = keep_shapes(config, batch, time)
-        keep = {name: torch.empty(shape, dtype=torch.bool, device="meta") for name, shape in shapes.items()}
-    _, saved = block_forward(x, p, config.n_heads, keep, config.dropout)
+    table = GPT2.parameters(config)
+    stored = {name: torch.empty(shape, dtype=wide, device="meta") for name, (shape, _) in table.items()}
+    p = dict(InProducts(stored, table, dtype))
+    saved: dict[str, Saved] = {}
+    drop = Dropout(config.dropout, lambda shape: torch.empty(*shape, dtype=torch.bool, device="meta"))
+    at = Scope(p, saved, dropout=drop if config.dropout else None) / "blocks.0"
+    GPT2.block_forward(torch.empty(batch, time, config.d_model, dtype=wide, device="meta"), at, config)
     storages: dict[int, int] = {}
-    _collect_storages(saved, storages, exclude={id(t) for t in p.values()})
+    _collect_storages(tuple(saved.values()), storages, exclude={id(t) for t in p.values()})
     return config.n_blocks * sum(storages.values())
 
 

@@ -1,13 +1,12 @@
-"""The training loop, as a generator of step metrics, and all that a run needs to go on where it stopped."""
+"""The training step, and the loop of a run as a generator of step metrics."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,29 +15,18 @@ from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.ops import IGNORE_INDEX
-from custom_transformer.maths.optim import (
-    Optimizer,
-    Tensors,
-    build_optimizer,
-    clip_scale,
-    learning_rate_at,
-)
+from custom_transformer.maths.optim import Optimizer, build_optimizer, clip_scale, learning_rate_at
+from custom_transformer.maths.parameters import Tensors, decays
 from custom_transformer.runs.checkpoint import checkpoint_content, save_checkpoint
 from custom_transformer.runs.evaluation import validation_loss
 from custom_transformer.runs.observe import activation_statistics, gradient_norms
+from custom_transformer.runs.record import Progress, StepMetrics, StepResult, Validation, is_spike
 from custom_transformer.text.tokens import TokenSplit, epoch_order, eval_windows
 
 Batch = tuple[Tensor, Tensor]  # input_ids and labels, each (B, T) int64
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one update did. Unless `status` is "ok", no parameter has changed."""
-
-    loss: float  # nats per token
-    status: Literal["ok", "nan_detected", "nan_gradient"]
-    grad_norm: float  # as applied
-    grad_norm_before_clip: float
+GRADIENT_ROWS = 200  # steps, at most, of which the norm of each gradient is kept: as many as a picture can show
+OBSERVED_WINDOWS = 4  # of the validation split, by which the activations are observed
 
 
 def training_step(
@@ -56,7 +44,7 @@ def training_step(
     counts = [int((labels != IGNORE_INDEX).sum()) for _, labels in batches]
     loss = 0.0
     gradients: Tensors = {}
-    model.gradients = {}  # the last step's, whose memory this one can use
+    model.gradients = {}  # frees the last step's, so that this step reuses their memory
     for (input_ids, labels), count in zip(batches, counts, strict=True):
         share = count / max(1, sum(counts))
         batch_loss = model.loss(input_ids, labels)
@@ -65,41 +53,13 @@ def training_step(
         loss += share * batch_loss.item()
         model.loss_backward(share)
         gradients = {name: gradients[name] + g for name, g in model.gradients.items()} if gradients else model.gradients
-    norm = model.engine.global_norm(gradients)
+    norm = model.engine.rules.global_norm(gradients)
     if not math.isfinite(norm):
         return StepResult(loss, "nan_gradient", norm, norm)
     model.gradients = gradients
     scale = clip_scale(norm, max_grad_norm)
     optimizer.update(model.parameters, gradients, learning_rate, scale)
     return StepResult(loss, "ok", norm if max_grad_norm is None else min(norm, max_grad_norm), norm)
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """One step of the run, as it is shown, logged and plotted."""
-
-    step: int  # updates done, this one included
-    epoch: int  # counted from 1
-    tokens: int  # labels seen so far in the run
-    learning_rate: float
-    result: StepResult
-    spike: bool  # the loss stands out above those of the steps before
-    validation_loss: float | None  # where this step was followed by a validation
-    checkpoint: Path | None  # where an epoch ended with this step
-
-
-# A loss this many standard deviations above the mean of so many before it is a spike.
-SPIKE_DEVIATIONS, SPIKE_WINDOW = 6.0, 50
-
-GRADIENT_ROWS = 200  # steps, at most, of which the norm of each gradient is kept: as many as a picture can show
-OBSERVED_WINDOWS = 4  # of the validation split, by which the activations are observed
-
-
-def is_spike(loss: float, recent: Sequence[float]) -> bool:
-    """Whether a loss stands out above those of the SPIKE_WINDOW steps before it."""
-    if len(recent) < SPIKE_WINDOW:
-        return False
-    return loss > statistics.fmean(recent) + SPIKE_DEVIATIONS * statistics.pstdev(recent)
 
 
 class Trainer:
@@ -127,9 +87,9 @@ class Trainer:
         self.model, self.params = model, params
         self.train, self.validation = train, validation
         self.max_length, self.seed = max_length, seed
-        self.checkpoints = checkpoints
-        self.keep_state, self.kept_state = keep_state, ""
-        self.optimizer = build_optimizer(params, model.parameters, model.engine)
+        self.checkpoints, self.keep_state = checkpoints, keep_state
+        weight_decay = decays(model.table, params.weight_decay)
+        self.optimizer = build_optimizer(params, model.parameters, weight_decay, model.engine.rules)
         self.n_windows = train.n_windows(max_length)
         if self.n_windows == 0:
             raise UserError(
@@ -141,165 +101,127 @@ class Trainer:
         self.total_steps = params.num_epochs * self.steps_per_epoch
         if params.max_steps is not None:
             self.total_steps = min(self.total_steps, params.max_steps)
-        self.step = self.tokens = self.nan_steps = self.loss_spikes = 0
-        self.best_validation_loss, self.best_step = float("inf"), 0
-        self.curve: list[dict[str, float | int]] = []  # one row each log_every steps
-        self.validation_curve: list[dict[str, float | int]] = []
         self.gradient_steps = params.log_every * math.ceil(self.total_steps / (params.log_every * (GRADIENT_ROWS - 1)))
-        self.gradient_norms: dict[int, list[float]] = {}  # by step, in the parameters' order
-        self.activations: list[dict[str, float | int]] = []  # one row a block at each validation
-        self._losses: list[float] = []  # since the last row of the curve
-        self._recent: list[float] = []  # of the last SPIKE_WINDOW steps
+        self.progress = Progress()
 
     def run(self) -> Iterator[StepMetrics]:
         """The remaining steps. Raises UserError when max_nan_steps steps have been skipped for NaN."""
         order_epoch = -1
         while True:
             self._check_nan_steps()
-            if self.step == self.total_steps:
+            if self.progress.step == self.total_steps:
                 return
-            epoch, position = divmod(self.step, self.steps_per_epoch)
+            epoch, position = divmod(self.progress.step, self.steps_per_epoch)
             if order_epoch != epoch:
                 order, order_epoch = epoch_order(self.n_windows, self.seed, epoch), epoch
             first = position * self.windows_per_step
             yield self._advance(order[first : first + self.windows_per_step], epoch + 1)
 
     def _advance(self, indices: Any, epoch: int) -> StepMetrics:
-        size = self.params.batch_size
-        chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
-        device = self.model.device
-        batches = [
-            (input_ids.to(device), labels.to(device))
-            for input_ids, labels in (self.train.windows(chunk, self.max_length) for chunk in chunks)
-        ]
-        learning_rate = learning_rate_at(self.step, self.total_steps, self.params)
-        self.model.generator.manual_seed((self.seed << 32) + self.step)
+        progress, params = self.progress, self.params
+        learning_rate = learning_rate_at(progress.step, self.total_steps, params)
+        self.model.generator.manual_seed((self.seed << 32) + progress.step)
         self.model.training = True
-        result = training_step(self.model, self.optimizer, batches, learning_rate, self.params.max_grad_norm)
-        if result.status != "ok" and self.nan_steps == 0:  # it has changed nothing yet
-            self.kept_state = str(self.keep_state(self.step, self.state()))
-        self.step += 1
-        self.tokens += len(indices) * self.max_length
-        self.nan_steps += result.status != "ok"
-        spike = self._count_spike(result)
-        self._record(result, learning_rate, epoch)
+        result = training_step(self.model, self.optimizer, self._batches(indices), learning_rate, params.max_grad_norm)
+        ok = result.status == "ok"
+        if not ok and progress.nan_steps == 0:  # it has changed nothing yet
+            progress.kept_state = str(self.keep_state(progress.step, self.state()))
 
-        epoch_ends = self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
-        every = self.params.eval_every
-        due = epoch_ends if every is None else self.step % every == 0 or self.step == self.total_steps
-        loss = self._validate(epoch) if due else None
-        checkpoint = self._save_epoch(epoch, result) if epoch_ends else None
-        return StepMetrics(self.step, epoch, self.tokens, learning_rate, result, spike, loss, checkpoint)
+        step, tokens = progress.step + 1, progress.tokens + len(indices) * self.max_length
+        last = step == self.total_steps
+        epoch_ends = last or step % self.steps_per_epoch == 0
+        due = epoch_ends if params.eval_every is None else last or step % params.eval_every == 0
+        facts = self._metadata(epoch, step, tokens)
+        norms_due = ok and (step % self.gradient_steps == 0 or not progress.gradient_norms)
+        m = StepMetrics(
+            step=step,
+            epoch=epoch,
+            tokens=tokens,
+            learning_rate=learning_rate,
+            result=result,
+            spike=ok and is_spike(result.loss, progress.recent),
+            gradient_norms=gradient_norms(self.model.gradients, self.model.engine) if norms_due else None,
+            validation=self._validate(facts) if due else None,
+            checkpoint=self._save_epoch(facts | {"train_loss": result.loss}) if epoch_ends else None,
+            last=last,
+        )
+        progress.record(m, params.log_every)
+        return m
+
+    def _batches(self, indices: Any) -> list[Batch]:
+        size, device = self.params.batch_size, self.model.device
+        chunks = (indices[i : i + size] for i in range(0, len(indices), size))
+        batches = (self.train.windows(chunk, self.max_length) for chunk in chunks)
+        return [(input_ids.to(device), labels.to(device)) for input_ids, labels in batches]
 
     def _check_nan_steps(self) -> None:
-        if self.nan_steps >= min(self.params.max_nan_steps, self.total_steps):
+        progress = self.progress
+        if progress.nan_steps >= min(self.params.max_nan_steps, self.total_steps):
             raise UserError(
-                f"training stopped at step {self.step}: {self.nan_steps} steps had a loss or gradient that was NaN "
-                "or infinite (training.max_nan_steps); lower training.learning_rate or max_grad_norm; the state before "
-                f"the first of them is kept in {self.kept_state}"
+                f"training stopped at step {progress.step}: {progress.nan_steps} steps had a loss or gradient that was "
+                "NaN or infinite (training.max_nan_steps); lower training.learning_rate or max_grad_norm; the state "
+                f"before the first of them is kept in {progress.kept_state}"
             )
 
-    def _count_spike(self, result: StepResult) -> bool:
-        if result.status != "ok":
-            return False
-        spike = is_spike(result.loss, self._recent)
-        self.loss_spikes += spike
-        self._recent = [*self._recent, result.loss][-SPIKE_WINDOW:]
-        return spike
-
-    def _record(self, result: StepResult, learning_rate: float, epoch: int) -> None:
-        if result.status == "ok":
-            self._losses.append(result.loss)
-        if self._losses and (self.step % self.params.log_every == 0 or self.step == self.total_steps):
-            self.curve.append(
-                {
-                    "step": self.step,
-                    "epoch": epoch,
-                    "train_loss": sum(self._losses) / len(self._losses),
-                    "learning_rate": learning_rate,
-                    "grad_norm": result.grad_norm_before_clip,
-                }
-            )
-            self._losses = []
-        if result.status == "ok" and (self.step % self.gradient_steps == 0 or not self.gradient_norms):
-            self.gradient_norms[self.step] = gradient_norms(self.model.gradients, self.model.engine)
-
-    def _validate(self, epoch: int) -> float:
+    def _validate(self, facts: dict[str, Any]) -> Validation:
         loss = validation_loss(self.model, self.validation, self.max_length, self.params.batch_size)
         if not math.isfinite(loss):
             raise UserError(
-                f"training stopped at step {self.step}: the validation loss is {loss}; lower training.learning_rate"
+                f"training stopped at step {facts['step']}: the validation loss is {loss}; lower training.learning_rate"
             )
-        self.validation_curve.append({"step": self.step, "epoch": epoch, "validation_loss": loss})
         observed, _ = next(eval_windows(self.validation, self.max_length, OBSERVED_WINDOWS))
-        rows = activation_statistics(self.model, observed.to(self.model.device))
-        self.activations += [{"step": self.step} | row for row in rows]
-        if loss < self.best_validation_loss:
-            self.best_validation_loss, self.best_step = loss, self.step
-            self._save("best.pt", epoch, {"validation_loss": loss})
-        return loss
+        if loss < self.progress.best_validation_loss:
+            save_checkpoint(self.checkpoints / "best.pt", self.model, facts | {"validation_loss": loss})
+        return Validation(loss, activation_statistics(self.model, observed.to(self.model.device)))
 
-    def _save_epoch(self, epoch: int, result: StepResult) -> Path:
-        path = self._save(f"custom_transformer_epoch_{epoch}.pt", epoch, {"train_loss": result.loss})
-        (self.checkpoints / f"custom_transformer_epoch_{epoch - self.params.keep_checkpoints}.pt").unlink(
-            missing_ok=True
+    def _save_epoch(self, facts: dict[str, Any]) -> Path:
+        path, outdated = (
+            self.checkpoints / f"custom_transformer_epoch_{epoch}.pt"
+            for epoch in (facts["epoch"], facts["epoch"] - self.params.keep_checkpoints)
         )
+        save_checkpoint(path, self.model, facts)
+        outdated.unlink(missing_ok=True)
         return path
 
-    def _save(self, name: str, epoch: int, losses: dict[str, float]) -> Path:
-        path = self.checkpoints / name
-        save_checkpoint(path, self.model, self._metadata(epoch) | losses)
-        return path
-
-    def _metadata(self, epoch: int) -> dict[str, Any]:
-        facts = {"epoch": epoch, "step": self.step, "tokens": self.tokens, "seed": self.seed}
+    def _metadata(self, epoch: int, step: int, tokens: int) -> dict[str, Any]:
+        facts = {"epoch": epoch, "step": step, "tokens": tokens, "seed": self.seed}
         return facts | {"tokenizer": self.train.meta["tokenizer"]["sha256"]}
 
-    def gradient_rows(self) -> list[dict[str, float | int | str]]:
-        """The norm of each parameter's gradient, before clipping, one row a parameter at each step kept."""
-        return [
+    def curves(self) -> dict[str, Sequence[dict[str, Any]]]:
+        """The rows of each CSV file in metrics/, by its name; gradient norms are those before clipping."""
+        progress = self.progress
+        gradient_rows = [
             {"step": step, "parameter": name, "gradient_norm": norm}
-            for step, norms in self.gradient_norms.items()
+            for step, norms in progress.gradient_norms.items()
             for name, norm in zip(self.model.parameters, norms, strict=True)
         ]
-
-    def summary(self) -> dict[str, float | int]:
-        """metrics/train.json: what a finished run comes to, losses in nats per token."""
         return {
-            "parameters": self.model.count_parameters(),
-            "steps": self.step,
-            "tokens": self.tokens,
-            "train_loss": self.curve[-1]["train_loss"],
-            "validation_loss": self.validation_curve[-1]["validation_loss"],
-            "best_validation_loss": self.best_validation_loss,
-            "best_step": self.best_step,
-            "nan_steps": self.nan_steps,
-            "loss_spikes": self.loss_spikes,
+            "training_curve.csv": progress.curve,
+            "validation_curve.csv": progress.validation_curve,
+            "gradient_norms.csv": gradient_rows,
+            "activations.csv": progress.activations,
         }
 
-    # What a resumed run needs besides its arguments: tensors, and these plain attributes.
-    _PROGRESS = (
-        "step",
-        "tokens",
-        "nan_steps",
-        "loss_spikes",
-        "kept_state",
-        "best_validation_loss",
-        "best_step",
-        "curve",
-        "validation_curve",
-        "gradient_norms",
-        "activations",
-        "_losses",
-        "_recent",
-    )
+    def summary(self) -> dict[str, float | int]:
+        """metrics/train.json: the result of a finished run, losses in nats per token."""
+        progress = self.progress
+        names = ("best_validation_loss", "best_step", "nan_steps", "loss_spikes")
+        return {
+            "parameters": self.model.count_parameters(),
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "train_loss": progress.curve[-1]["train_loss"],
+            "validation_loss": progress.validation_curve[-1]["validation_loss"],
+        } | {name: getattr(progress, name) for name in names}
 
     def state(self) -> dict[str, Any]:
         """A checkpoint with the optimiser and the progress beside it, for torch.save; valid until the next step."""
+        progress = self.progress
+        facts = self._metadata(progress.step // self.steps_per_epoch, progress.step, progress.tokens)
         return {
-            **checkpoint_content(self.model, self._metadata(epoch=self.step // self.steps_per_epoch)),
+            **checkpoint_content(self.model, facts),
             "optimizer": self.optimizer.state,
-            "progress": {name: getattr(self, name) for name in self._PROGRESS},
+            "progress": asdict(progress),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -310,5 +232,4 @@ class Trainer:
             kind: {name: tensor.to(device) for name, tensor in tensors.items()}
             for kind, tensors in state["optimizer"].items()
         }
-        for name in self._PROGRESS:
-            setattr(self, name, state["progress"][name])
+        self.progress = Progress(**state["progress"])

@@ -1,0 +1,90 @@
+"""Which engine computes, and on which device."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+import torch
+
+from custom_transformer.config import TrainingParams
+from custom_transformer.errors import UserError
+from custom_transformer.fast import decoding, fused, head, native, update
+from custom_transformer.fast.compiled import compiled_engine
+from custom_transformer.fast.kernels import KernelsUnavailable, library
+from custom_transformer.fast.memory import keep_freed_memory
+from custom_transformer.fast.products import fast_products
+from custom_transformer.maths import ops
+from custom_transformer.maths.engine import READABLE, Engine, Head
+from custom_transformer.maths.optim import Rules
+from custom_transformer.maths.scope import Op
+from custom_transformer.maths.stack import Stack
+
+# Without a compiler: PyTorch's own fused functions.
+FUSED = Engine(
+    "fused",
+    equals=fused.EQUALS | {ops.lookup: fused.lookup},
+    head=Head(loss=fused.linear_cross_entropy),
+    products=fast_products,
+)
+
+# The kernels. An architecture without a stack in kernels has the fused operations.
+NATIVE = Engine(
+    "native",
+    equals=FUSED.equals,
+    stacks={"gpt2": Stack(native.stack_forward, native.stack_backward, decoding.cached_block_forward)},
+    head=Head(
+        loss=Op(head.linear_cross_entropy_forward, head.linear_cross_entropy_backward),
+        last_logits=decoding.last_logits,
+    ),
+    rules=Rules(update.global_norm, update.sgd_update, update.adamw_update),
+    products=fast_products,
+)
+
+# What the fast functions' compile time is worth, in floating-point operations of a run: some seconds of a pair of
+# laptop cores (1e11 a second) for the kernels, a minute of a GPU (1e14 a second) for torch.compile.
+_WORTH_COMPILING = {"cpu": 2e12, "cuda": 6e15}
+
+
+def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engine]:
+    """The device and the engine that `training` names, for `flops` floating-point operations in all.
+
+    From here on PyTorch computes deterministically in this process. Raises UserError where there is no such device.
+    """
+    torch.use_deterministic_algorithms(True)
+    device = choose_device(training.device)
+    return device, choose_engine(training.compile, device, flops)
+
+
+def choose_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """auto: a GPU if there is one; one line says what it took. Raises UserError for a GPU that is not there."""
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise UserError("training.device: cuda: PyTorch finds no NVIDIA GPU here; set it to cpu or auto")
+    if choice == "auto":
+        found = torch.cuda.get_device_name() if available else "the processor, since PyTorch finds no NVIDIA GPU"
+        print(f"training.device: auto takes {found}", file=sys.stderr)
+    return torch.device("cuda" if available and choice != "cpu" else "cpu")
+
+
+def choose_engine(choice: Literal["auto", True, False], device: torch.device, flops: float) -> Engine:
+    """The engine for `flops` floating-point operations on `device`.
+
+    choice: False for the readable one, True for the fastest, "auto" for the fastest if there is enough to compute to
+    earn its compile time back, else the readable one. Where kernels cannot be compiled it is PyTorch's fused functions,
+    and one line says so. On a CPU this process keeps the memory it frees from here on (see memory.py).
+    """
+    if device.type not in _WORTH_COMPILING:
+        return READABLE
+    if device.type == "cpu":
+        keep_freed_memory()
+    if choice is False or (choice == "auto" and flops < _WORTH_COMPILING[device.type]):
+        return READABLE
+    if device.type == "cuda":
+        return compiled_engine()
+    try:
+        library()
+    except KernelsUnavailable as error:
+        print(f"computing without the compiled kernels: {error}", file=sys.stderr)
+        return FUSED
+    return NATIVE

@@ -1,0 +1,54 @@
+"""The optimisers' arithmetic in kernels, each tensor in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from custom_transformer.fast.kernels import kernel
+
+
+def global_norm(gradients: Mapping[str, Tensor]) -> float:
+    """As optim.global_norm"""
+    squares = [kernel("sum_of_squares", g.dtype)(g, g.numel()) for g in map(Tensor.contiguous, gradients.values())]
+    return math.sqrt(sum(squares))  # type: ignore[arg-type]
+
+
+def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:
+    """As optim.sgd_update"""
+    kernel("sgd_update", parameter.dtype)(
+        parameter, gradient.contiguous(), 1 - lr * weight_decay, lr * scale, parameter.numel()
+    )
+
+
+def adamw_update(
+    parameter: Tensor,
+    gradient: Tensor,
+    m: Tensor,
+    v: Tensor,
+    t: int,
+    scale: float,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """As optim.adamw_update"""
+    beta1, beta2 = betas
+    kernel("adamw_update", parameter.dtype)(
+        parameter,
+        gradient.contiguous(),
+        m,
+        v,
+        scale,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        eps,
+        1 - lr * weight_decay,
+        lr / (1 - beta1**t),
+        math.sqrt(1 - beta2**t),
+        parameter.numel(),
+    )

@@ -1,0 +1,47 @@
+"""Attention of new tokens to earlier ones, whose keys and values are kept.
+
+Shapes: B batch, T time, D d_model, H heads, K head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from custom_transformer.maths.ops import attention_scores, merge_heads, split_heads
+from custom_transformer.maths.scope import Saved
+
+
+class KeyValues:
+    """One block's keys and values of the tokens so far, (B, H, T, K) at the front of (B, H, capacity, K)."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self.length = capacity, 0  # T
+        self.keys = self.values = torch.empty(0)
+
+    def reserve(self, batch: int, n_heads: int, size: int, like: Tensor) -> None:
+        """Makes room at the first token."""
+        if not self.length:
+            shape = (batch, n_heads, self.capacity, size)
+            self.keys, self.values = (torch.empty(shape, dtype=like.dtype, device=like.device) for _ in range(2))
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of all tokens, the new ones' k and v (B, H, T_new, K) included."""
+        batch, n_heads, new, size = k.shape
+        self.reserve(batch, n_heads, size, k)
+        start, self.length = self.length, self.length + new
+        self.keys[:, :, start : self.length], self.values[:, :, start : self.length] = k, v
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+def cached_attention_forward(
+    qkv: Tensor, n_heads: int, keep: Tensor | None, dropout: float, cache: KeyValues
+) -> tuple[Tensor, Saved]:
+    """`causal_attention_forward` of the newest tokens alone, which attend to earlier ones through `cache`
+
+    qkv (B, T_new, 3·D) -> y (B, T_new, D). Nothing is dropped and nothing saved: no backward follows.
+    """
+    q, k, v = split_heads(qkv, n_heads)
+    keys, values = cache.append(k, v)
+    probabilities = torch.softmax(attention_scores(q, keys), -1).to(v.dtype)
+    return merge_heads(probabilities @ values), ()
