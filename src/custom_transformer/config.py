@@ -163,6 +163,8 @@ class TrainingParams(Section):
     """Of the computation; bfloat16 means matrix products only, over float32 parameters."""
     compile: Literal["auto", True, False]
     """Whether to use compiled kernels; auto: for runs of more than some seconds."""
+    device: Literal["auto", "cpu", "cuda"]
+    """What computes; auto: a GPU if there is one, else the processor."""
     log_every: Count
     """Steps between rows of the training curve."""
     eval_every: Count | None
