@@ -40,19 +40,8 @@ def cached_block_forward(x: Tensor, at: Scope, config: CustomTransformerConfig, 
     rows, h, _ = add_norm_forward(rows, None, None, None, 0.0, at["norm_1.weight"], at.get("norm_1.bias"), dtype)
     qkv, a = _product(h, weight), torch.empty_like(h)
     cache.reserve(batch, n_heads, size, qkv)
-    kernel("attend_cached", dtype)(
-        qkv,
-        at.get("qkv.bias"),
-        cache.keys,
-        cache.values,
-        batch,
-        n_heads,
-        size,
-        cache.capacity,
-        cache.length,
-        size**-0.5,
-        a,
-    )
+    sizes = (batch, n_heads, size, cache.capacity, cache.length)
+    kernel("attend_cached", dtype)(qkv, at.get("qkv.bias"), cache.keys, cache.values, *sizes, size**-0.5, a)
     cache.length += 1
     h, bias = _product(a, at["projection.weight"]), at.get("projection.bias")
     rows, h, _ = add_norm_forward(rows, h, bias, None, 0.0, at["norm_2.weight"], at.get("norm_2.bias"), dtype)

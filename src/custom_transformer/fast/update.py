@@ -37,18 +37,6 @@ def adamw_update(
 ) -> None:
     """As optim.adamw_update"""
     beta1, beta2 = betas
-    kernel("adamw_update", parameter.dtype)(
-        parameter,
-        gradient.contiguous(),
-        m,
-        v,
-        scale,
-        1 - beta1,
-        beta2,
-        1 - beta2,
-        eps,
-        1 - lr * weight_decay,
-        lr / (1 - beta1**t),
-        math.sqrt(1 - beta2**t),
-        parameter.numel(),
-    )
+    shrink, rate, correction = 1 - lr * weight_decay, lr / (1 - beta1**t), math.sqrt(1 - beta2**t)
+    constants = (scale, 1 - beta1, beta2, 1 - beta2, eps, shrink, rate, correction)
+    kernel("adamw_update", parameter.dtype)(parameter, gradient.contiguous(), m, v, *constants, parameter.numel())

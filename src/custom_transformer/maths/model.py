@@ -100,8 +100,8 @@ class CustomTransformer:
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy of `labels` (B, T; already shifted, -100 left out) after `tokens` (B, T), in nats.
 
-        Head and loss are one operation: the logits never exist at once. `loss_backward` fills `gradients`. Raises ValueError
-        for tokens as `forward` does, and for labels that are neither in the vocabulary nor -100.
+        Head and loss are one operation: the logits never exist at once. `loss_backward` fills `gradients`. Raises
+        ValueError for tokens as `forward` does, and for labels that are neither in the vocabulary nor -100.
         """
         outside = (labels != ops.IGNORE_INDEX) & ((labels < 0) | (labels >= self.config.vocab_size))
         if outside.any():
