@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +11,7 @@ from custom_transformer.errors import UserError, run_main
 from custom_transformer.files import atomic_write
 from custom_transformer.pages.pictures import Attention, pictures
 from custom_transformer.pages.report import page
+from custom_transformer.paths import BEST, METRICS, TOKENIZER, TOKENS
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.runs.observe import views
 from custom_transformer.text.tokenization import load_tokenizer
@@ -22,13 +22,12 @@ from stages.cli import parameters
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
-CHECKPOINT, METRICS = Path("checkpoints/best.pt"), Path("metrics")
 TOKENS_SHOWN = 16  # of the text whose attention is drawn: as many as can be read beside a map
 
 
 def main() -> None:
     params = parameters(__doc__)
-    attention = attention_of_sample(load_checkpoint(CHECKPOINT))
+    attention = attention_of_sample(load_checkpoint(BEST))
     try:
         drawn = pictures(METRICS, attention)
         html = page(params, METRICS, drawn)
@@ -39,16 +38,16 @@ def main() -> None:
             file.write(png)
     with atomic_write(METRICS / "report.html", "w") as file:
         file.write(html)
-    with checkpoint_run(params, CHECKPOINT, stage="report") as run:
+    with checkpoint_run(params, BEST, stage="report") as run:
         run.log_artifact(METRICS / "plots")
         run.log_artifact(METRICS / "report.html")
 
 
 def attention_of_sample(checkpoint: Checkpoint) -> Attention:
     """Where each token looks at the beginning of the validation texts, which stays the same from run to run."""
-    tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
+    tokenizer = load_tokenizer(TOKENIZER, checkpoint.metadata.get("tokenizer"))
     model = checkpoint.build_model()
-    split = load_tokens(Path("data/tokens"), "validation")
+    split = load_tokens(TOKENS, "validation")
     tokens = split.tokens[: min(TOKENS_SHOWN, model.config.max_seq_len)].tolist()
     probabilities = [view.attention[0].double().numpy() for view in views(model, torch.tensor([tokens]))]
     return Attention(token_labels(tokenizer, tokens), probabilities)

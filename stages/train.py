@@ -13,8 +13,9 @@ import torch
 from custom_transformer.config import CustomTransformerConfig, Params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.fast.engine import Engine, choose_engine
-from custom_transformer.files import project_root, write_csv, write_json
+from custom_transformer.files import write_csv, write_json
 from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.paths import CHECKPOINTS, METRICS, TOKENIZER, TOKENS, UNFINISHED, project_root
 from custom_transformer.progress import Progress
 from custom_transformer.runs.checkpoint import DTYPES
 from custom_transformer.runs.fingerprint import fingerprint, tags
@@ -25,8 +26,6 @@ from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import DatasetVersion, Run, training_run
 from stages.cli import parameters
 
-TOKENS, CHECKPOINTS, METRICS = Path("data/tokens"), Path("checkpoints"), Path("metrics")
-
 
 def main() -> None:
     params = parameters("train the configured model")
@@ -34,7 +33,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     engine = engine_for(params, train.meta, train.n_tokens)
     described = fingerprint_of(params, train.meta, engine)
-    with WorkFolder(project_root() / "work" / "train", described) as folder:
+    with WorkFolder(project_root() / UNFINISHED, described) as folder:
         trainer = build_trainer(params, train, validation, folder, engine)
         if others := folder.others():
             print(f"{folder.path.parent}: {others} unfinished of other parameters, data or code; rm -r discards them")
@@ -156,7 +155,7 @@ def curves(trainer: Trainer) -> dict[str, Sequence[Mapping[str, Any]]]:
 
 def log_outputs(run: Run, trainer: Trainer) -> None:
     run.log_checkpoints(sorted(CHECKPOINTS.glob("*.pt")))
-    run.log_artifact(Path("data/tokenizer"))
+    run.log_artifact(TOKENIZER)
     for name in (*curves(trainer), "train.json"):
         run.log_artifact(METRICS / name, "metrics")
 

@@ -30,13 +30,15 @@ from custom_transformer.config import CustomTransformerConfig, Params, load_para
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
 from custom_transformer.maths.model import parameter_table
+from custom_transformer.paths import METRICS, TOKENS
+from custom_transformer.text.tokens import META
 from custom_transformer.tracking import SweepRun, flat_params, sweep_runs, sync
 from studies import queue
 from studies.law import Fit, fit_law
 from studies.plot import save_plot
 
 RESULTS = Path("studies/results")
-BY_POSITION = "metrics/loss_by_position.csv"  # of an evaluation, among its run's artifacts
+BY_POSITION = f"{METRICS}/loss_by_position.csv"  # of an evaluation, among its run's artifacts
 DECIDING = ("seed", "data.", "model.", "training.", "evaluation.")  # parameters that decide a point's result
 
 
@@ -182,7 +184,7 @@ def prepare_data(sweep: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     if name in queue.experiments():  # of a study that was killed here
         queue.dvc_command("exp", "remove", name)
     queue.dvc_command("exp", "run", "--temp", "--name", name, *queue.settings(changes), "tokenize")
-    meta: dict[str, Any] = json.loads(dvc.api.read("data/tokens/meta.json", rev=name))
+    meta: dict[str, Any] = json.loads(dvc.api.read(str(TOKENS / META), rev=name))
     queue.dvc_command("exp", "remove", name)
     return meta
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.files import read_text
+from custom_transformer.paths import PARAMS
 
 MAX_BYTES = 256 << 10  # of a file of parameters
 MAX_VOCAB_SIZE = 1_000_000
@@ -254,7 +255,7 @@ class Params(Section):
         return self
 
 
-def load_params(path: Path | str = "params.yaml") -> Params:
+def load_params(path: Path | str = PARAMS) -> Params:
     """The validated parameters in a YAML file; raises UserError naming the file, the key and the remedy."""
     try:
         content = yaml.load(read_text(path, MAX_BYTES), Loader=_Loader)
