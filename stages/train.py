@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from custom_transformer.config import CustomTransformerConfig, Params
+from custom_transformer.config import Params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.fast.engine import Engine, choose_engine
 from custom_transformer.files import write_csv, write_json
@@ -53,10 +53,6 @@ def fingerprint_of(params: Params, tokens: dict[str, Any], engine: Engine) -> di
     return fingerprint(deciding, tokens, Path(__file__), engine.name, device())
 
 
-def model_config(params: Params, meta: dict[str, Any]) -> CustomTransformerConfig:
-    return CustomTransformerConfig(**params.model.model_dump(), vocab_size=meta["tokenizer"]["vocab_size"])
-
-
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -65,12 +61,13 @@ def engine_for(params: Params, meta: dict[str, Any], n_tokens: int) -> Engine:
     training, length = params.training, params.data.max_length
     step_tokens = training.batch_size * training.grad_accumulation * length
     tokens = min(n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
-    return choose_engine(training.compile, device(), flops_per_token(model_config(params, meta), length) * tokens)
+    config = params.model.with_vocabulary(meta["tokenizer"]["vocab_size"])
+    return choose_engine(training.compile, device(), flops_per_token(config, length) * tokens)
 
 
 def build_trainer(params: Params, train: Any, validation: Any, folder: WorkFolder, engine: Engine) -> Trainer:
     model = CustomTransformer(
-        model_config(params, train.meta),
+        params.model.with_vocabulary(train.meta["tokenizer"]["vocab_size"]),
         device=device(),
         dtype=DTYPES[params.training.precision],
         seed=params.seed,

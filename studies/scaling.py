@@ -26,7 +26,7 @@ import dvc.api
 from rich.console import Console
 from rich.table import Table
 
-from custom_transformer.config import CustomTransformerConfig, Params, load_params, validated
+from custom_transformer.config import Params, load_params, validated
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
 from custom_transformer.maths.model import parameter_table
@@ -255,7 +255,7 @@ def read_results(base: Params, points: Sequence[Point]) -> tuple[list[Result], f
 
 
 def non_embedding_parameters(params: Params) -> int:
-    config = CustomTransformerConfig(**params.model.model_dump(), vocab_size=params.data.vocab_size)
+    config = params.model.with_vocabulary(params.data.vocab_size)
     return sum(math.prod(shape) for name, shape in parameter_table(config).items() if "embedding" not in name)
 
 

@@ -62,7 +62,7 @@ def model_config(params: Params) -> CustomTransformerConfig:
         raise UserError(
             f"the vocabulary of {params.data.tokenizer} is not known yet: run python -m stages.tokenize first"
         )
-    return CustomTransformerConfig(**params.model.model_dump(), vocab_size=vocab_size)
+    return params.model.with_vocabulary(vocab_size)
 
 
 def _tokenized_vocab_size(data: DataParams) -> int | None:

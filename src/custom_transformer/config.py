@@ -107,6 +107,10 @@ class ModelParams(Section):
             raise ValueError(f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads})")
         return self
 
+    def with_vocabulary(self, size: int) -> CustomTransformerConfig:
+        """The configuration of this model for a vocabulary of `size` entries."""
+        return CustomTransformerConfig(**self.model_dump() | {"vocab_size": size})
+
 
 class CustomTransformerConfig(ModelParams):
     """Everything that decides a model's parameter table."""
