@@ -18,10 +18,11 @@ from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.paths import CHECKPOINTS, METRICS, TOKENIZER, TOKENS, UNFINISHED, project_root
 from custom_transformer.progress import Progress
 from custom_transformer.runs.checkpoint import DTYPES
+from custom_transformer.runs.dvc_parent import orphaned
 from custom_transformer.runs.fingerprint import fingerprint, tags
-from custom_transformer.runs.resume import WorkFolder, orphaned
 from custom_transformer.runs.summary import flops_per_token
 from custom_transformer.runs.training import StepMetrics, Trainer
+from custom_transformer.runs.work_folder import WorkFolder
 from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import DatasetVersion, Run, training_run
 from stages.cli import parameters
