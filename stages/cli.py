@@ -7,13 +7,14 @@ from pathlib import Path
 
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import ArgumentParser
+from custom_transformer.paths import PARAMS
 
 
 def parser(description: str | None) -> ArgumentParser:
     """A parser that knows --config; `description` is the stage's docstring."""
     program = f"python -m stages.{Path(sys.argv[0]).stem}"
     arguments = ArgumentParser(prog=program, description=description)
-    arguments.add_argument("--config", default="params.yaml", help="parameters (default: params.yaml)")
+    arguments.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
     return arguments
 
 

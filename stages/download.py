@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from custom_transformer.errors import run_main
+from custom_transformer.paths import RAW
 from custom_transformer.text.datasets import download
 from stages.cli import parameters
 
 
 def main() -> None:
     params = parameters(__doc__)
-    facts = download(params.data, params.seed, Path("data/raw"))
+    facts = download(params.data, params.seed, RAW)
     print(
         f"{facts['dataset']}: {facts['train_rows']:,} documents to train on, {facts['validation_rows']:,} to validate"
     )

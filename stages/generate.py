@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from custom_transformer.config import Params
 from custom_transformer.errors import run_main
 from custom_transformer.files import atomic_write
+from custom_transformer.paths import BEST, METRICS, TOKENIZER
 from custom_transformer.progress import Progress
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.runs.generation import generate_samples, samples_markdown
@@ -15,19 +15,17 @@ from custom_transformer.text.tokenization import load_tokenizer
 from custom_transformer.tracking import Run, checkpoint_run
 from stages.cli import parameters
 
-CHECKPOINT, METRICS = Path("checkpoints/best.pt"), Path("metrics")
-
 
 def main() -> None:
     params = parameters(__doc__)
-    checkpoint = load_checkpoint(CHECKPOINT)
-    with checkpoint_run(params, CHECKPOINT, stage="generate") as run:
+    checkpoint = load_checkpoint(BEST)
+    with checkpoint_run(params, BEST, stage="generate") as run:
         write_samples(checkpoint, params, run)
 
 
 def write_samples(checkpoint: Checkpoint, params: Params, run: Run) -> None:
     """Both files of samples, and a copy of each in the MLflow run."""
-    tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
+    tokenizer = load_tokenizer(TOKENIZER, checkpoint.metadata.get("tokenizer"))
     count = len(params.generation.prompts) * params.generation.num_samples
     model = checkpoint.model_for(params.training, count * params.generation.max_new_tokens)
     samples = []

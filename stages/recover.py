@@ -16,7 +16,8 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
 
 from custom_transformer.errors import UserError, run_main
-from custom_transformer.files import atomic_write, project_root
+from custom_transformer.files import atomic_write
+from custom_transformer.paths import LOCK, project_root
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def mend_process_lock(root: Path) -> str | None:
 
 def mend_pipeline_lock(root: Path) -> str | None:
     """Restores dvc.lock where it cannot be read; says so. Raises UserError where git does not have it."""
-    path = root / "dvc.lock"
+    path = root / LOCK
     try:
         COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(path.read_bytes()))
     except FileNotFoundError:
@@ -49,7 +50,7 @@ def mend_pipeline_lock(root: Path) -> str | None:
         pass
     else:
         return None
-    committed = subprocess.run(["git", "show", "HEAD:./dvc.lock"], cwd=root, capture_output=True, check=False)
+    committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], cwd=root, capture_output=True, check=False)
     if committed.returncode != 0:
         raise UserError(f"{path}: cut off, and not in git; remove it, and every stage runs again")
     with atomic_write(path) as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,7 @@ from custom_transformer.errors import UserError, run_main
 from custom_transformer.files import atomic_write
 from custom_transformer.pages.pictures import Attention, pictures
 from custom_transformer.pages.report import page
+from custom_transformer.paths import BEST, METRICS, TOKENIZER, TOKENS
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.runs.observe import views
 from custom_transformer.text.tokenization import load_tokenizer
@@ -23,13 +23,12 @@ from stages.cli import parameters
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
-CHECKPOINT, METRICS = Path("checkpoints/best.pt"), Path("metrics")
 TOKENS_SHOWN = 16  # of the text whose attention is drawn: as many as can be read beside a map
 
 
 def main() -> None:
     params = parameters(__doc__)
-    attention = attention_of_sample(load_checkpoint(CHECKPOINT), params)
+    attention = attention_of_sample(load_checkpoint(BEST), params)
     try:
         drawn = pictures(METRICS, attention)
         html = page(params, METRICS, drawn)
@@ -40,16 +39,16 @@ def main() -> None:
             file.write(png)
     with atomic_write(METRICS / "report.html", "w") as file:
         file.write(html)
-    with checkpoint_run(params, CHECKPOINT, stage="report") as run:
+    with checkpoint_run(params, BEST, stage="report") as run:
         run.log_artifact(METRICS / "plots")
         run.log_artifact(METRICS / "report.html")
 
 
 def attention_of_sample(checkpoint: Checkpoint, params: Params) -> Attention:
     """Where each token looks at the beginning of the validation texts, which stays the same from run to run."""
-    tokenizer = load_tokenizer(Path("data/tokenizer"), checkpoint.metadata.get("tokenizer"))
+    tokenizer = load_tokenizer(TOKENIZER, checkpoint.metadata.get("tokenizer"))
     model = checkpoint.model_for(params.training, TOKENS_SHOWN)
-    split = load_tokens(Path("data/tokens"), "validation")
+    split = load_tokens(TOKENS, "validation")
     tokens = split.tokens[: min(TOKENS_SHOWN, model.config.max_seq_len)].tolist()
     probabilities = [
         view.attention[0].double().cpu().numpy() for view in views(model, torch.tensor([tokens], device=model.device))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from custom_transformer.errors import UserError, lines_only, run_main
 from custom_transformer.pages.report import print_metrics, read_samples
+from custom_transformer.paths import METRICS
 
-METRICS = Path("metrics")
 SAMPLES_SHOWN = 2
 
 
@@ -29,8 +28,8 @@ def main() -> None:
         shown = (escape(lines_only(part)) for part in (prompt, rest))
         console.print("\n[bold]{}[/bold]{}".format(*shown) + ("" if sample["ended"] else " …"))
     console.print(
-        "\nthe whole report metrics/report.html, in a browser"
-        "\nall samples      metrics/samples.md"
+        f"\nthe whole report {METRICS}/report.html, in a browser"
+        f"\nall samples      {METRICS}/samples.md"
         "\ncompare runs     dvc plots diff, then open dvc_plots/index.html"
         "\nruns             make ui, then open http://127.0.0.1:5000"
         "\na first change   dvc exp run -S model.d_model=192, then dvc exp show"

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from custom_transformer.errors import run_main
+from custom_transformer.paths import RAW, TOKENIZER, TOKENS
 from custom_transformer.text.tokenization import tokenize
 from stages.cli import parameters
 
 
 def main() -> None:
     params = parameters(__doc__)
-    meta = tokenize(params.data, Path("data/raw"), Path("data/tokenizer"), Path("data/tokens"))
+    meta = tokenize(params.data, RAW, TOKENIZER, TOKENS)
     splits = meta["splits"].values()
     documents, tokens, n_bytes = (sum(split[key] for split in splits) for key in ("documents", "tokens", "bytes"))
     print(
         f"{documents:,} documents, {tokens:,} tokens of a vocabulary of {meta['tokenizer']['vocab_size']:,}, "
-        f"{n_bytes / tokens:.2f} bytes a token"
+        f"{n_bytes / tokens:.2f} bytes per token"
     )
 
 

@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 
-from custom_transformer.config import CustomTransformerConfig, Params
+from custom_transformer.config import Params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.fast.choose import prepare
-from custom_transformer.files import project_root, write_csv, write_json
+from custom_transformer.files import write_csv, write_json
 from custom_transformer.maths.architecture import GPT2, flops_per_token
 from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.paths import CHECKPOINTS, METRICS, TOKENIZER, TOKENS, UNFINISHED, project_root
 from custom_transformer.progress import Progress
 from custom_transformer.runs.checkpoint import DTYPES
+from custom_transformer.runs.dvc_parent import orphaned
 from custom_transformer.runs.fingerprint import fingerprint, tags
 from custom_transformer.runs.record import Progress as TrainingProgress
 from custom_transformer.runs.record import StepMetrics
-from custom_transformer.runs.resume import WorkFolder, orphaned
 from custom_transformer.runs.training import Trainer
+from custom_transformer.runs.work_folder import WorkFolder
 from custom_transformer.text.tokens import TokenSplit, load_tokens
 from custom_transformer.tracking import DatasetVersion, Run, training_run
 from stages.cli import parameters
-
-TOKENS, CHECKPOINTS, METRICS = Path("data/tokens"), Path("checkpoints"), Path("metrics")
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
     device, engine = prepare(params.training, flops(params, train))
     described = fingerprint_of(params, train.meta, engine, device)
-    with WorkFolder(project_root() / "work" / "train", described) as folder:
+    with WorkFolder(project_root() / UNFINISHED, described) as folder:
         trainer = build_trainer(params, train, validation, folder, engine, device)
         if others := folder.others():
             print(f"{folder.path.parent}: {others} unfinished of other parameters, data or code; rm -r discards them")
@@ -55,23 +55,19 @@ def fingerprint_of(params: Params, tokens: dict[str, Any], engine: Engine, devic
     return fingerprint(deciding, tokens, Path(__file__), engine.name, device)
 
 
-def model_config(params: Params, meta: dict[str, Any]) -> CustomTransformerConfig:
-    return CustomTransformerConfig(**params.model.model_dump(), vocab_size=meta["tokenizer"]["vocab_size"])
-
-
 def flops(params: Params, train: TokenSplit) -> float:
     """Floating-point operations of the whole training."""
     training, length = params.training, params.data.max_length
     step_tokens = training.batch_size * training.grad_accumulation * length
     tokens = min(train.n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
-    return flops_per_token(GPT2, model_config(params, train.meta), length) * tokens
+    return flops_per_token(GPT2, params.model.with_vocabulary(train.meta["tokenizer"]["vocab_size"]), length) * tokens
 
 
 def build_trainer(
     params: Params, train: TokenSplit, validation: TokenSplit, folder: WorkFolder, engine: Engine, device: torch.device
 ) -> Trainer:
     model = CustomTransformer(
-        model_config(params, train.meta),
+        params.model.with_vocabulary(train.meta["tokenizer"]["vocab_size"]),
         device=device,
         dtype=DTYPES[params.training.precision],
         seed=params.seed,
@@ -139,7 +135,7 @@ def write_outputs(trainer: Trainer, folder: WorkFolder) -> None:
 
 def log_outputs(run: Run, trainer: Trainer) -> None:
     run.log_checkpoints(sorted(CHECKPOINTS.glob("*.pt")))
-    run.log_artifact(Path("data/tokenizer"))
+    run.log_artifact(TOKENIZER)
     for name in (*trainer.curves(), "train.json"):
         run.log_artifact(METRICS / name, "metrics")
 

@@ -25,18 +25,20 @@ import dvc.api
 from rich.console import Console
 from rich.table import Table
 
-from custom_transformer.config import CustomTransformerConfig, Params, load_params, validated
+from custom_transformer.config import Params, load_params, validated
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
 from custom_transformer.maths.architecture import GPT2
 from custom_transformer.maths.parameters import count
+from custom_transformer.paths import METRICS, TOKENS
+from custom_transformer.text.tokens import META
 from custom_transformer.tracking import SweepRun, flat_params, sweep_runs, sync
 from studies import queue
 from studies.law import Fit, fit_law
 from studies.plot import save_plot
 
 RESULTS = Path("studies/results")
-BY_POSITION = "metrics/loss_by_position.csv"  # of an evaluation, among its run's artifacts
+BY_POSITION = f"{METRICS}/loss_by_position.csv"  # of an evaluation, among its run's artifacts
 DECIDING = ("seed", "data.", "model.", "training.", "evaluation.")  # parameters that decide a point's result
 
 
@@ -182,7 +184,7 @@ def prepare_data(sweep: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     if name in queue.experiments():  # of a study that was killed here
         queue.dvc_command("exp", "remove", name)
     queue.dvc_command("exp", "run", "--temp", "--name", name, *queue.settings(changes), "tokenize")
-    meta: dict[str, Any] = json.loads(dvc.api.read("data/tokens/meta.json", rev=name))
+    meta: dict[str, Any] = json.loads(dvc.api.read(str(TOKENS / META), rev=name))
     queue.dvc_command("exp", "remove", name)
     return meta
 
@@ -252,7 +254,7 @@ def read_results(base: Params, points: Sequence[Point]) -> tuple[list[Result], f
 
 
 def non_embedding_parameters(params: Params) -> int:
-    config = CustomTransformerConfig(**params.model.model_dump(), vocab_size=params.data.vocab_size)
+    config = params.model.with_vocabulary(params.data.vocab_size)
     return count({name: p for name, p in GPT2.parameters(config).items() if p.role != "table"})
 
 

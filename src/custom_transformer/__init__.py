@@ -1,7 +1,21 @@
 """A decoder-only transformer trained by hand-derived backpropagation."""
 
-from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths.model import CustomTransformer
-from custom_transformer.wrapper import CustomTransformerWrapper
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from custom_transformer.config import CustomTransformerConfig
+    from custom_transformer.maths.model import CustomTransformer
+    from custom_transformer.wrapper import CustomTransformerWrapper
 
 __all__ = ["CustomTransformer", "CustomTransformerConfig", "CustomTransformerWrapper"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: PyTorch takes seconds, which errors and config do not need."""
+    homes = dict(zip(__all__, ("maths.model", "config", "wrapper"), strict=True))
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{homes[name]}"), name)

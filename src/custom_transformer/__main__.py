@@ -18,10 +18,11 @@ from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.maths.architecture import GPT2, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
+from custom_transformer.paths import PARAMS, TOKENS
 from custom_transformer.runs.checkpoint import DTYPES
 from custom_transformer.runs.summary import memory_bytes
 from custom_transformer.schema import params_schema
-from custom_transformer.text.tokens import load_tokens
+from custom_transformer.text.tokens import META, load_tokens
 
 GPT2_VOCAB_SIZE = 50257
 
@@ -34,7 +35,7 @@ def main() -> None:
         ("gradcheck", "every gradient against finite differences and autograd, in float64"),
     ):
         command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("--config", default="params.yaml", help="parameters (default: params.yaml)")
+        command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
     for name, about in (
         ("schema", "the JSON Schema of params.yaml, for editors"),
         ("sync", "delivers to the MLflow stores what runs could not"),
@@ -62,15 +63,14 @@ def model_config(params: Params) -> CustomTransformerConfig:
         raise UserError(
             f"the vocabulary of {params.data.tokenizer} is not known yet: run python -m stages.tokenize first"
         )
-    return CustomTransformerConfig(**params.model.model_dump(), vocab_size=vocab_size)
+    return params.model.with_vocabulary(vocab_size)
 
 
 def _tokenized_vocab_size(data: DataParams) -> int | None:
     """The size of the vocabulary that data/tokens was made with; None where it is another tokenizer's, or missing."""
-    tokens = Path("data/tokens")
-    if not (tokens / "meta.json").exists():
+    if not (TOKENS / META).exists():
         return None
-    made = load_tokens(tokens, "train").meta["tokenizer"]
+    made = load_tokens(TOKENS, "train").meta["tokenizer"]
     requested = data.vocab_size if data.tokenizer == "bpe" else None
     same = made["name"] in (data.tokenizer, Path(data.tokenizer).name) and made.get("requested_vocab_size") == requested
     return int(made["vocab_size"]) if same else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.files import read_text
+from custom_transformer.paths import PARAMS
 
 MAX_BYTES = 256 << 10  # of a file of parameters
 MAX_VOCAB_SIZE = 1_000_000
@@ -105,6 +107,10 @@ class ModelParams(Section):
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads})")
         return self
+
+    def with_vocabulary(self, size: int) -> CustomTransformerConfig:
+        """The configuration of this model for a vocabulary of `size` entries."""
+        return CustomTransformerConfig(**self.model_dump() | {"vocab_size": size})
 
 
 class CustomTransformerConfig(ModelParams):
@@ -256,7 +262,7 @@ class Params(Section):
         return self
 
 
-def load_params(path: Path | str = "params.yaml") -> Params:
+def load_params(path: Path | str = PARAMS) -> Params:
     """The validated parameters in a YAML file; raises UserError naming the file, the key and the remedy."""
     try:
         content = yaml.load(read_text(path, MAX_BYTES), Loader=_Loader)
@@ -301,9 +307,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# What `dvc exp run -S training.learning_rate=0.00003` writes to params.yaml, which PyYAML would take for text.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"-?\d(\.\d+)?e[-+]\d{2,3}$"), list("-0123456789"))
-
+# YAML 1.2's numbers, as DVC reads them too; PyYAML, which follows YAML 1.1, would take 3e-4 for text.
+_FLOAT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$", re.ASCII)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -329,14 +335,10 @@ def _explain(error: Any) -> str:
     if kind == "value_error":
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     hint = ""
-    if isinstance(value, str) and _is_number(value):
-        hint = "; this is text in YAML: drop the quotes, and write exponents with a dot and a sign (3.0e-4)"
+    if isinstance(value, str) and _FLOAT.match(value):
+        hint = "; drop the quotes, which make it text"
+    elif kind == "int_type" and isinstance(value, float) and value.is_integer():
+        hint = f"; write {int(value)}"
+    elif kind == "string_type" and isinstance(value, float | int | date):
+        hint = "; put quotes around it, which make it text"
     return f"{key}: {error['msg'].lower()}, not {shown(value)}{hint}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -214,18 +214,6 @@ def read_text(path: Path | str, max_bytes: int) -> str:
     return content.decode("utf-8")
 
 
-def project_root() -> Path:
-    """The repository's root, absolute: $DVC_ROOT in a DVC stage, else the nearest folder upwards that has dvc.yaml.
-
-    In an experiment that DVC runs in a temporary copy, $DVC_ROOT is the repository it was started from, so what
-    lies under it outlives the copy. Without either it is the current folder.
-    """
-    if root := os.environ.get("DVC_ROOT"):
-        return Path(root).resolve()
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
-
-
 def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:

@@ -28,7 +28,7 @@ from custom_transformer.runs.training import StepMetrics, Trainer
 from custom_transformer.text.tokens import TokenSplit
 from custom_transformer.tracking import training_run
 from custom_transformer.tracking.spool import spool_root
-from stages.train import device, engine_for, model_config, step_metrics
+from stages.train import device, engine_for, step_metrics
 from tests.faults.servers import MlflowServer, Way, free_port
 
 ROUNDS, SECONDS = 5, 8.0
@@ -44,7 +44,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["DVC_ROOT"] = name  # the spools and the store lie there
-        model = CustomTransformer(model_config(params, meta), device=device(), seed=0, engine=engine)
+        model = CustomTransformer(
+            params.model.with_vocabulary(params.data.vocab_size), device=device(), seed=0, engine=engine
+        )
         trainer = Trainer(
             model, endless, split, split,
             max_length=params.data.max_length, seed=0, checkpoints=folder, keep_state=lambda *_: folder,

@@ -21,8 +21,11 @@ def test_every_shipped_configuration_is_valid(path: str) -> None:
     load_params(path)
 
 
-@pytest.mark.parametrize("written", ["3e-05", "1.5e-05", "0.00003", "3.0e-5"])
-def test_small_numbers_as_dvc_writes_them(tmp_path: Path, written: str) -> None:
+@pytest.mark.parametrize(
+    "written",
+    "3e-05 1.5e-05 0.00003 3.0e-5 3e-4 3E-4 +3e-4 1e3 1E+3 .5e1 5.e-1 .5 5. 1 +2".split(),
+)
+def test_every_way_to_write_a_number(tmp_path: Path, written: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(re.sub(r"learning_rate: 0\.005\b", f"learning_rate: {written}", Path("params.yaml").read_text()))
     assert load_params(path).training.learning_rate == float(written)
@@ -30,7 +33,8 @@ def test_small_numbers_as_dvc_writes_them(tmp_path: Path, written: str) -> None:
 
 REMOVED = object()
 WRONG = [
-    ("training.learning_rate", "3e-4", "3.0e-4"),
+    ("training.learning_rate", "0.003", "drop the quotes"),
+    ("training.learning_rate", "3e-4x", "number, not '3e-4x'"),
     ("training.learning_rate", -1.0, "greater than 0"),
     ("training.learning_rate", REMOVED, "missing"),
     ("training.learnig_rate", 0.1, "unknown key"),
@@ -42,11 +46,14 @@ WRONG = [
     ("training.optimizer", "adam", "'sgd' or 'adamw'"),
     ("training.precision", "float16", "float16"),
     ("training.compile", "yes", "'auto', true or false"),
+    ("training.device", "gpu", "'auto', 'cpu' or 'cuda'"),
     ("model.dropout", 1.0, "less than 1"),
     ("model.rope", True, "unknown key"),
     ("data.val_fraction", 0.0, "greater than 0"),
     ("data.vocab_size", 100, "greater than or equal to 257"),
     ("data.dataset", ["a"], "string"),
+    ("data.revision", 1234e5, "not 123400000.0; put quotes around it"),
+    ("tracking.sweep", 2024, "put quotes around it"),
     ("data.dataset", "", "at least 1 character"),
     ("generation.prompts", [], "at least 1 item"),
     ("tracking.registered_model", "a/b", "is no name for models:/NAME"),
@@ -62,6 +69,7 @@ WRONG = [
 WRONG_WHEN_LOADED = [
     ("training.learning_rate", float("nan"), "finite"),
     ("training.min_learning_rate", 1.0, "must not be above"),
+    ("training.batch_size", 1e3, "integer, not 1000.0; write 1000"),
     ("model.d_model", 130, "multiple of n_heads"),
     ("data.max_length", 4096, "must not be above model.max_seq_len"),
     ("generation.prompts", ["\ud800"], "not valid Unicode"),

@@ -16,12 +16,12 @@ from custom_transformer.errors import UserError
 from custom_transformer.files import (
     StorageError,
     atomic_write,
-    project_root,
     sha256_file,
     staged_folders,
     write_csv,
     write_json,
 )
+from custom_transformer.paths import project_root
 from tests.helpers import largest_file
 
 

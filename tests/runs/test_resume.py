@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from custom_transformer.fast.engine import EAGER, NATIVE
 
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError
-from custom_transformer.fast.engine import EAGER, NATIVE
 from custom_transformer.files import atomic_write
 from custom_transformer.runs.fingerprint import run_key, tags
-from custom_transformer.runs.resume import RESUME, WorkFolder
+from custom_transformer.runs.work_folder import RESUME, WorkFolder
 from stages.train import fingerprint_of
 
 HERE = {"code": "c", "params": "p", "data": "d", "threads": "2"}
@@ -108,7 +108,7 @@ def test_other_conditions_are_refused_unless_told(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("between", [[], ["/bin/sh", "-c"], ["/bin/bash", "--norc", "-c"]])
 def test_a_stage_notices_that_its_dvc_has_ended(between: list[str]) -> None:
     """Whatever shell stands between the two."""
-    stage = "from custom_transformer.runs.resume import orphaned; print(orphaned()); input(); print(orphaned())"
+    stage = "from custom_transformer.runs.dvc_parent import orphaned; print(orphaned()); input(); print(orphaned())"
     command = [sys.executable, "-c", stage]
     dvc = (
         "import os, subprocess, sys; "
@@ -128,13 +128,13 @@ def test_a_stage_notices_that_its_dvc_has_ended(between: list[str]) -> None:
 
 
 def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("custom_transformer.runs.resume._LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("custom_transformer.runs.work_folder._LOCK_SECONDS", 0.2)
     with work(tmp_path), pytest.raises(UserError, match="is running"), work(tmp_path):
         pass
 
 
 def test_a_second_experiment_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("custom_transformer.runs.resume._LOCK_SECONDS", 0.0)
+    monkeypatch.setattr("custom_transformer.runs.work_folder._LOCK_SECONDS", 0.0)
     monkeypatch.setenv("DVC_EXP_NAME", "second")
     holds, ends = threading.Event(), threading.Event()
 

@@ -18,6 +18,7 @@ from custom_transformer.config import DataParams
 from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.files import sha256_file, staged_folders, write_json, writing
 from custom_transformer.progress import Progress
+from custom_transformer.text.documents import batches
 from custom_transformer.text.local_files import MAX_LINE_BYTES, Row, local_files, read_parquet, read_rows
 
 ROWS_A_BATCH = 1000
@@ -194,7 +195,7 @@ def write_rows(path: Path, rows: Iterable[Row], progress: Progress) -> int:
     count = 0
     writer = None
     try:
-        for batch in _batches(rows):
+        for batch in batches(rows, _size, ROWS_A_BATCH, MAX_BATCH):
             where = f"documents {count + 1:,} to {count + len(batch):,}"
             try:
                 table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
@@ -221,22 +222,9 @@ def write_rows(path: Path, rows: Iterable[Row], progress: Progress) -> int:
     return count
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    size = 0
-    for row in rows:
-        batch.append(row)
-        size += sum(map(_size, row.values()))
-        if len(batch) == ROWS_A_BATCH or size >= MAX_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _size(value: Any) -> int:
+def _size(row: Row) -> int:
     try:
-        return len(value if isinstance(value, str) else repr(value))
+        return sum(len(value if isinstance(value, str) else repr(value)) for value in row.values())
     except RecursionError:
         raise UserError(f"a column nests more than {MAX_NESTING} levels deep; leave it out") from None
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,8 @@ from custom_transformer.errors import UserError, one_line
 READ_BYTES, READ_ROWS = 2**22, 1000  # about as much is decoded at once
 PIECE_BYTES = 2**18
 REMEDY = "run dvc repro --force download"
+
+Item = TypeVar("Item")
 
 
 class Piece(NamedTuple):
@@ -38,8 +40,8 @@ def log2_prob_sum(path: Path) -> float | None:
         names = file.schema_arrow.names
         if "log2_prob" not in names or not pa.types.is_floating(file.schema_arrow.field("log2_prob").type):
             return None
-        batches = file.iter_batches(columns=["log2_prob"])
-        total = math.fsum(x for batch in batches for x in batch.column(0).to_numpy(zero_copy_only=False))
+        columns = (batch.column(0) for batch in file.iter_batches(columns=["log2_prob"]))
+        total = math.fsum(x for column in columns for x in column.to_numpy(zero_copy_only=False))
     if not math.isfinite(total):
         raise UserError(f"{path}: log2_prob is not a finite number everywhere; {REMEDY}")
     return total
@@ -64,6 +66,20 @@ def read_pieces(path: Path) -> Iterator[Piece]:
             yield Piece(str(document[start:], "utf-8"), len(document) - start, True)
         except UnicodeDecodeError:
             raise UserError(f"{path}: document {number} is not UTF-8 text; mend the source, then dvc repro") from None
+
+
+def batches(items: Iterable[Item], size: Callable[[Item], int], most_items: int, enough: int) -> Iterator[list[Item]]:
+    """`items` in lists that end at `most_items`, or before that as soon as their sizes add up to `enough`."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if len(batch) == most_items or total >= enough:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def _cut(chunk: bytes) -> int:

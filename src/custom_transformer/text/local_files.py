@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import project_root
+from custom_transformer.paths import project_root
 from custom_transformer.text.documents import rows_at_once
 
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")

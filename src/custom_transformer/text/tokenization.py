@@ -23,7 +23,7 @@ from custom_transformer.files import (
     writing,
 )
 from custom_transformer.progress import Progress
-from custom_transformer.text.documents import Piece, document_count, log2_prob_sum, read_pieces
+from custom_transformer.text.documents import Piece, batches, document_count, log2_prob_sum, read_pieces
 from custom_transformer.text.tokens import META, token_dtype
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -245,7 +245,7 @@ def _pack(
         Progress(f"tokenize {split}", document_count(path), "documents") as progress,
     ):
         file.write(end)
-        for batch in _batches(read_pieces(path)):
+        for batch in batches(read_pieces(path), lambda piece: piece.n_bytes, BATCH_PIECES, BATCH_BYTES):
             for piece, ids in zip(batch, _encoded(tokenizer, batch, dtype), strict=True):
                 file.write(ids)
                 n_bytes += piece.n_bytes
@@ -267,19 +267,6 @@ def _pack(
     }
     log2_prob = log2_prob_sum(path)
     return facts if log2_prob is None else facts | {"log2_prob": log2_prob}
-
-
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += piece.n_bytes
-        if len(batch) == BATCH_PIECES or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.dtype[Any]) -> Iterator[np.ndarray]:

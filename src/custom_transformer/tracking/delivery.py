@@ -79,7 +79,7 @@ class Delivery:
             with self._refusals():
                 self._describe()
             self._note(described=True)
-        for events, offset in _batches(self.spool.events(self.progress.offset)):
+        for events, offset in _requests(self.spool.events(self.progress.offset)):
             with self._refusals():
                 self._send(events)
             self._note(offset=offset, closed="end" in events[-1])
@@ -264,8 +264,8 @@ def concerns_one_run(error: Exception) -> bool:
     return isinstance(error, (EarlierPartUnderway, FileNotFoundError)) or code in _OF_ONE_RUN
 
 
-def _batches(events: Iterator[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:
-    """Events by requests: as many metrics as one takes, everything else alone; each with the offset behind it."""
+def _requests(events: Iterator[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:
+    """The events of each request, with the offset behind them: as many metrics as one takes; other events alone."""
     batch: list[Event] = []
     size = behind = 0
     for event, offset in events:

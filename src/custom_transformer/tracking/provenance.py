@@ -10,13 +10,13 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
 from custom_transformer.config import Params
-from custom_transformer.files import project_root
+from custom_transformer.paths import LOCK, METRICS, PIPELINE, project_root
 
 CHECKOUT_TAG = "checkout"  # HOST:PATH of the clone: in a store that a team shares, equal runs differ in nothing else
 
@@ -48,7 +48,7 @@ def provenance(stage: str) -> dict[str, str]:
         tags["mlflow.user"] = getpass.getuser()
     if commit := _git("rev-parse", "HEAD"):
         # What the pipeline itself rewrites under git says nothing about the code.
-        changes = _git("status", "--porcelain", "--untracked-files=no", ":!dvc.lock", ":!metrics")
+        changes = _git("status", "--porcelain", "--untracked-files=no", f":!{LOCK}", f":!{METRICS}")
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": json.dumps(bool(changes))}
     for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
         if value := os.environ.get(name):
@@ -75,7 +75,7 @@ def _upstream_stages() -> dict[str, str]:
     if not stage:
         return {}
     try:
-        pipeline, lock = (yaml.safe_load(Path(name).read_text("utf-8")) for name in ("dvc.yaml", "dvc.lock"))
+        pipeline, lock = (yaml.safe_load(path.read_text("utf-8")) for path in (PIPELINE, LOCK))
     except (OSError, yaml.YAMLError):
         return {}
     if not (isinstance(lock, dict) and isinstance(lock.get("stages"), dict)):

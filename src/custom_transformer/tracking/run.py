@@ -124,9 +124,10 @@ class Run:
         except Exception as error:  # a full disk, or whatever MLflow raises
             self._warn(error)
 
-    def seconds(self) -> int:
-        """Whole seconds since the run was made."""
-        return (now() - self._header.started) // 1000
+    def note_load(self, load: Mapping[str, float]) -> None:
+        """Notes the machine's load as system/… metrics; their steps are whole seconds since the run began."""
+        seconds = (now() - self._header.started) // 1000
+        self.note_metrics({f"system/{name}": value for name, value in load.items()}, seconds)
 
     def __enter__(self) -> Run:
         import_mlflow()
@@ -197,7 +198,7 @@ def training_run(
     ]
     every_tag = provenance("train") | dict(tags)
     header = _header(params, run_name(describe(params)), every_tag, datasets=inputs, work=str(work))
-    with Run(header) as run, SystemMetrics(run):
+    with Run(header) as run, SystemMetrics(run.note_load):
         yield run
 
 

@@ -26,7 +26,8 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from custom_transformer.files import link_or_copy, project_root, write_json
+from custom_transformer.files import link_or_copy, write_json
+from custom_transformer.paths import SPOOLS, project_root
 
 Event = dict[str, Any]
 
@@ -66,7 +67,7 @@ class Progress:
 
 def spool_root() -> Path:
     """Where the spools lie: the same for the workspace, temporary and queued experiments."""
-    return project_root() / "work" / "tracking"
+    return project_root() / SPOOLS
 
 
 def now() -> int:

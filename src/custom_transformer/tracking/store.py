@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from custom_transformer.config import TrackingParams
 from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import project_root
+from custom_transformer.paths import project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

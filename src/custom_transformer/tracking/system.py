@@ -1,24 +1,22 @@
-"""The machine's load beside a run."""
+"""The machine's load during a run."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from custom_transformer.tracking.run import Run
+from typing import Any
 
 _SECONDS_BETWEEN = 2.0
 
 
 class SystemMetrics(threading.Thread):
-    """While the `with` block lasts, notes the load as system/… metrics, their steps in seconds since the run began."""
+    """Calls `log` with the load every two seconds while the `with` block lasts."""
 
-    def __init__(self, run: Run):
+    def __init__(self, log: Callable[[dict[str, float]], None]):
         super().__init__(name="system metrics", daemon=True)
-        self._run, self._ended = run, threading.Event()
+        self._log, self._ended = log, threading.Event()
 
     def __enter__(self) -> None:
         self.start()
@@ -30,7 +28,7 @@ class SystemMetrics(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        with contextlib.suppress(Exception):  # a machine that does not tell its load can still train
+        with contextlib.suppress(Exception):  # a machine whose load cannot be measured can still train
             monitors = _monitors()
             for monitor in monitors:
                 monitor.collect_metrics()  # the first CPU share is always 0: it is measured from call to call
@@ -43,17 +41,17 @@ class SystemMetrics(threading.Thread):
                 for monitor in monitors:
                     monitor.collect_metrics()
                     load |= monitor.aggregate_metrics()
-                self._run.note_metrics({f"system/{name}": value for name, value in load.items()}, self._run.seconds())
+                self._log(load)
 
 
 def _monitors() -> list[Any]:
-    """MLflow's collectors, but not its loop: that one asks the server for the run at each sample."""
+    """MLflow's collectors, without its loop, which asks the server for the run at each sample."""
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
     monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with contextlib.suppress(Exception):  # no GPU, or no library that tells of it
+    with contextlib.suppress(Exception):  # no GPU, or no library that reads its load
         monitors.append(GPUMonitor())
     return monitors

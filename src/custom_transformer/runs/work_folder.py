@@ -1,12 +1,11 @@
-"""The state of an unfinished run, kept outside the pipeline's outputs so that a killed run goes on where it was.
+"""The state of an unfinished run, kept outside the pipeline's outputs so that a killed run can continue.
 
-DVC empties a stage's outputs before it runs the stage, so the state stands in a work folder of its own, under a
-name that follows from everything that decides the run's result. It is removed when the run has finished.
+DVC empties a stage's outputs before it runs the stage, so the state is in a work folder of its own, whose name follows
+from everything that decides the run's result. The folder is removed when the run has finished.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import os
@@ -16,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 import torch
 from filelock import FileLock, Timeout
 
@@ -25,61 +23,19 @@ from custom_transformer.files import atomic_write, link_or_copy, sha256_file, wr
 from custom_transformer.runs.checkpoint import read_tensors
 from custom_transformer.runs.fingerprint import differences, run_key, tags
 
-GENERATIONS = 2  # saved states kept: should the newest be damaged, the one before it serves
-RESUME = "CUSTOM_TRANSFORMER_RESUME"  # the environment variable by which a run goes on under other conditions
+GENERATIONS = 2  # saved states kept: if the newest is damaged, the one before it is used
+RESUME = (
+    "CUSTOM_TRANSFORMER_RESUME"  # the environment variable that lets a run continue under other conditions, by "anyway"
+)
 
-_LOCK_SECONDS = 30.0  # in which a training whose dvc was killed notices that, and lets go
-
-
-def _pids_up_to_dvc() -> list[int]:
-    """This process's ancestors up to dvc, nearest first.
-
-    Only what dvc starts has DVC_STAGE in its environment. bash becomes the stage's command; dash, as Debian's
-    /bin/sh, stays between.
-    """
-    pids = [os.getppid()]
-    try:
-        while "DVC_STAGE" in (ancestor := psutil.Process(pids[-1])).environ():
-            pids.append(ancestor.ppid())
-    except psutil.Error:  # ended, or another user's
-        pass
-    return pids
-
-
-_PIDS = _pids_up_to_dvc()
-
-
-def orphaned() -> bool:
-    """Whether the dvc that started this process has ended: nobody waits for the result any more.
-
-    Where it ended before this process could look, an adopter stands in its place: process 1, or one of another session.
-    """
-    if "DVC_STAGE" not in os.environ:
-        return False
-    dvc = _PIDS[-1]
-    try:
-        if [os.getppid(), *(psutil.Process(pid).ppid() for pid in _PIDS[:-1])] != _PIDS:
-            return True
-        return (dvc == 1 and not _dvc_is_init()) or os.getsid(dvc) != os.getsid(0)
-    except (ProcessLookupError, psutil.NoSuchProcess):  # it ended at this moment
-        return True
-
-
-@functools.cache
-def _dvc_is_init() -> bool:
-    """As in a container that was started for it."""
-    try:
-        return any("dvc" in word for word in psutil.Process(1).cmdline())
-    except psutil.Error:  # another user's, of which nothing may be known
-        return False
+_LOCK_SECONDS = 30.0  # enough for a training whose dvc was killed to notice that and release the lock
 
 
 class WorkFolder:
     """The work folder of the run that a fingerprint describes, locked while it is open.
 
-    checkpoints: the folder in which the run collects its checkpoints until they are published. Each saved state has
-    those of its time beside it: second names of the same files, by their digests, since a checkpoint is never changed
-    in place.
+    checkpoints: the folder in which the run collects its checkpoints until they are published. For each saved state
+    its checkpoints are kept as hard links named by their digests, since a checkpoint is never changed in place.
     """
 
     def __init__(self, root: Path, fingerprint: dict[str, str]):
@@ -89,14 +45,14 @@ class WorkFolder:
         self.checkpoints = self.path / "checkpoints"
         self._by_digest = self.path / "by-digest"
         self._finished = root / f"{key}.finished"
-        self._saved: deque[dict[str, str]] = deque(maxlen=GENERATIONS)  # {name: digest}, of the states that count
+        self._saved: deque[dict[str, str]] = deque(maxlen=GENERATIONS)  # {name: digest} of each state kept
         self._known: dict[tuple[int, int, int], str] = {}  # digests of files by inode, time and size
         self._lock = FileLock(root / f"{key}.lock")
 
     def __enter__(self) -> WorkFolder:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            Path(self._lock.lock_file).touch()  # where this is not allowed, FileLock would say that another holds it
+            Path(self._lock.lock_file).touch()  # if this is not allowed, FileLock would report another holder
         self._acquire()
         with writing(self.path):
             shutil.rmtree(self._finished, ignore_errors=True)
@@ -113,7 +69,7 @@ class WorkFolder:
             print(f"{self.path}: another training of the same parameters and data holds it; waiting", flush=True)
         else:
             return
-        # Of two equal experiments in a queue the second has its turn after the first, however long that takes.
+        # Of two equal experiments in a queue the second waits for the first, however long that takes.
         queued = "DVC_EXP_NAME" in os.environ
         try:
             self._lock.acquire(timeout=-1 if queued else _LOCK_SECONDS)
@@ -151,7 +107,7 @@ class WorkFolder:
         return self._known[key]
 
     def keep(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes a state that stays as long as the folder, and that no run goes on from by itself."""
+        """Writes a state that stays as long as the folder, and that no run continues from by itself."""
         return self._write("kept", step, state)
 
     def _write(self, name: str, step: int, state: dict[str, Any]) -> Path:
@@ -167,7 +123,7 @@ class WorkFolder:
     def load(self) -> dict[str, Any] | None:
         """The newest undamaged state, or None when there is none.
 
-        Raises UserError where it was saved under another fingerprint and $CUSTOM_TRANSFORMER_RESUME is not "anyway".
+        Raises UserError if it was saved under another fingerprint and $CUSTOM_TRANSFORMER_RESUME is not "anyway".
         """
         state = self._newest()
         if state is None:
@@ -180,14 +136,14 @@ class WorkFolder:
                     f"or set {RESUME}=anyway, or start afresh after rm -r {self.path}"
                 )
             print(f"{what}; it goes on all the same", flush=True)
-            # Its result is neither condition's, which its own fingerprint has to say.
+            # The result belongs to neither set of conditions, so the fingerprint must record both.
             self.fingerprint = self.fingerprint | {"continues": tags(state["fingerprint"])["fingerprint"]}
         elif "continues" in state["fingerprint"]:
             self.fingerprint = state["fingerprint"]
         return state
 
     def _newest(self) -> dict[str, Any] | None:
-        """The newest state that is whole, with its checkpoints, which are put back."""
+        """The newest undamaged state; puts its checkpoints back."""
         shutil.rmtree(self.checkpoints)
         self.checkpoints.mkdir()
         for path in self._by_digest.iterdir():
@@ -209,13 +165,13 @@ class WorkFolder:
         return sorted(self.path.glob("state-*.pt"), reverse=True)
 
     def others(self) -> int:
-        """How many other unfinished runs lie beside this one."""
+        """How many other unfinished runs there are."""
         return len({state.parent for state in self.path.parent.glob("*/state-*.pt")} - {self.path})
 
     def publish(self, destination: Path) -> None:
         """Puts the checkpoints of the last saved state into `destination` in place of an earlier run's.
 
-        Raises UserError, and publishes nothing, where one has been changed since.
+        Raises UserError, and publishes nothing, if one has been changed since.
         """
         checkpoints = {name: self._by_digest / digest for name, digest in self._saved[-1].items()}
         for name, path in checkpoints.items():
@@ -229,6 +185,6 @@ class WorkFolder:
                 path.unlink()
 
     def remove(self) -> None:
-        """Forgets the run: the next one with the same name starts afresh."""
+        """Deletes the saved states: the next run with the same key starts afresh."""
         self.path.rename(self._finished)  # at once: half a folder would be taken for an unfinished run
         shutil.rmtree(self._finished)

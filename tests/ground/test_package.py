@@ -1,0 +1,26 @@
+"""The package's public names, and modules that need no PyTorch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import custom_transformer
+
+
+def test_every_public_name_is_there() -> None:
+    assert {name: getattr(custom_transformer, name).__name__ for name in custom_transformer.__all__} == {
+        name: name for name in ("CustomTransformer", "CustomTransformerConfig", "CustomTransformerWrapper")
+    }
+    with pytest.raises(AttributeError, match="'custom_transformer' has no attribute 'Transformer'"):
+        _ = custom_transformer.Transformer
+
+
+def test_the_ground_floor_does_without_pytorch() -> None:
+    modules = ("errors", "paths", "progress", "files", "config", "schema")
+    imports = "; ".join(f"import custom_transformer.{name}" for name in modules)
+    program = f"import sys; {imports}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
