@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from custom_transformer.config import CustomTransformerConfig
     from custom_transformer.maths.model import CustomTransformer
     from custom_transformer.wrapper import CustomTransformerWrapper
+
+# Threads of OpenMP that wait for the next parallel region burn their core meanwhile. By GNU's default they do so for
+# milliseconds, which takes the core from whoever works on it: another training, a browser, this process's other thread.
+# The library reads its settings when PyTorch loads it.
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __all__ = ["CustomTransformer", "CustomTransformerConfig", "CustomTransformerWrapper"]
 

@@ -71,15 +71,15 @@ template <typename W> inline W tanh_of(W x) {
   return W(1) - W(2) / (W(1) + exp_of(W(2) * bounded));
 }
 
-// The rows of [0, n) that are this thread's.
+// The rows of [0, n) that are a thread's.
 struct Part {
   Index first, last;
-  explicit Part(Index n) {
-    Index threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    first = n * thread / threads;
-    last = n * (thread + 1) / threads;
-  }
+  explicit Part(Index n) : Part(n, omp_get_thread_num(), omp_get_num_threads()) {}
+  Part(Index n, Index thread, Index threads) : first(n * thread / threads), last(n * (thread + 1) / threads) {}
 };
+
+// Fewer numbers than this are done by one thread before another would have woken up.
+constexpr Index FEW = 8192;
 
 // Sums over rows, of `width` columns: each thread adds up its own rows, then the threads' sums are added in order.
 template <typename W> class ColumnSums {
@@ -477,12 +477,14 @@ void attend_cached(const T* qkv, const W* bias, T* keys, T* values, Index B, Ind
 
 // -------------------------------------------------------------------------------------------------- the update
 
-// Σ g², in double; each thread's part in blocks, whose sums lose less than one long sum would.
+// Σ g², in double; each thread's part in blocks, whose sums lose less than one long sum would. The parts are the same
+// whether or not one thread does them all.
 template <typename W> double sum_of_squares(const W* g, Index count) {
-  std::vector<double> sums(omp_get_max_threads(), 0.0);
-#pragma omp parallel
-  {
-    Part part(count);
+  Index threads = omp_get_max_threads();
+  std::vector<double> sums(threads, 0.0);
+#pragma omp parallel for schedule(static, 1) if (count >= FEW)
+  for (Index thread = 0; thread < threads; thread++) {
+    Part part(count, thread, threads);
     double total = 0;
     for (Index start = part.first; start < part.last; start += 4096) {
       double block = 0;
@@ -491,7 +493,7 @@ template <typename W> double sum_of_squares(const W* g, Index count) {
       for (Index i = start; i < end; i++) block += static_cast<double>(g[i]) * static_cast<double>(g[i]);
       total += block;
     }
-    sums[omp_get_thread_num()] = total;
+    sums[thread] = total;
   }
   double total = 0;
   for (double sum : sums) total += sum;
@@ -500,7 +502,7 @@ template <typename W> double sum_of_squares(const W* g, Index count) {
 
 // θ ← (1 − lr λ) θ − lr · scale · g
 template <typename W> void sgd_update(W* parameter, const W* gradient, W shrink, W rate, Index count) {
-#pragma omp parallel
+#pragma omp parallel if (count >= FEW)
   {
     Part part(count);
 #pragma omp simd
@@ -512,7 +514,7 @@ template <typename W> void sgd_update(W* parameter, const W* gradient, W shrink,
 template <typename W>
 void adamw_update(W* parameter, const W* gradient, W* m, W* v, W scale, W one_minus_beta1, W beta2, W one_minus_beta2,
                   W eps, W shrink, W rate, W correction, Index count) {
-#pragma omp parallel
+#pragma omp parallel if (count >= FEW)
   {
     Part part(count);
 #pragma omp simd
