@@ -1,8 +1,8 @@
 """The training step side by side: python -m benchmarks [--workloads ...] [--precisions ...] (or make bench).
 
-Each contestant is a process of its own; they take their steps in turn, so that whatever else the machine does meets
-them all alike. What counts is the ratio of the medians. Where memory does not hold all contestants at once they come
-in groups, each with ours again.
+Each contestant is a separate process. They take their steps in turn, so that other load on the machine affects all
+alike. The result is the ratio of the medians. If memory does not hold all contestants at once, they run in groups,
+each with ours again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ALL = [
 
 @dataclass(frozen=True)
 class Result:
-    """seconds: the median of a step; against: ours, fast in the same group; peak: bytes of resident memory."""
+    """seconds: the median step time; against: that of ours, fast in the same group; peak: bytes of resident memory."""
 
     workload: str
     name: str
@@ -83,7 +83,7 @@ class Contestant:
 
 
 def compare(workload: Workload, contestants: Sequence[tuple[str, bool]], steps: int) -> list[Result]:
-    """All of `contestants`, among them ours, alive at once and taking turns."""
+    """All of `contestants`, including ours, run at once and take turns."""
     running: list[Contestant] = []
     ours_first = float("nan")  # ours comes first
     try:

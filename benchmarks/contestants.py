@@ -1,7 +1,7 @@
 """Who is timed: each builds, from a workload, a function that does one whole training step and returns its loss.
 
-All start from the same parameters and do forward, backward, clipping at a global norm of 1, and the update. What
-autograd is compared with here is the project's subject; the product itself uses none.
+All start from the same parameters and do forward, backward, clipping at a global norm of 1, and the update. Only the
+peers use autograd.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
 
 class Twin(nn.Module):
-    """The same architecture as anyone would write it with PyTorch's own layers."""
+    """The same architecture, written plainly with PyTorch's own layers."""
 
     def __init__(self, config: CustomTransformerConfig):
         super().__init__()
@@ -130,7 +130,7 @@ class Twin(nn.Module):
         for name, module in self.named_modules():
             for kind, parameter in module.named_parameters(recurse=False):
                 known = ours[name] if isinstance(module, nn.Embedding) else ours.get(f"{name}.{kind}")
-                if known is not None:  # a tied head has no parameter of its own
+                if known is not None:  # a tied head has no separate parameter
                     transposed = isinstance(module, nn.Linear) and parameter.ndim == 2 and name != "head"
                     parameter.copy_(known.T if transposed else known)
 
@@ -227,7 +227,7 @@ def _autograd_step(model: Any, workload: Workload, fused_adamw: bool = False) ->
 
 
 def floor(workload: Workload) -> Step:
-    """Only the step's matrix products, at their shapes, in their best layout, into memory that is there already."""
+    """Only the step's matrix products, at their shapes, in their best layout, into allocated memory."""
     config, n = workload.config, workload.tokens
     d, f, time = config.d_model, config.d_ffn, config.max_seq_len
     dtype = getattr(torch, workload.precision)
@@ -278,7 +278,7 @@ PEERS: dict[str, Callable[[Workload], Step]] = {
     "GPT2LMHeadModel": gpt2,
 }
 
-# What only a change of one's code brings, on top of the settings; timed tuned only.
+# Peers that need a change of code in addition to the settings; timed tuned only.
 FUSED_PEERS: dict[str, Callable[[Workload], Step]] = {
     "twin, compiled, fused AdamW": partial(twin_compiled, fused_adamw=True),
 }
@@ -294,8 +294,8 @@ OURS: dict[str, Callable[[Workload], Step]] = {
 def build(name: str, workload: Workload, tuned: bool) -> Step:
     """The step of contestant `name`, or the floor's.
 
-    tuned, for a peer: the allocator keeps what is freed, and float32 products go to the faster of the two libraries
-    that PyTorch has for them; what anyone can set without touching the model.
+    tuned, for a peer: freed memory is kept, and float32 products use the faster of PyTorch's two libraries. Anyone can
+    set both without touching the model.
     """
     torch.manual_seed(0)
     if name in OURS:

@@ -1,4 +1,4 @@
-"""Tokens per second with the key-value cache, beside transformers' `generate` of the same weights:
+"""Tokens per second with the key-value cache, compared with transformers' `generate` on the same weights:
 python -m benchmarks.generation"""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The comparison as a picture: how many times ours each contestant's step takes."""
+"""The comparison as a picture: each contestant's step time divided by ours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLOURS = {"ours": "#1b7f5c", "floor": "#9aa5ad", "twin": "#c2571a", "GPT2LMHead
 
 
 def save_plot(results: Sequence[Measured], path: Path) -> None:
-    """One panel a workload, one bar a contestant; ours, fast is the line at 1."""
+    """One panel per workload, one bar per contestant; the line at 1 is ours, fast."""
     workloads = list(dict.fromkeys(r.workload for r in results))
     columns = min(2, len(workloads))
     rows = -(-len(workloads) // columns)

@@ -1,5 +1,5 @@
-"""One contestant in a process of its own, told over stdin when to do a step: python -m benchmarks.worker NAME WORKLOAD
-TUNED. Each line "step" is answered by the seconds and the loss, "reset" and "peak" by the peak of resident memory."""
+"""One contestant in a separate process, which does a step on request: python -m benchmarks.worker NAME WORKLOAD TUNED.
+Over stdin, "step" is answered by the seconds and the loss, "reset" and "peak" by the peak of resident memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main() -> None:
             print(json.dumps([time.perf_counter() - start, loss]), flush=True)
         else:
             if line.strip() == "reset":
-                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
+                Path("/proc/self/clear_refs").write_text("5")  # resets the peak (man 5 proc)
             print(json.dumps(peak_bytes()), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What is timed: the sizes, the precision and the update that every contestant of one comparison shares."""
+"""The workloads: the sizes, the precision and the update that all contestants of one comparison share."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one step."""
+        """Tokens per step."""
         return self.batch_size * self.config.max_seq_len
 
     def batch(self) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""A scaling law fitted to the losses of trained models, and how far it is certain.
+"""A scaling law fitted to the losses of trained models, and its uncertainty.
 
     L(N, D) = E + A / N^α + B / D^β
 
 for N parameters trained on D tokens (Hoffmann et al. 2022, "Training compute-optimal large language models", eq. 2):
-what no model can save, what a model of N parameters cannot hold, and what D tokens do not tell.
+the entropy, the loss due to the limited size, and the loss due to the limited data.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from custom_transformer.errors import UserError
 
 Array = NDArray[np.float64]
 
-HUBER_DELTA = 1e-3  # Hoffmann et al.: residuals of log L beyond it count by their size, not by its square
+HUBER_DELTA = 1e-3  # Hoffmann et al.: larger residuals of log L count linearly, not squared
 _START_EXPONENTS = (0.25, 0.5, 1.0)
-_START_FLOORS = (0.5, 0.9)  # shares of the lowest loss, where E is unknown
-_EXPONENTS = (1e-3, 10.0)  # between which they are looked for
-_DIFFERENT = 3  # sizes, and token counts, that it takes to tell a power law
+_START_FLOORS = (0.5, 0.9)  # shares of the lowest loss, if E is unknown
+_EXPONENTS = (1e-3, 10.0)  # bounds of the exponents
+_DIFFERENT = 3  # distinct sizes, and token counts, that a power law needs
 _CONFIDENCE = 0.9
 
 
@@ -63,15 +63,15 @@ def fit_law(
     floor: float | None = None,
     resamples: int = 300,
 ) -> Fit:
-    """The law that minimises the Huber loss of log(fitted / measured), with E = `floor` where that is known.
+    """The law that minimises the Huber loss of log(fitted / measured), with E = `floor` if that is known.
 
-    Its uncertainty is a bootstrap: the fit is repeated on as many runs drawn with replacement. It tells what the luck
-    of single runs does, not whether the law has the right form; that shows in `error` and in a picture.
-    Raises UserError where the runs cannot tell the coefficients.
+    Its uncertainty is a bootstrap: the fit is repeated on as many runs drawn with replacement. It shows run-to-run
+    variation, not whether the law has the right form; `error` and a picture show that. Raises UserError if the runs
+    do not determine the coefficients.
     """
     n, d, measured = (np.asarray(values, dtype=np.float64) for values in (parameters, tokens, losses))
     _check(n, d, measured, floor)
-    # From the means of log N and log D the coefficients disturb each other least.
+    # Centred at the means of log N and log D, the coefficients are least correlated.
     mean_n, mean_d = np.log(n).mean(), np.log(d).mean()
     data = np.stack([np.log(n) - mean_n, np.log(d) - mean_d, np.log(measured)])
     log_floor = None if floor is None else float(np.log(floor))
@@ -116,7 +116,7 @@ def _check(n: Array, d: Array, measured: Array, floor: float | None) -> None:
 
 
 def _starts(measured: Array, floor: float | None) -> list[Array]:
-    """Where descents begin: from several places, since the best fit is not the only local one."""
+    """Starting points of the descents: several, because there are local minima."""
     starts = []
     for share in _START_FLOORS if floor is None else (1.0,):
         E = share * float(measured.min()) if floor is None else floor
@@ -127,9 +127,9 @@ def _starts(measured: Array, floor: float | None) -> list[Array]:
 
 
 def _descend(data: Array, log_floor: float | None, starts: Sequence[Array]) -> Array:
-    """The best of what is found from `starts`: log A', α, log B', β and, where it is unknown, log E.
+    """The best minimum found from `starts`: log A', α, log B', β and, if it is unknown, log E.
 
-    A' and B' are the terms at the means of log N and log D, which `data` holds centred, above log L: (3, runs).
+    data (3, runs): log N and log D, both centred, and log L. A' and B' are the terms at the means of log N and log D.
     """
     log_n, log_d, log_loss = data
 

@@ -1,1 +1,1 @@
-"""What people look at: pictures, samples and the report."""
+"""Pages for people: pictures, samples and the report."""

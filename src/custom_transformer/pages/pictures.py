@@ -1,7 +1,7 @@
-"""Pictures of a run, from the files in metrics/: how it was trained, what went on inside, what came of it.
+"""Pictures of a run, from the files in metrics/: its training, the inside of its model, its results.
 
-Lines have the colours of Okabe and Ito (2008) or steps of viridis, and maps are viridis: both stay apart to
-colour-blind eyes and in print. Equal files give equal bytes, whatever style matplotlib is told to use elsewhere.
+Lines have the colours of Okabe and Ito (2008) or steps of viridis, and maps are viridis: colour-blind readers can tell
+them apart, also in print. Equal files give equal bytes, whatever matplotlib's style is elsewhere.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a token may hold dollar signs
 }
 
-# Of a large model some blocks and heads stand for all, and some rows have their names.
+# Of a large model, only some blocks and heads are drawn, and only some rows are labelled.
 MOST_BLOCKS, MOST_HEADS, MOST_ROWS = 4, 4, 60
 
 
@@ -54,11 +54,11 @@ class Attention:
     """Where each token of a text looks, in each block and head."""
 
     tokens: Sequence[str]  # T of them
-    probabilities: Sequence[np.ndarray]  # one (H, T, T) a block, rows are the tokens that look
+    probabilities: Sequence[np.ndarray]  # one (H, T, T) per block; rows are the tokens that look
 
 
 def pictures(metrics: Path, attention: Attention) -> dict[str, bytes]:
-    """Every picture of a run as a PNG, by its name. Raises FileNotFoundError for what is not in `metrics` yet."""
+    """Every picture of a run as a PNG, by its name. Raises FileNotFoundError if a file is not in `metrics` yet."""
     drawings: dict[str, Callable[[], Figure]] = {
         "training_curve": lambda: training_figure(metrics),
         "gradient_norms": lambda: gradient_figure(metrics),
@@ -70,7 +70,7 @@ def pictures(metrics: Path, attention: Attention) -> dict[str, bytes]:
 
 
 def png(draw: Callable[[], Figure]) -> bytes:
-    """What `draw` draws, in this module's style, without a word about the program or the time."""
+    """The figure of `draw` as a PNG in this module's style, without metadata of program or time."""
     with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a token in a script that the font lacks shows as a box
         buffer = io.BytesIO()
@@ -166,7 +166,7 @@ def activation_figure(metrics: Path) -> Figure:
 
 
 def position_figure(metrics: Path) -> Figure:
-    """The validation loss of each position in the window, beside the mean of all."""
+    """The validation loss of each position in the window, and the mean of all."""
     columns = _columns(metrics / "loss_by_position.csv")
     mean = json.loads((metrics / "eval.json").read_text("utf-8"))["loss"]
     figure = Figure(figsize=(WIDTH, 3.6))
@@ -214,14 +214,14 @@ def attention_figure(attention: Attention) -> Figure:
 
 
 def _columns(path: Path, text: Sequence[str] = ()) -> dict[str, list]:
-    """A CSV's columns, as numbers but for those named in `text`."""
+    """A CSV's columns, as numbers except those named in `text`."""
     with path.open(encoding="utf-8", newline="") as file:
         rows: list[Mapping[str, str]] = list(csv.DictReader(file))
     return {name: [row[name] if name in text else float(row[name]) for row in rows] for name in rows[0]}
 
 
 def _edges(steps: Sequence[float]) -> np.ndarray:
-    """Where the columns of a map begin and end, so that each stands around its step."""
+    """Where the columns of a map begin and end, each around its step."""
     centres = np.array(steps)
     middles = (centres[1:] + centres[:-1]) / 2
     first, last = (middles[0], middles[-1]) if len(middles) else (centres[0] + 0.5, centres[0] - 0.5)
@@ -229,7 +229,7 @@ def _edges(steps: Sequence[float]) -> np.ndarray:
 
 
 def _spread(n: int, most: int) -> list[int]:
-    """Up to `most` of the first n numbers, the first and the last among them."""
+    """Up to `most` of the first n numbers, including the first and the last."""
     return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
 
 
@@ -240,7 +240,7 @@ def _over_steps(axes: Axes) -> None:
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """0.5, 1, 2 on a logarithmic axis, in place of powers of ten."""
+    """0.5, 1, 2 on a logarithmic axis, instead of powers of ten."""
     low, high = axes.get_ylim()
     ticks = [m * 10.0**e for e in range(-12, 12) for m in (1, 2, 3, 5) if low <= m * 10.0**e <= high]
     if ticks:

@@ -1,4 +1,4 @@
-"""What a run came to, for people: the evaluation as a table in the terminal, and everything as one page."""
+"""The results of a run, for people: the evaluation as a table in the terminal, and everything as one page."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ PICTURES = {
 
 
 def print_metrics(metrics: Mapping[str, float | int]) -> None:
-    """metrics/eval.json as a table, each figure with what it means."""
+    """metrics/eval.json as a table, each figure with its meaning."""
     table = Table("evaluation", "", "", show_header=True)
     table.columns[1].justify = "right"
     for name, value in metrics.items():
@@ -86,7 +86,7 @@ def shown(value: float | int) -> str:
 
 
 def read_samples(metrics: Path) -> list[dict[str, Any]]:
-    """The generated texts; raises FileNotFoundError where there are none yet."""
+    """The generated texts; raises FileNotFoundError if there are none yet."""
     lines = (metrics / "samples.jsonl").read_text("utf-8").split("\n")
     return [json.loads(line) for line in lines if line]
 
@@ -94,8 +94,8 @@ def read_samples(metrics: Path) -> list[dict[str, Any]]:
 def page(params: Params, metrics: Path, pictures: Mapping[str, bytes]) -> str:
     """The run as one HTML page that needs no other file: metrics, samples, pictures (PNGs by name), parameters.
 
-    metrics: the folder of the files that the stages before have written. Raises FileNotFoundError for one that is
-    missing. Nothing of the tracking's parameters is in it: they say where results go, not what they are.
+    metrics: the folder of the earlier stages' files. Raises FileNotFoundError if one is missing. The tracking
+    parameters are left out: they say where results go, not what they are.
     """
     train, result = (json.loads((metrics / f"{name}.json").read_text("utf-8")) for name in ("train", "eval"))
     lead = (
@@ -140,7 +140,7 @@ def _figure(title: str, reading: str, png: bytes) -> str:
 
 
 def _sections(params: Mapping[str, Any]) -> list[str]:
-    """One small table a section; what stands outside of sections comes first, as "general"."""
+    """One small table per section; parameters outside of sections come first, as "general"."""
     sections = {"general": {name: value for name, value in params.items() if not isinstance(value, dict)}}
     sections |= {name: value for name, value in params.items() if isinstance(value, dict)}
     lines = []

@@ -1,4 +1,4 @@
-"""A trained model for those who know nothing of tokens: text in, its continuation and log-probabilities out."""
+"""A trained model without tokens in its interface: text in, its continuation and log-probabilities out."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class ServingParams(SamplingParams):
     """What a request may set."""
 
     max_new_tokens: Annotated[int, Field(ge=0)]  # 0: the prompt's log-probabilities only
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None  # null: another continuation each time
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None  # null: a different continuation each time
 
 
 @dataclass(frozen=True)
 class Completion:
-    """How the model goes on from a prompt, as the beginning of a text.
+    """The model's continuation of a prompt, which it reads as the beginning of a text.
 
-    tokens and prompt_tokens are the texts of single tokens; a token that is part of a character shows as �. The
-    log-probabilities are natural ones, of each token given all before it, at temperature 1 whatever the sampling. Where
-    the model has ended the text, finish_reason is "stop" and the end token is the last of tokens; "length" says that
+    tokens and prompt_tokens are the texts of single tokens; a token that is part of a character is shown as �. The
+    log-probabilities are natural logarithms, of each token given all before it, at temperature 1 whatever the sampling.
+    If the model ended the text, finish_reason is "stop" and the end token is the last of tokens; "length" means that
     max_new_tokens or the model's context was used up.
     """
 
@@ -49,7 +49,7 @@ class Completion:
 
 
 class TextModel:
-    """A checkpoint and its tokenizer. Raises UserError where the folder has not both, undamaged."""
+    """A checkpoint and its tokenizer. Raises UserError if one is missing or damaged."""
 
     def __init__(self, folder: Path):
         checkpoint = load_checkpoint(folder / CHECKPOINT)
@@ -59,8 +59,8 @@ class TextModel:
         self._in_use = threading.Lock()  # generation switches PyTorch's products for the whole process
 
     def complete(self, prompts: Iterable[object], settings: Mapping[str, Any]) -> Iterator[Completion]:
-        """The completion of each prompt; equal seeds give equal ones. Raises UserError for what is no prompt that the
-        model can take, and for settings out of range."""
+        """The completion of each prompt; equal seeds give equal ones. Raises UserError for a prompt that the model
+        cannot take, and for settings out of range."""
         params = validated(ServingParams, dict(settings), "params")
         window = self._model.config.max_seq_len
         if params.max_new_tokens > window:
@@ -79,7 +79,7 @@ class TextModel:
             yield completion
 
     def _encoded(self, prompt: object, number: int) -> list[int]:
-        """The prompt's tokens behind the end token, after which a text begins; all together fit into the context."""
+        """The end token, after which a text begins, and the prompt's tokens; together they fit into the context."""
         if not isinstance(prompt, str):
             raise UserError(f"row {number}: prompt: should be text, not {shown(prompt)}")
         try:
@@ -98,7 +98,7 @@ class TextModel:
         (row,) = generate(
             self._model,
             torch.tensor([prompt_ids], device=self._model.device),
-            # The last token needs no place in the context: nothing comes after it.
+            # The last token may lie outside the context: nothing comes after it.
             min(start + params.max_new_tokens, self._model.config.max_seq_len + 1),
             temperature=params.temperature,
             top_k=params.top_k,
@@ -121,7 +121,7 @@ class TextModel:
         )
 
     def _log_probabilities(self, row: torch.Tensor) -> list[float]:
-        """Of each token but the first, given those before it: row (T,) int64 -> T - 1 numbers."""
+        """Of each token except the first, given those before it: row (T,) int64 -> T - 1 numbers."""
         if len(row) < 2:
             return []
         losses, _ = score(self._model, row[None, :-1], row[None, 1:])

@@ -1,4 +1,4 @@
-"""Where text comes from: the embedded primer, the Hugging Face Hub, files of one's own."""
+"""Where text comes from: the embedded primer, the Hugging Face Hub, local files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from custom_transformer.text.local_files import MAX_LINE_BYTES, Row, local_files
 
 ROWS_A_BATCH = 1000
 PRIMER_TEXTS = {"train": 20_000, "validation": 1_000}
-MAX_BATCH = 64 << 20  # characters of text, or of other columns as Python shows them, given to the writer at once
+MAX_BATCH = 64 << 20  # characters in one batch for the writer; other columns count by their repr
 MAX_COLUMNS = 1000
 MAX_NESTING = 32  # a parquet file of columns that nest much deeper cannot be read again
 
@@ -46,7 +46,7 @@ REGISTERED = {
 
 @dataclass
 class Source:
-    """Rows of each split, one after another, and the facts that are recorded of where they come from."""
+    """Rows of each split, streamed, and what is recorded about their origin."""
 
     train: Iterable[Row]
     validation: Iterable[Row] | None  # None: a part of the training rows
@@ -58,10 +58,9 @@ class Source:
 def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
     """Writes train.parquet, validation.parquet (column `text`, and the source's others) and source.json to `out`.
 
-    A source without a validation split gives the last `val_fraction` of its documents for it, and training texts
-    that equal one of those are left out. Documents that are empty are left out everywhere. Returns source.json's
-    content. Raises UserError for anything that keeps either split from being whole, OSError for a full disk; then
-    `out` is as it was.
+    If a source has no validation split, the last `val_fraction` of its documents becomes one, and training texts that
+    equal one of those are left out. Empty documents are always left out. Returns source.json's content. Raises
+    UserError if a split cannot be complete, OSError for a full disk; then `out` is unchanged.
     """
     source = open_source(data, seed)
     with staged_folders(out) as (folder,):
@@ -135,7 +134,7 @@ def _hub(dataset: str, text_column: str, data: DataParams) -> Source:
 
 
 def _documents(rows: Iterable[Row], text_column: str) -> Iterator[Row]:
-    """The rows that have text, with it in the column `text`; a `text` of another meaning becomes `source_text`."""
+    """The rows that have text, in the column `text`; another column of that name becomes `source_text`."""
     for row in rows:
         if len(row) > MAX_COLUMNS:
             raise UserError(f"data.dataset: a document of {len(row):,} columns; {MAX_COLUMNS:,} are the most")
@@ -162,7 +161,7 @@ def _documents(rows: Iterable[Row], text_column: str) -> Iterator[Row]:
 
 
 def _write_divided(source: Source, data: DataParams, train: Path, validation: Path) -> dict[str, Any]:
-    """Divides the rows of a source that has no validation split: the last `val_fraction` validates."""
+    """Divides the rows of a source without a validation split: the last `val_fraction` becomes that split."""
     wanted = None
     if data.subset_size is not None:
         wanted = math.ceil(data.subset_size / (1 - data.val_fraction))

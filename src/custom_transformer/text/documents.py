@@ -1,4 +1,4 @@
-"""The documents of a parquet file with a column `text`, read in pieces: no size of file or text fills memory."""
+"""The documents of a parquet file with a column `text`, read in pieces: memory use does not grow with file or text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from custom_transformer.errors import UserError, one_line
 
-READ_BYTES, READ_ROWS = 2**22, 1000  # about as much is decoded at once
+READ_BYTES, READ_ROWS = 2**22, 1000  # decoded at once, roughly
 PIECE_BYTES = 2**18
 REMEDY = "run dvc repro --force download"
 
@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 
 def document_count(path: Path) -> int:
-    """How many documents the file has; raises UserError where it is missing or damaged."""
+    """How many documents the file has; raises UserError if it is missing or damaged."""
     with _open(path) as file:
         return int(file.metadata.num_rows)
 
@@ -50,9 +50,9 @@ def log2_prob_sum(path: Path) -> float | None:
 def read_pieces(path: Path) -> Iterator[Piece]:
     """All text in the file, in order, in pieces of at most PIECE_BYTES.
 
-    A longer document is cut before white space, where GPT-2's pattern parts words in any case, so that it has the
-    tokens of the whole; in a longer run without white space it is cut between two characters. Raises UserError where
-    the file is missing, damaged, or has no text in a row.
+    A longer document is cut before white space. GPT-2's pattern splits words there anyway, so the tokens stay those of
+    the whole. A longer run without white space is cut between two characters. Raises UserError if the file is missing
+    or damaged, or a row has no text.
     """
     for number, buffer in enumerate(_texts(path)):
         document = memoryview(buffer)
@@ -83,18 +83,18 @@ def batches(items: Iterable[Item], size: Callable[[Item], int], most_items: int,
 
 
 def _cut(chunk: bytes) -> int:
-    """Before the last run of white space that a word precedes, else before the last character, perhaps cut itself."""
+    """Before the last run of white space after a word, else before the last character, which may be incomplete."""
     space = max(chunk.rfind(b" "), chunk.rfind(b"\n"))
     if word_end := len(chunk[: space + 1].rstrip()):
         return word_end
     cut = len(chunk) - 1
-    while chunk[cut] >> 6 == 0b10 and cut > len(chunk) - 4:  # a character's bytes but its first begin with bits 10
+    while chunk[cut] >> 6 == 0b10 and cut > len(chunk) - 4:  # a character's bytes after its first begin with bits 10
         cut -= 1
     return cut
 
 
 def _texts(path: Path) -> Iterator[pa.Buffer]:
-    """The UTF-8 bytes of each text, where parquet decoded them."""
+    """The UTF-8 bytes of each text, in the memory that parquet decoded them to."""
     with _open(path) as file, _readable(path):
         names = file.schema_arrow.names
         if "text" not in names or file.schema_arrow.field("text").type not in (
@@ -109,7 +109,7 @@ def _texts(path: Path) -> Iterator[pa.Buffer]:
 
 
 def rows_at_once(file: pq.ParquetFile) -> int:
-    """How many rows come to about READ_BYTES, READ_ROWS at most."""
+    """How many rows hold about READ_BYTES; at most READ_ROWS."""
     stored = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
     return int(max(1, min(READ_BYTES * file.metadata.num_rows // max(1, stored), READ_ROWS)))
 

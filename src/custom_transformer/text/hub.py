@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from custom_transformer.errors import UserError, one_line
 from custom_transformer.files import StorageError, writing
 
-ATTEMPTS = 4  # of each request, with pauses of 1, 2 and 4 seconds between them
+ATTEMPTS = 4  # per request, with pauses of 1, 2 and 4 seconds between them
 COMMIT = re.compile(r"[0-9a-f]{40}")
-FORMATS = ("parquet", "json", "csv", "text", "arrow")  # of those that `datasets` reads, the ones that hold text
+FORMATS = ("parquet", "json", "csv", "text", "arrow")  # formats of `datasets` that hold text
 
 _Answer = TypeVar("_Answer")
 
@@ -32,7 +32,7 @@ class HubFiles:
     split: str
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row, streamed. Raises UserError where a file is not what its name promises."""
+        """Every row, streamed. Raises UserError if a file is not of the format that its name says."""
         import datasets
 
         files = {self.split: [str(path) for path in self.paths]}
@@ -44,10 +44,10 @@ class HubFiles:
 
 
 def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
-    """Brings the files of one split of `dataset`, as they are at `revision` (branch, tag or commit), to the cache.
+    """Fetches the files of one split of `dataset` at `revision` (branch, tag or commit) into the cache.
 
-    Without a network a revision that is a whole commit is served from the cache. Raises UserError for whatever
-    keeps the files from being there complete and unaltered, StorageError where the cache is full or read-only.
+    Without a network, a full commit hash is served from the cache. Raises UserError if the files cannot be had complete
+    and unaltered, StorageError if the cache is full or read-only.
     """
     import datasets
     from huggingface_hub import HfApi, hf_hub_download
@@ -105,7 +105,7 @@ class _Unreachable(UserError):
 
 
 def _patiently(dataset: str, revision: str | None, ask: Callable[[], _Answer]) -> _Answer:
-    """The answer to a request; faults that may pass are tried again, others become one line."""
+    """The answer to a request; transient errors are retried, others become a one-line error."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for attempt in range(ATTEMPTS):
@@ -129,7 +129,7 @@ def _patiently(dataset: str, revision: str | None, ask: Callable[[], _Answer]) -
 
 
 def _final(dataset: str, revision: str | None, error: Exception) -> UserError | None:
-    """What a fault that trying again cannot mend means for the user, else None."""
+    """The error for the user if retrying cannot help, else None."""
     from huggingface_hub import errors as hub
 
     login = "run hf auth login, or set HF_TOKEN"
@@ -150,7 +150,7 @@ def _final(dataset: str, revision: str | None, error: Exception) -> UserError | 
         return UserError(f"{where}: the Hub refuses the token; {login}")
     if type(error).__name__ in ("EmptyDatasetError", "DataFilesNotFoundError"):
         return UserError(f"{where}: has no data files at {revision}")
-    if type(error) is ValueError:  # such as a dataset of several configurations, of which none is named
+    if type(error) is ValueError:  # such as a dataset of several configurations, with none named
         return UserError(f"{where}: {one_line(error)[:160]}; choose another dataset")
     return None
 
@@ -174,7 +174,7 @@ def _format(builder: Any, dataset: str) -> str:
 
 
 def _cached(dataset: str, commit: str, split: str) -> HubFiles:
-    """The same from the cache alone; its files' names are their digests, so these can still be checked."""
+    """As `fetch`, from the cache alone; its files are named by their digests, so they can still be checked."""
     import datasets
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -189,7 +189,7 @@ def _cached(dataset: str, commit: str, split: str) -> HubFiles:
         files = builder.config.data_files or {}
     except StorageError:
         raise
-    except Exception:  # the client's ways of saying that nothing is there are many
+    except Exception:  # the client has many errors for a missing file
         raise missing from None
     if split not in files:
         raise missing
@@ -201,7 +201,7 @@ def _cached(dataset: str, commit: str, split: str) -> HubFiles:
 
 
 def _verified(dataset: str, path: Path, declared: object, get: Callable[[], Path]) -> Path:
-    """`path`, when its bytes are those that the Hub declares; else it is deleted and fetched once more."""
+    """`path`, if its bytes match the Hub's digest; else it is deleted and fetched once more."""
     for _ in range(2):
         if _matches(path, declared):
             return path
@@ -221,7 +221,7 @@ def _matches(path: Path, declared: object) -> bool:
 
 
 def _is_named_by_content(path: Path) -> bool:
-    """Whether a cached file still is what its blob's name, its SHA-256 or git hash, says."""
+    """Whether a cached file still matches the name of its blob, its SHA-256 or git hash."""
     name = path.resolve().name
     if len(name) == 64:
         return _digest(path, "sha256") == name

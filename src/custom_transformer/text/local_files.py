@@ -1,4 +1,4 @@
-"""Files of one's own: which ones a path or glob names, and their rows, streamed in bounded memory."""
+"""Local files: those that a path or glob names, and their rows, streamed in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from custom_transformer.paths import project_root
 from custom_transformer.text.documents import rows_at_once
 
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
-MAX_LINE_BYTES = 64 << 20  # a longer line would not be a document but a mistake, and would fill the memory
+MAX_LINE_BYTES = 64 << 20  # a longer line is taken for a mistake that would fill the memory
 
 Row = dict[str, Any]
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 def local_files(pattern: str) -> list[Path]:
     """The files that a path or glob names, sorted, looked for here and then under the repository's root.
 
-    Raises UserError when one of them is of a kind that cannot be read.
+    Raises UserError if one of them has an unknown suffix.
     """
     try:
         expanded = str(Path(pattern).expanduser())
@@ -70,7 +70,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _read_txt(path: Path) -> Iterator[Row]:
-    """Documents are what stands between blank lines."""
+    """Documents are separated by blank lines."""
     document: list[str] = []
     size = 0
     for number, line in _lines(path):
@@ -105,7 +105,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    size = 0  # of the record so far, which an unclosed quote would make as long as the file
+    size = 0  # of the record so far: an unclosed quote could make it as long as the file
 
     def lines() -> Iterator[str]:
         nonlocal size
@@ -133,7 +133,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as file:
             texts = [column.name for column in file.schema_arrow if pa.types.is_string(column.type)]
-        # A value that many rows repeat stays one value.
+        # A value that many rows repeat is kept once.
         with pq.ParquetFile(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(batch_size=rows_at_once(file)):
                 columns = list(zip(batch.schema.names, batch.columns, strict=True))

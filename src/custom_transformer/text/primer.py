@@ -1,26 +1,25 @@
 """The embedded corpus: lessons of a small textbook, drawn from a grammar whose probabilities are known exactly.
 
-How well can a language model do at best? For text found in the world nobody knows: a loss of 1.2 may be close to
-perfect or far from it. For text that we draw ourselves the answer is exact. Every lesson here is written by a chain
-of choices (which kind of lesson, which numbers, which child, which wording), each made with equal chances among the n
-things that could stand there. A choice among n costs log2 n bits, and the costs of a chain of choices add up:
+How well can a language model do at best? For natural text nobody knows: a loss of 1.2 may be close to perfect or far
+from it. For text that we draw ourselves the answer is exact. Every lesson here is written by a chain of choices (which
+kind of lesson, which numbers, which child, which wording), each uniform among n options. A choice among n costs log2 n
+bits, and the costs of a chain of choices add up:
 
     log2 p(text) = - Σ log2 n_i
 
 This is the probability of the *text*, and not just of one way of writing it, because no two chains of choices give
-the same text (see `primer_lessons`). A text that was drawn with probability p takes at least -log2 p bits to encode,
-on average, whatever the model: that is the meaning of entropy. So the mean of -log2 p over the texts of an evaluation,
-divided by their bytes, is the floor under every model's bits per byte there, but for the luck of the draw. What a
-model spends above the floor is what it has not learnt yet, be it spelling, grammar, facts, or looking back to see
-which child had the red ball.
+the same text (see `primer_lessons`). Whatever the model, a text drawn with probability p takes at least -log2 p bits to
+encode on average: that is the meaning of entropy. So the mean of -log2 p over the texts of an evaluation, divided by
+their bytes, is the floor under every model's bits per byte there, except for sampling noise. Bits above the floor show
+what a model has not learnt yet: spelling, grammar, facts, or looking back to see which child had the red ball.
 
-Nearing the floor does not show that a model has understood: it may have learnt all sums by heart. Therefore some
-facts are never stated in any lesson (`held_out_questions`): about a tenth of the sums, of the comparisons of numbers,
-and of the comparisons of animals by size, picked by a fixed rule. Nothing can be copied that answers them:
-- when 8 + 9 is held out, no lesson says it in any wording or story, nor undoes it by taking nine from seventeen. But
-  9 + 8 is said, and other lessons say that a sum may be turned around, so a model that has grasped this can answer;
-- when two numbers or animals are not to be compared, they are compared in neither direction. But both are compared
-  with many others, so a model that has put them in order can answer.
+A model near the floor need not have understood: it may have memorised all sums. Therefore some facts are never stated
+in any lesson (`held_out_questions`): about a tenth of the sums, of the comparisons of numbers, and of the comparisons
+of animals by size, picked by a fixed rule. No lesson to copy from answers them:
+- if 8 + 9 is held out, no lesson says it in any wording or story, nor inverts it by taking nine from seventeen. But
+  9 + 8 is said, and other lessons say that a sum may be turned around, so a model that has learnt this can answer;
+- if two numbers or animals are held out, they are compared in neither direction. But both are compared with many
+  others, so a model that has put them in order can answer.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Cloze:
 
 
 class Draw:
-    """Makes the choices of one text and keeps account of them; nothing else in the grammar is left to chance.
+    """Makes the choices of one text and counts them; nothing else in the grammar is random.
 
     `decide(n)` returns which of n options to take, and is trusted to take each with probability 1/n.
     """
@@ -100,7 +99,7 @@ def write_lesson(kind: Kind, draw: Draw) -> str:
 def generate_lessons(seed: int, split: str, count: int) -> Iterator[Lesson]:
     """The first `count` lessons of an endless stream that `seed` and `split` ("train" or "validation") decide.
 
-    The splits are independent draws from one grammar. Raises UserError when `split` or `count` is none.
+    The splits are independent draws from one grammar. Raises UserError if `split` or `count` is not one.
     """
     if split not in SPLITS:
         raise UserError(f"primer: no split named {split!r}; choose one of {', '.join(SPLITS)}")
@@ -123,7 +122,7 @@ def held_out_questions() -> tuple[Cloze, ...]:
     """The facts that no lesson states, each asked in a sentence with which lessons begin.
 
     A sum has four totals to choose from. Two numbers or animals are asked about from both sides, so that a model
-    which always prefers the same word is right half of the time.
+    that always prefers the same word is right half of the time.
     """
     sums = (_sum_question(i, a, b) for i, (a, b) in enumerate(HELD_OUT_SUMS))
     numbers = ((NUMBERS[small], NUMBERS[big]) for small, big in HELD_OUT_NUMBER_PAIRS)
@@ -136,7 +135,7 @@ def held_out_questions() -> tuple[Cloze, ...]:
 
 
 def _sum_question(index: int, a: int, b: int) -> Cloze:
-    # The right total is the least of four neighbours as often as the second, ... as far as there are numbers.
+    # The right total is equally often the first, second, third or fourth of the choices, as far as NUMBERS goes.
     least = min(a + b - index % 4, len(NUMBERS) - 4)
     answer = a + b - least
     totals = range(least, least + 4)

@@ -7,7 +7,7 @@ the lines of a paragraph below are alternative wordings of one passage, of which
 Two rules keep the grammar unambiguous (`tests/text/test_primer.py` checks both by going through every passage):
 - a fact is first mentioned in one passage, the same for all wordings, and so fully that the reader knows it there;
 - none of the strings that a passage can become, given the facts already known, is the beginning of another.
-A reader can therefore tell passage by passage which choices were made, and no two ways of choosing give one text.
+So a reader can tell passage by passage which choices were made, and no two chains of choices give the same text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Word(str):
         word.__dict__.update((k, v if isinstance(v, Word) else Word(v)) for k, v in columns.items())
         return word
 
-    def __getattr__(self, column: str) -> Word:  # reached only for what is not there
+    def __getattr__(self, column: str) -> Word:  # called only for missing attributes
         raise AttributeError(f"{str(self)!r} has no column {column!r}")
 
     @property
@@ -65,7 +65,7 @@ class Kind:
 
 
 def table(columns: str, rows: str, **links: Table) -> Table:
-    """The Words of `rows`, separated by semicolons, as cells are by commas; `links` names columns that are tables."""
+    """The Words of `rows` (separated by semicolons, cells by commas); `links` maps columns to tables they refer to."""
     names = columns.split(", ")[1:]
     words = []
     for row in rows.split(";"):
@@ -83,12 +83,12 @@ def given(fact: str, base: Table, choices: Table, fits: Callable[[Word, Word], b
 
 
 def other(fact: str, base: Table) -> Given:
-    """Any Word of `base` but the one that `fact` holds."""
+    """Any Word of `base` except the one that `fact` holds."""
     return given(fact, base, base, lambda value, choice: value != choice)
 
 
 def kind(name: str, facts: Mapping[str, Table | Given], text: str) -> Kind:
-    """A Kind from its text: passages are separated by empty lines, alternative wordings stand on lines of their own."""
+    """A Kind from its text: empty lines separate passages, and each alternative wording is one line."""
     passages = (tuple(" ".join(line.split()) for line in p.strip().splitlines()) for p in text.split("\n\n"))
     return Kind(name, facts, tuple(passages))
 

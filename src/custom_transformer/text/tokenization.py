@@ -42,10 +42,10 @@ BATCH_PIECES, BATCH_BYTES = 1000, 2**21  # given to the encoder at once
 def build_tokenizer(data: DataParams, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """The tokenizer that `data.tokenizer` names; `texts` are read only to train "bpe".
 
-    What is not "bpe" is a folder or a tokenizer.json file here, or else a Hub id. Whatever its own settings, the
+    A name other than "bpe" is a local folder or tokenizer.json file, or else a Hub id. Whatever its own settings, the
     result neither truncates nor pads, and reads a special token that is spelt out in a text as text. Its eos_token
-    ends a document: the tokenizer's own, else its sep_token, else <|endoftext|>, added where there is no such entry.
-    Raises UserError where there is nothing of that name or it is no fast tokenizer.
+    ends a document: the tokenizer's own, else its sep_token, else <|endoftext|>, added if there is no such entry.
+    Raises UserError if nothing has that name, or it is not a fast tokenizer.
     """
     if data.tokenizer == "bpe":
         return _trained(data.vocab_size, texts)
@@ -56,7 +56,7 @@ def build_tokenizer(data: DataParams, texts: Iterable[str]) -> PreTrainedTokeniz
 
 
 def load_tokenizer(folder: Path | str, sha256: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer that `tokenize` saved; raises UserError where it is missing, damaged, or not the one whose
+    """The tokenizer that `tokenize` saved; raises UserError if it is missing, damaged, or not the one whose
     tokenizer.json has the digest `sha256`."""
     from transformers import PreTrainedTokenizerFast
 
@@ -71,7 +71,7 @@ def load_tokenizer(folder: Path | str, sha256: str | None = None) -> PreTrainedT
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         if tokenizer.eos_token_id is None:
             raise ValueError("it has no end token")
-    except Exception as error:  # a damaged file raises anything, the Rust library's bare Exception included
+    except Exception as error:  # a damaged file may raise anything, even the Rust library's bare Exception
         raise UserError(f"{folder}: damaged tokenizer ({error}); run dvc repro --force tokenize") from None
     return tokenizer
 
@@ -82,7 +82,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def _trained(vocab_size: int, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with GPT-2's pattern (Radford et al. 2019): any text is made of the 256 bytes' entries."""
+    """Byte-level BPE with GPT-2's pattern (Radford et al. 2019): the entries of the 256 bytes cover any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     backend = Tokenizer(models.BPE())
@@ -104,7 +104,7 @@ def _trained(vocab_size: int, texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def _wrapped(backend: Tokenizer, special_tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of the generic class, whose files are `backend` and a few names: no paths, no other model's limits.
+    """A tokenizer of the generic class, saved as `backend` and a few names, without paths or another model's limits.
 
     It sets no model_max_length: that belongs to a model, not to a vocabulary.
     """
@@ -135,7 +135,7 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except UserError:
         raise
-    except Exception as error:  # whatever the libraries make of missing, damaged or foreign files
+    except Exception as error:  # the libraries' various errors for missing, damaged or foreign files
         raise UserError(
             f"data.tokenizer: no fast tokenizer can be loaded from {name!r}, its tokenizer.json is missing or damaged "
             f"({_beginning(error)})"
@@ -146,7 +146,7 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
 
 
 def _check_definition(path: Path) -> None:
-    """Before transformers reads it, which fills the memory with a list as long as the largest id."""
+    """Refuses a definition for which transformers would fill the memory with a list as long as the largest id."""
     from tokenizers import Tokenizer
 
     check_regular(path)
@@ -158,7 +158,7 @@ def _check_definition(path: Path) -> None:
 
 
 def _fetched(name: str) -> Path:
-    """The folder in the Hub's cache with a repository's tokenizer files, fetched where they are not there yet."""
+    """The folder in the Hub's cache with a repository's tokenizer files, fetched if they are not there yet."""
     from huggingface_hub import constants, errors, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -191,15 +191,15 @@ def _beginning(error: BaseException) -> str:
 
 
 def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path) -> dict[str, Any]:
-    """Text in `raw` (train.parquet, validation.parquet, source.json) to a tokenizer and packed tokens; returns meta.
+    """Makes a tokenizer and packed tokens of the text in `raw` (train.parquet, validation.parquet, source.json).
 
-    Writes the tokenizer's files, and in `tokens_out` train.bin, validation.bin and meta.json. Both folders take
-    their places only when all is written. Memory does not grow with the text, nor with one document beyond the
-    reading of it. Raises UserError on damaged input and on a split without text.
+    Writes the tokenizer's files, and train.bin, validation.bin and meta.json in `tokens_out`; returns meta.json's
+    content. Both folders are moved into place when everything is written. Memory use does not grow with the text, except
+    that one document is read whole. Raises UserError on damaged input and on a split without text.
     """
     sources = {split: raw / f"{split}.parquet" for split in SPLITS}
     for path in sources.values():
-        document_count(path)  # a missing one shows now, not after the training of a tokenizer
+        document_count(path)  # finds a missing file before a tokenizer is trained
     with staged_folders(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
         tokenizer = build_tokenizer(data, _training_texts(sources["train"]))
         _save(tokenizer, tokenizer_folder)
@@ -252,7 +252,7 @@ def _pack(
                 text.update(piece.text.encode())
                 if piece.ends_document:
                     file.write(end)
-                    text.update(b"\xff")  # which is in no UTF-8
+                    text.update(b"\xff")  # a byte that UTF-8 never contains
                     documents += 1
             progress.update(documents, f"{n_bytes / 1e6:,.0f} MB")
         n_tokens = file.tell() // dtype.itemsize
@@ -263,7 +263,7 @@ def _pack(
         "tokens": n_tokens,
         "bytes": n_bytes,
         "sha256": sha256_file(target),
-        "text_sha256": text.hexdigest(),  # equal for equal texts, whatever the tokenizer
+        "text_sha256": text.hexdigest(),  # of the texts alone, not of the tokenizer
     }
     log2_prob = log2_prob_sum(path)
     return facts if log2_prob is None else facts | {"log2_prob": log2_prob}
@@ -288,7 +288,7 @@ def _encoded(tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.d
 
 
 def _source(path: Path) -> dict[str, Any]:
-    """What the download stage wrote about the text's origin; empty for text that did not come from it."""
+    """The download stage's record of the text's origin; empty for text that it did not write."""
     try:
         source = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -26,7 +26,7 @@ from custom_transformer.files import check_regular, read_text, sha256_file
 META = "meta.json"
 REMEDY = "run dvc repro --force tokenize"
 CHECKED_AT_ONCE = 2**22  # tokens
-MAX_META_BYTES = 8 << 20  # a source of many thousand files is listed there
+MAX_META_BYTES = 8 << 20  # it lists the files of a source, perhaps many thousands
 
 Amount = Annotated[int, Field(ge=0, lt=2**63)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -65,7 +65,7 @@ class _Meta(Section):
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The little-endian type that a vocabulary's ids are stored in: uint16 where they fit, else uint32."""
+    """The little-endian type that a vocabulary's ids are stored in: uint16 if they fit, else uint32."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
@@ -74,8 +74,8 @@ class TokenSplit:
     """One split's stream of tokens, memory-mapped.
 
     tokens: (n_tokens,) uint16 or uint32
-    meta: the whole meta.json, and this split's own entries (documents, tokens, bytes, sha256, text_sha256 and, where
-        the source knows it, log2_prob) beside it at the top level.
+    meta: the whole meta.json, with this split's own entries (documents, tokens, bytes, sha256, text_sha256 and, if the
+        source knows it, log2_prob) added at the top level.
     """
 
     tokens: np.ndarray
@@ -86,7 +86,7 @@ class TokenSplit:
         return len(self.tokens)
 
     def n_windows(self, length: int) -> int:
-        """How many whole windows of `length` inputs, each with a label, the stream holds side by side."""
+        """How many non-overlapping windows of `length` inputs, each with a label, the stream holds."""
         return (self.n_tokens - 1) // length
 
     def windows(self, indices: Sequence[int] | np.ndarray, length: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ class TokenSplit:
 def eval_windows(split: TokenSplit, length: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Every token but the first as a label exactly once: input_ids and labels, each (B, T) int64.
 
-    The windows overlap nothing. What does not fill a whole window comes last, as one shorter row.
+    The windows do not overlap. The rest that does not fill a window comes last, as one shorter row.
     """
     n_windows = split.n_windows(length)
     for first in range(0, n_windows, batch_size):
@@ -110,17 +110,17 @@ def eval_windows(split: TokenSplit, length: int, batch_size: int) -> Iterator[tu
 
 
 def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
-    """Every window once, (n_windows,) int64, in an order that (seed, epoch) decide.
+    """Every window once, (n_windows,) int64, in an order determined by (seed, epoch).
 
-    The windows are sorted by random keys. NumPy promises the raw stream of a bit generator for good, but not what
-    `Generator.permutation` makes of it; and a stable sort has one result.
+    The windows are sorted by random keys. NumPy guarantees the raw stream of a bit generator, but not the results of
+    `Generator.permutation`; a stable sort has one result.
     """
     keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n_windows)
     return np.argsort(keys, kind="stable")
 
 
 def load_tokens(folder: Path | str, split: str) -> TokenSplit:
-    """The stream of "train" or "validation"; raises UserError where folder, meta.json and array do not agree."""
+    """The stream of "train" or "validation"; raises UserError if folder, meta.json and array do not agree."""
     folder = Path(folder)
     meta, vocab_size, n_tokens, dtype = _read_meta(folder / META, split)
     path = folder / f"{split}.bin"
