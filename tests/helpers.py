@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +32,13 @@ def random_model(
     for p in model.parameters.values():
         p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
     return model
+
+
+def checkpoint_content() -> dict[str, Any]:
+    """What is in a checkpoint of the small model."""
+    model = random_model(torch.float32)
+    config = {**model.config.model_dump(), "dtype": "float32"}
+    return {"state_dict": model.state_dict(), "config": config, "metadata": {}}
 
 
 def random_tokens(batch: int = 3, time: int = 11, vocab_size: int = 37, seed: int = 1) -> torch.Tensor:

@@ -29,7 +29,7 @@ from custom_transformer.text.tokens import TokenSplit
 from custom_transformer.tracking import training_run
 from custom_transformer.tracking.spool import spool_root
 from stages.train import device, engine_for, model_config, step_metrics
-from tests.faults.servers import MlflowServer, Way, free_port
+from tests.servers import MlflowServer, Way, free_port
 
 ROUNDS, SECONDS = 5, 8.0
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.faults.servers import MlflowServer, Way, free_port
 from tests.helpers import PIPELINE_ENVIRONMENT
+from tests.servers import MlflowServer, Way, free_port
 
 STEPS = 400
 
