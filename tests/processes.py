@@ -12,15 +12,16 @@ import resource
 import runpy
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
 
 from tests.helpers import ROOT
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.preload"])
+_READERS = ThreadPoolExecutor(64)  # of what each process says: two at a time for each
 
 
 class Process:
@@ -33,13 +34,14 @@ class Process:
         env: Mapping[str, str] | None = None,
         largest: int | None = None,
     ):
-        self._output, self._errors = tempfile.NamedTemporaryFile("r"), tempfile.NamedTemporaryFile("r")  # noqa: SIM115
-        self._process = _FORKS.Process(
-            target=_run,
-            args=([str(a) for a in arguments], str(cwd), dict(env or os.environ), largest),
-            kwargs={"output": self._output.name, "errors": self._errors.name},
-        )
+        pipes = [_FORKS.Pipe(duplex=False) for _ in range(2)]
+        writers = [writer for _, writer in pipes]
+        program = ([str(a) for a in arguments], str(cwd), dict(env or os.environ), largest)
+        self._process = _FORKS.Process(target=_run, args=(*program, *writers))
         self._process.start()
+        for writer in writers:
+            writer.close()
+        self._said = [_READERS.submit(_read, reader) for reader, _ in pipes]
 
     @property
     def pid(self) -> int:
@@ -56,8 +58,9 @@ class Process:
         """How it ended, and all that it said."""
         self._process.join(timeout)
         code = self._process.exitcode
-        assert code is not None, f"still running after {timeout} s: {_text(self._errors)}"
-        return subprocess.CompletedProcess([], code, _text(self._output), _text(self._errors))
+        assert code is not None, f"{self.pid} still runs after {timeout} s"
+        output, errors = (text.result() for text in self._said)
+        return subprocess.CompletedProcess([], code, output, errors)
 
 
 def run(
@@ -66,18 +69,21 @@ def run(
     return Process(*arguments, cwd=cwd, env=env, largest=largest).wait()
 
 
-def _text(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read()
+def _read(pipe: Connection) -> str:
+    with open(pipe.fileno(), encoding="utf-8", closefd=False) as file:
+        return file.read()
 
 
-def _run(arguments: list[str], cwd: str, env: dict[str, str], largest: int | None, output: str, errors: str) -> None:
+def _run(
+    arguments: list[str], cwd: str, env: dict[str, str], largest: int | None, output: Connection, errors: Connection
+) -> None:
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     sys.path.insert(0, cwd)
-    for number, name in ((1, output), (2, errors)):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
+    for number, pipe in ((1, output), (2, errors)):
+        os.dup2(pipe.fileno(), number)
+        pipe.close()
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     kind, what, *sys.argv[1:] = arguments
