@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PORT ?= 5000
+# PyTorch's own package index, for machines without an NVIDIA driver.
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup repro test soak fuzz check bench scaling ui clean
+.PHONY: setup repro test test-maths soak fuzz check bench scaling ui clean
 
 # Installs what is pinned; again when the pins or the project's metadata change.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed, $(PYTHON) is older; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@sh .ci/cpu-torch $(BIN)/python $(TORCH_CPU)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
@@ -24,6 +27,11 @@ repro: $(READY)
 
 test: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+# Every gradient against finite differences and autograd, in two processes at once.
+test-maths: $(READY)
+	@$(BIN)/python -m pytest tests/stages/test_gradcheck.py & other=$$!; \
+	$(BIN)/python -m pytest tests/maths; failed=$$?; wait $$other && exit $$failed
 
 fuzz: $(READY)
 	@$(BIN)/python -m pytest tests/faults/test_fuzz.py --hypothesis-profile=long --hypothesis-show-statistics

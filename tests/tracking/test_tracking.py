@@ -160,6 +160,7 @@ with training(pathlib.Path(sys.argv[1])) as run:
 
 @pytest.mark.processes
 def test_processes_that_begin_at_once_share_a_fresh_store(root: Path) -> None:
+    (root / "mlflow.db").unlink()
     processes = [Process("-c", TRAINING, root / str(i)) for i in range(4)]
     errors = [process.wait().stderr for process in processes]
     assert all("warning" not in error for error in errors), errors
