@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PORT ?= 5000
+# PyTorch's own package index, for machines without an NVIDIA driver.
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup repro test soak fuzz check bench scaling ui clean
+.PHONY: setup repro test test-maths soak fuzz check bench scaling ui clean
 
 # Installs what is pinned; again when the pins or the project's metadata change.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed, $(PYTHON) is older; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@sh .ci/cpu-torch $(BIN)/python $(TORCH_CPU)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
@@ -22,8 +25,20 @@ repro: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@$(BIN)/python -m stages.show
 
+# Two processes at once, for two cores; the first one's words come last. Threads that wait do not spin.
+define side_by_side
+	@mkdir -p .pytest_cache; export PATH="$(CURDIR)/$(BIN):$$PATH" OMP_WAIT_POLICY=PASSIVE; \
+	$(BIN)/python -m pytest $(1) >.pytest_cache/first 2>&1 & first=$$!; trap "kill $$first" INT; \
+	$(BIN)/python -m pytest $(2); failed=$$?; \
+	wait $$first || failed=1; cat .pytest_cache/first; exit $$failed
+endef
+
 test: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	$(call side_by_side,-m 'not processes',-m processes)
+
+# Every gradient against finite differences and autograd.
+test-maths: $(READY)
+	$(call side_by_side,tests/stages/test_gradcheck.py,tests/maths)
 
 fuzz: $(READY)
 	@$(BIN)/python -m pytest tests/faults/test_fuzz.py --hypothesis-profile=long --hypothesis-show-statistics

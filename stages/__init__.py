@@ -8,7 +8,7 @@ from pathlib import Path
 # to the original's code: the copy's own comes first.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-import custom_transformer  # noqa: E402, F401 - before PyTorch: it says how long idle threads wait
+import custom_transformer  # noqa: F401 - before PyTorch: it says how long idle threads wait
 
 try:
     tempfile.gettempdir()  # PyTorch's import asks for it, and with the disk full there is none

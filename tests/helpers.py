@@ -10,11 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from custom_transformer.fast.engine import EAGER, Engine
 
 from custom_transformer import CustomTransformer
-from custom_transformer.fast.engine import EAGER, Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 # Stage commands begin with `python`: the one that runs these tests.
@@ -31,6 +32,13 @@ def random_model(
     for p in model.parameters.values():
         p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
     return model
+
+
+def checkpoint_content() -> dict[str, Any]:
+    """What is in a checkpoint of the small model."""
+    model = random_model(torch.float32)
+    config = {**model.config.model_dump(), "dtype": "float32"}
+    return {"state_dict": model.state_dict(), "config": config, "metadata": {}}
 
 
 def random_tokens(batch: int = 3, time: int = 11, vocab_size: int = 37, seed: int = 1) -> torch.Tensor:

@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from custom_transformer.fast.engine import EAGER, Engine
 from rich.console import Console
 from rich.table import Table
 
 from custom_transformer.config import TrainingParams, load_params
+from custom_transformer.fast.choose import prepare
 from custom_transformer.maths.model import CustomTransformer
-from custom_transformer.runs.training import StepMetrics, Trainer
+from custom_transformer.runs.record import StepMetrics
+from custom_transformer.runs.training import Trainer
 from custom_transformer.text.tokens import TokenSplit
 from custom_transformer.tracking import training_run
 from custom_transformer.tracking.spool import spool_root
-from stages.train import device, engine_for, step_metrics
-from tests.faults.servers import MlflowServer, Way, free_port
+from stages.train import flops, step_metrics
+from tests.servers import MlflowServer, Way, free_port
 
 ROUNDS, SECONDS = 5, 8.0
 
@@ -40,12 +41,12 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(params.data.vocab_size, size=2_000_000, dtype="<u2")
     split = TokenSplit(tokens, meta)
     endless = TrainingParams.model_validate(params.training.model_dump() | {"num_epochs": 1000, "eval_every": 10**9})
-    engine: Engine = engine_for(params, meta, len(tokens)) if params.training.compile else EAGER
+    device, engine = prepare(params.training, flops(params, split))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["DVC_ROOT"] = name  # the spools and the store lie there
         model = CustomTransformer(
-            params.model.with_vocabulary(params.data.vocab_size), device=device(), seed=0, engine=engine
+            params.model.with_vocabulary(params.data.vocab_size), device=device, seed=0, engine=engine
         )
         trainer = Trainer(
             model, endless, split, split,
@@ -105,12 +106,12 @@ def trained(
         return (ended - started) / count, ended
 
     if uri is None:
-        return train(lambda m: step_metrics(m, 1.0, trainer))[0], 0.0
+        return train(lambda m: step_metrics(m, 1.0, trainer.progress))[0], 0.0
     work.mkdir(parents=True)
     shutil.rmtree(spool_root(), ignore_errors=True)  # what the last round could not deliver
     tracked = params.model_copy(update={"tracking": params.tracking.model_copy(update={"uri": uri})})
     with training_run(tracked, datasets={}, work=work, tags={}) as run:
-        seconds, ended = train(lambda m: run.log_metrics(step_metrics(m, 1.0, trainer), m.step))
+        seconds, ended = train(lambda m: run.log_metrics(step_metrics(m, 1.0, trainer.progress), m.step))
     return seconds, time.monotonic() - ended
 
 

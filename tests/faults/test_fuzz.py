@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +23,7 @@ from custom_transformer.errors import UserError, one_line
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.text.datasets import download
 from custom_transformer.text.tokens import load_tokens
+from tests.faults.originals import META, TOKENS, saved
 from tests.helpers import random_model
 
 MEMORY = 1 << 30  # that all examples of a test together may add to the process
@@ -114,12 +114,6 @@ def with_pickle(pickled: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def saved(content: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
 CONTENT = torch.load(io.BytesIO(CHECKPOINT), weights_only=True)
 
 
@@ -138,22 +132,6 @@ def test_checkpoints(folder: Path, content: bytes) -> None:
 
 
 # --------------------------------------------------------------------------------------------- tokens
-
-FACTS = {"documents": 1, "tokens": 10, "bytes": 30, "sha256": "0" * 64, "text_sha256": "0" * 64}
-META = {
-    "tokenizer": {
-        "name": "bpe",
-        "sha256": "0" * 64,
-        "vocab_size": 300,
-        "requested_vocab_size": 300,
-        "end_token": "<|endoftext|>",
-        "end_token_id": 0,
-    },
-    "dtype": "uint16",
-    "splits": {"train": FACTS, "validation": FACTS},
-    "source": {},
-}
-TOKENS = np.arange(10, dtype="<u2").tobytes()
 
 
 @given(

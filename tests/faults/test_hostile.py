@@ -8,8 +8,6 @@ import json
 import os
 import pickle
 import resource
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -22,7 +20,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from custom_transformer.config import DataParams, load_params
+from custom_transformer.config import load_params
 from custom_transformer.errors import UserError, one_line
 from custom_transformer.runs.checkpoint import load_checkpoint, save_checkpoint
 from custom_transformer.runs.generation import Sample, samples_markdown
@@ -30,9 +28,10 @@ from custom_transformer.text import local_files
 from custom_transformer.text.datasets import download
 from custom_transformer.text.tokenization import build_tokenizer
 from custom_transformer.text.tokens import load_tokens
-from tests.faults.test_fuzz import META, TOKENS, saved
-from tests.helpers import random_model
-from tests.runs.test_checkpoint import content
+from tests.faults.originals import META, TOKENS, saved
+from tests.helpers import checkpoint_content, random_model
+from tests.processes import run
+from tests.text.making import data
 
 PARAMS = Path("params.yaml").read_text()
 MEMORY = 1 << 30  # that reading any of the files here may take beyond what the process had
@@ -118,7 +117,7 @@ def test_an_alias_may_stand_for_a_number(tmp_path: Path) -> None:
 
 
 def with_pickle(pickled: bytes) -> bytes:
-    source, target = zipfile.ZipFile(io.BytesIO(saved(content()))), io.BytesIO()
+    source, target = zipfile.ZipFile(io.BytesIO(saved(checkpoint_content()))), io.BytesIO()
     with zipfile.ZipFile(target, "w") as out:
         for name in source.namelist():
             out.writestr(name, pickled if name.endswith("data.pkl") else source.read(name))
@@ -126,7 +125,7 @@ def with_pickle(pickled: bytes) -> bytes:
 
 
 def with_value(part: str, key: Any, value: Any) -> bytes:
-    edited = content()
+    edited = checkpoint_content()
     edited[part][key] = value
     return saved(edited)
 
@@ -140,7 +139,7 @@ def doubled(levels: int) -> list[Any]:
 
 def same_storage() -> bytes:
     """A hundred blocks of weights that are one block's."""
-    edited = content()
+    edited = checkpoint_content()
     state = edited["state_dict"]
     first = {name: p for name, p in state.items() if name.startswith("blocks.0.")}
     for i in range(100):
@@ -151,14 +150,14 @@ def same_storage() -> bytes:
 
 def old_format_before_an_archive() -> bytes:
     old, new = io.BytesIO(), io.BytesIO()
-    torch.save(content(), old, _use_new_zipfile_serialization=False)
+    torch.save(checkpoint_content(), old, _use_new_zipfile_serialization=False)
     with zipfile.ZipFile(new, "w") as out:
         out.writestr("archive/data.pkl", b"")
     return old.getvalue() + new.getvalue()
 
 
 def entry_twice(times: int) -> bytes:
-    buffer = io.BytesIO(saved(content()))
+    buffer = io.BytesIO(saved(checkpoint_content()))
     with zipfile.ZipFile(buffer, "a") as out:
         out.filelist += [copy.copy(out.filelist[-1]) for _ in range(times)]
         out.comment = b" "  # so that the list is written again
@@ -281,11 +280,6 @@ def tokenizer(tmp_path: Path) -> Path:
     return tmp_path / "tokenizer"
 
 
-def data(**changes: Any) -> DataParams:
-    everything = load_params("params.yaml").data.model_dump() | {"subset_size": None, "val_subset_size": None}
-    return DataParams.model_validate(everything | changes)
-
-
 def test_a_tokenizer_of_a_huge_id(tokenizer: Path) -> None:
     definition = json.loads((tokenizer / "tokenizer.json").read_text())
     definition["model"]["vocab"]["zzz"] = 2**31
@@ -402,19 +396,18 @@ def test_what_is_shown_does_not_disturb_the_terminal(
     assert "[red]a\\x1b]0;title\\x07 b\\x1b[2J" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["a\nb\x1b[31m", "a\udcff", "a" * 5000, ".", "/dev/zero", "pipe"])
 @pytest.mark.parametrize("option", ["--config", "--checkpoint"])
 def test_a_file_named_oddly_on_the_command_line(tmp_path: Path, option: str, name: str) -> None:
     if name == "pipe":
         name = str(tmp_path / "pipe")
         os.mkfifo(name)
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.evaluate", option, os.fsencode(name)], capture_output=True, timeout=60
-    )
+    done = run("-m", "stages.evaluate", option, name)
     assert done.returncode == 1
-    assert done.stderr.startswith(b"error: ")
-    assert done.stderr.count(b"\n") == 1
-    assert b"\x1b" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "\x1b" not in done.stderr
 
 
 def test_a_value_that_many_rows_repeat_stays_one(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from mlflow import MlflowClient
 
 from tests.faults.killing import Pipeline, kill
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:

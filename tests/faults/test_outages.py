@@ -3,74 +3,73 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
-import sys
-import threading
+import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.faults.servers import MlflowServer, Way, free_port
+from custom_transformer.tracking import courier
 from tests.helpers import PIPELINE_ENVIRONMENT
+from tests.processes import Process
+from tests.servers import MlflowServer, Way
+
+pytestmark = pytest.mark.processes
 
 STEPS = 400
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    yield server
-    server.kill()
+PAUSE = STEPS // 4  # the step at which a training stops until the test lets it go on
+# A request may take longer than a test waits for the training's end: whoever waits for an answer does not end in time.
+ENVIRONMENT = PIPELINE_ENVIRONMENT | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3600"}
+TRAIN = """
+import os, signal, sys
+from custom_transformer.errors import run_main
+from custom_transformer.tracking import courier
+from stages import train
+metrics, pause = train.step_metrics, int(sys.argv[1])
+def step_metrics(m, *rest):
+    if m.step == pause:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return metrics(m, *rest)
+train.step_metrics, courier._OPENING_SECONDS = step_metrics, float(sys.argv[2])
+sys.argv[1:] = []
+run_main(train.main)
+"""
 
 
 class Training:
-    """The training stage as a process of its own, in a folder of its own, some seconds long."""
+    """The training stage as a process of its own, in a folder of its own."""
 
-    def __init__(self, prepared: Path, folder: Path, uri: str):
+    def __init__(
+        self, prepared: Path, folder: Path, uri: str, *, pause: int = 0, opening: float = courier._OPENING_SECONDS
+    ):
         self.folder = shutil.copytree(prepared, folder)
         params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
         params["training"] |= {"max_steps": STEPS, "num_epochs": 50, "batch_size": 8, "save_every": 100}
         params["tracking"] |= {"experiment": folder.name, "uri": uri}
         (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
-        self._process = self._start("stages.train")
-        self._errors, self._ended = "", 0.0
-        self._watch = threading.Thread(target=self._wait)
-        self._watch.start()
+        self._process = Process("-c", TRAIN, pause, opening, cwd=folder, env=ENVIRONMENT)
 
-    def _wait(self) -> None:
-        """Several trainings run at once, and each has its own end."""
-        _, self._errors = self._process.communicate(timeout=300)
-        self._ended = time.time()
-
-    def _start(self, *module: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", *module], cwd=self.folder, env=PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def wait_for_step(self, step: int) -> None:
-        while self._process.poll() is None and self._steps() < step:
+    def wait_for_pause(self) -> None:
+        while self._process.poll() is None and psutil.Process(self._process.pid).status() != psutil.STATUS_STOPPED:
             time.sleep(0.02)
 
-    def _steps(self) -> int:
-        return sum(
-            path.read_bytes().count(b'"train_loss"') for path in self.folder.glob("work/tracking/*/events.jsonl")
-        )
+    def go_on(self) -> None:
+        os.kill(self._process.pid, signal.SIGCONT)
 
-    def ends_in_time_with_one_line(self, *saying: str) -> None:
-        self._watch.join()
-        errors = self._errors
-        assert self._process.returncode == 0, errors
-        warnings = [line for line in errors.splitlines() if line.startswith("warning")]
-        assert len(warnings) == 1, errors
+    def ends_with_one_line(self, *saying: str) -> None:
+        """While nobody answers."""
+        done = self._process.wait()
+        assert done.returncode == 0, done.stderr
+        warnings = [line for line in done.stderr.splitlines() if line.startswith("warning")]
+        assert len(warnings) == 1, done.stderr
         assert any(words in warnings[0] for words in saying), warnings[0]
-        assert "Traceback" not in errors
-        assert self._ended - (self.folder / "metrics/train.json").stat().st_mtime < 10
+        assert "Traceback" not in done.stderr
+        assert (self.folder / "metrics/train.json").exists()
 
     def is_delivered_by_sync(self, store: str) -> None:
         """Each point once and at its time, in one finished run with its checkpoints."""
@@ -79,9 +78,8 @@ class Training:
             events = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
             logged = {e["step"]: (e["metrics"]["train_loss"], e["time"]) for e in events if "train_loss" in str(e)}
         assert len(logged) == STEPS
-        sync = self._start("custom_transformer", "sync")
-        said, errors = sync.communicate(timeout=120)
-        assert (sync.returncode, said) == (0, "1 run delivered\n"), errors
+        sync = Process("-m", "custom_transformer", "sync", cwd=self.folder, env=ENVIRONMENT).wait()
+        assert (sync.returncode, sync.stdout) == (0, "1 run delivered\n"), sync.stderr
         client = MlflowClient(store)
         found = client.get_experiment_by_name(self.folder.name)
         assert found is not None
@@ -94,38 +92,46 @@ class Training:
         assert not list(self.folder.glob("work/*/*/"))
 
 
-def test_down_slow_or_refusing(prepared: Path, tmp_path: Path, server: MlflowServer) -> None:
-    down = free_port()
-    slow, refusing = Way(server), Way(server)
-    slow.delay, refusing.refusal = 2.0, 500
+def test_a_training_waits_some_seconds_for_its_store() -> None:
+    assert courier._OPENING_SECONDS + courier._CLOSING_SECONDS < 10
+
+
+def test_down_slow_or_refusing(prepared: Path, tmp_path: Path, mlflow_server: MlflowServer, free_port: int) -> None:
+    """Slow: three requests are answered, and then none is for an hour."""
+    slow, refusing = Way(mlflow_server), Way(mlflow_server)
+    slow.answers, refusing.refusal = 3, 500
+    down = f"http://127.0.0.1:{free_port}"
     trainings = {
-        "Connection refused": Training(prepared, tmp_path / "down", f"http://127.0.0.1:{down}"),
+        "Connection refused": Training(prepared, tmp_path / "down", down, opening=300),
+        "500": Training(prepared, tmp_path / "refusing", refusing.uri, opening=300),
         "it takes too long": Training(prepared, tmp_path / "slow", slow.uri),
-        "500": Training(prepared, tmp_path / "refusing", refusing.uri),
     }
     for saying, training in trainings.items():
-        training.ends_in_time_with_one_line(saying)
-    slow.delay, refusing.refusal = 0.0, 0
-    up = Way(server, down)
+        training.ends_with_one_line(saying)
+    slow.let_go(), refusing.let_go()
+    up = Way(mlflow_server, free_port)
     for training in trainings.values():
-        training.is_delivered_by_sync(server.uri)
+        training.is_delivered_by_sync(mlflow_server.uri)
     for way in (slow, refusing, up):
-        way.shutdown()
+        way.close()
 
 
-def test_frozen(prepared: Path, tmp_path: Path, server: MlflowServer) -> None:
-    training = Training(prepared, tmp_path / "frozen", server.uri)
-    training.wait_for_step(STEPS // 4)
-    server.freeze()
-    training.ends_in_time_with_one_line("timed out", "it takes too long")
-    server.thaw()
-    training.is_delivered_by_sync(server.uri)
+def test_frozen(prepared: Path, tmp_path: Path, mlflow_server: MlflowServer) -> None:
+    training = Training(prepared, tmp_path / "frozen", mlflow_server.uri, pause=PAUSE)
+    training.wait_for_pause()
+    mlflow_server.freeze()
+    training.go_on()
+    training.ends_with_one_line("it takes too long")
+    mlflow_server.thaw()
+    training.is_delivered_by_sync(mlflow_server.uri)
 
 
-def test_killed(prepared: Path, tmp_path: Path, server: MlflowServer) -> None:
-    training = Training(prepared, tmp_path / "killed", server.uri)
-    training.wait_for_step(STEPS // 4)
-    server.kill()
-    training.ends_in_time_with_one_line("Connection refused")
-    server.start()
-    training.is_delivered_by_sync(server.uri)
+def test_killed(prepared: Path, tmp_path: Path, mlflow_server: MlflowServer) -> None:
+    """Between two requests, or while it answers one."""
+    training = Training(prepared, tmp_path / "killed", mlflow_server.uri, pause=PAUSE)
+    training.wait_for_pause()
+    mlflow_server.kill()
+    training.go_on()
+    training.ends_with_one_line("Connection refused", "Connection reset", "closed connection", "it takes too long")
+    mlflow_server.start()
+    training.is_delivered_by_sync(mlflow_server.uri)

@@ -3,56 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.processes import Process
+
+pytestmark = pytest.mark.processes
 OUTPUTS = ("data", "checkpoints", "metrics")
 FULL = "File too large; raise the limit on a file's size (ulimit -f) and run the same command again"
 
 
-def start(folder: Path, stage: str, *arguments: str, largest: int | None = None) -> subprocess.Popen[str]:
-    """A stage in a process that may write no file of more than `largest` bytes."""
-
-    def limit() -> None:
-        if largest is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
-    return subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}", *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=limit,
-    )
+def start(folder: Path, stage: str, *arguments: str, largest: int | None = None) -> Process:
+    return Process("-m", f"stages.{stage}", *arguments, cwd=folder, largest=largest)
 
 
-def succeeds(folder: Path, stage: str) -> str:
-    process = start(folder, stage)
-    output, complaint = process.communicate(timeout=120)
-    assert process.returncode == 0, complaint
-    return output
+def succeeds(folder: Path, stage: str) -> None:
+    done = start(folder, stage).wait()
+    assert done.returncode == 0, done.stderr
 
 
 def fails(folder: Path, stage: str, line: str, largest: int | None = None) -> None:
     """Ends with `line`, the one error, and leaves all outputs as they were."""
     before = outputs(folder)
-    process = start(folder, stage, largest=largest)
-    _, complaint = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert complaint.endswith(f"error: {line}\n")
-    assert "Traceback" not in complaint
-    assert [text for text in complaint.splitlines() if text.startswith("error")] == [f"error: {line}"]
+    done = start(folder, stage, largest=largest).wait()
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"error: {line}\n")
+    assert "Traceback" not in done.stderr
+    assert [text for text in done.stderr.splitlines() if text.startswith("error")] == [f"error: {line}"]
     assert outputs(folder) == before
 
 
@@ -70,9 +53,8 @@ def killed(folder: Path, stage: str, *arguments: str, when: Callable[[], bool]) 
     process = start(folder, stage, *arguments)
     while process.poll() is None and not when():
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    process.kill()
+    assert process.wait().returncode == -signal.SIGKILL, "it ended before it was killed"
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +96,14 @@ def test_tokenize_on_a_full_disk_and_killed(finished: Path, workspace: Path) -> 
 
 def test_training_on_a_disk_too_full_for_its_state(finished: Path, workspace: Path) -> None:
     before = outputs(workspace)
-    process = start(workspace, "train", largest=200_000)
-    _, complaint = process.communicate(timeout=120)
-    *_, line = complaint.splitlines()
+    done = start(workspace, "train", largest=200_000).wait()
+    *_, line = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert line.endswith(f".pt: {FULL}")
     assert "work/" in line
     assert "state-" in line
-    assert "Traceback" not in complaint
-    assert process.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
     assert outputs(workspace) == before
     assert not list(workspace.rglob("*.tmp"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import yaml
 
 from custom_transformer.config import load_params
 from custom_transformer.errors import UserError
-
-DEFAULT: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text())
+from tests.ground.wrong import WRONG, with_change
 
 
 @pytest.mark.parametrize("path", ["params.yaml", *map(str, Path("configs").glob("*.yaml"))])
@@ -31,40 +29,6 @@ def test_every_way_to_write_a_number(tmp_path: Path, written: str) -> None:
     assert load_params(path).training.learning_rate == float(written)
 
 
-REMOVED = object()
-WRONG = [
-    ("training.learning_rate", "0.003", "drop the quotes"),
-    ("training.learning_rate", "3e-4x", "number, not '3e-4x'"),
-    ("training.learning_rate", -1.0, "greater than 0"),
-    ("training.learning_rate", REMOVED, "missing"),
-    ("training.learnig_rate", 0.1, "unknown key"),
-    ("training.batch_size", 1.5, "integer"),
-    ("training.batch_size", True, "integer"),
-    ("training.batch_size", 0, "greater than or equal to 1"),
-    ("training.betas", [0.9], "betas"),
-    ("training.betas", [0.9, 1.0], "betas.1: input should be less than 1"),
-    ("training.optimizer", "adam", "'sgd' or 'adamw'"),
-    ("training.precision", "float16", "float16"),
-    ("training.compile", "yes", "'auto', true or false"),
-    ("training.device", "gpu", "'auto', 'cpu' or 'cuda'"),
-    ("model.dropout", 1.0, "less than 1"),
-    ("model.rope", True, "unknown key"),
-    ("data.val_fraction", 0.0, "greater than 0"),
-    ("data.vocab_size", 100, "greater than or equal to 257"),
-    ("data.dataset", ["a"], "string"),
-    ("data.revision", 1234e5, "not 123400000.0; put quotes around it"),
-    ("tracking.sweep", 2024, "put quotes around it"),
-    ("data.dataset", "", "at least 1 character"),
-    ("generation.prompts", [], "at least 1 item"),
-    ("tracking.registered_model", "a/b", "is no name for models:/NAME"),
-    ("tracking.registered_model", "x@best", "is no name for models:/NAME"),
-    ("tracking.registered_model", "", "is no name for models:/NAME"),
-    ("generation.top_p", 1.5, "less than or equal to 1"),
-    ("seed", -1, "greater than or equal to 0"),
-    ("seeds", 1, "unknown key"),
-]
-
-
 # What takes two keys to see, or what JSON does not have: a schema lets it pass.
 WRONG_WHEN_LOADED = [
     ("training.learning_rate", float("nan"), "finite"),
@@ -74,18 +38,6 @@ WRONG_WHEN_LOADED = [
     ("data.max_length", 4096, "must not be above model.max_seq_len"),
     ("generation.prompts", ["\ud800"], "not valid Unicode"),
 ]
-
-
-def with_change(key: str, value: Any) -> dict[str, Any]:
-    """The default parameters with one of them changed, added or REMOVED."""
-    content = copy.deepcopy(DEFAULT)
-    *sections, name = key.split(".")
-    group = content[sections[0]] if sections else content
-    if value is REMOVED:
-        del group[name]
-    else:
-        group[name] = value
-    return content
 
 
 @pytest.mark.parametrize(("key", "value", "message"), WRONG + WRONG_WHEN_LOADED)

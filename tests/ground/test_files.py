@@ -6,8 +6,6 @@ import errno
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,7 @@ from custom_transformer.files import (
 )
 from custom_transformer.paths import project_root
 from tests.helpers import largest_file
+from tests.processes import run
 
 
 def test_an_interrupted_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
@@ -68,6 +67,7 @@ def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
     assert error.value.filename == "source"
 
 
+@pytest.mark.processes
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     path = tmp_path / "a[1].pt"
     program = f"""
@@ -76,7 +76,7 @@ from custom_transformer.files import atomic_write
 with atomic_write({str(path)!r}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    subprocess.run([sys.executable, "-c", program], check=False)
+    run("-c", program)
     assert len(list(tmp_path.iterdir())) == 1
     of_the_living = tmp_path / f".a[1].pt.{os.getppid()}.tmp"
     of_the_living.touch()
@@ -169,6 +169,7 @@ def test_killed_between_two_renames_nothing_old_stands_beside_the_new(tmp_path: 
     assert files(tmp_path) == {"one/file": "new", "two/file": "new"}
 
 
+@pytest.mark.processes
 def test_one_process_at_a_time_writes_a_folder(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
@@ -179,14 +180,13 @@ def main():
         (folder / "file").write_text("the second's")
 run_main(main)
 """
-    second = [sys.executable, "-c", program]
     with staged_folders(tmp_path / "raw") as folders:
         put(folders, "the first's")
-        done = subprocess.run(second, capture_output=True, text=True, check=False)
+        done = run("-c", program)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert "another process is writing it" in done.stderr
     assert files(tmp_path) == {"raw/file": "the first's"}
-    assert subprocess.run(second, check=False).returncode == 0
+    assert run("-c", program).returncode == 0
     with pytest.raises(UserError), staged_folders(tmp_path / "raw"):
         raise UserError("a later failure")
     assert files(tmp_path) == {"raw/file": "the second's"}
@@ -223,6 +223,7 @@ def test_the_project_root_is_dvcs_or_found_upwards(tmp_path: Path, monkeypatch: 
     assert project_root() == Path("/elsewhere")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("body", "code", "message"),
     [
@@ -238,5 +239,5 @@ def test_the_project_root_is_dvcs_or_found_upwards(tmp_path: Path, monkeypatch: 
 )
 def test_programs_end_in_one_line(body: str, code: int, message: str) -> None:
     program = f"from custom_transformer.errors import UserError, run_main\ndef main():\n    {body}\nrun_main(main)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run("-c", program)
     assert (done.returncode, done.stderr) == (code, message)

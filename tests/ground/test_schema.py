@@ -14,7 +14,7 @@ from voluptuous import Invalid
 
 from custom_transformer.__main__ import main
 from custom_transformer.schema import params_schema
-from tests.ground.test_config import WRONG, with_change
+from tests.ground.wrong import WRONG, with_change
 
 COMMITTED = Path("configs/params.schema.json")
 SCHEMA = Draft202012Validator(params_schema())

@@ -16,7 +16,7 @@ from custom_transformer import CustomTransformerWrapper
 from custom_transformer.errors import UserError
 from custom_transformer.files import StorageError
 from custom_transformer.runs.checkpoint import load_checkpoint, save_checkpoint
-from tests.helpers import largest_file, random_model, random_tokens
+from tests.helpers import checkpoint_content, largest_file, random_model, random_tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -72,15 +72,9 @@ class Evil:
         return (Path("executed").touch, ())
 
 
-def content() -> dict[str, Any]:
-    model = random_model(torch.float32)
-    config = {**model.config.model_dump(), "dtype": "float32"}
-    return {"state_dict": model.state_dict(), "config": config, "metadata": {}}
-
-
 def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        edited = content()
+        edited = checkpoint_content()
         change(edited)
         torch.save(edited, path)
 
@@ -92,12 +86,12 @@ def set_in(part: str, key: str, value: Any) -> Callable[[Path], None]:
 
 
 def truncated(path: Path) -> None:
-    torch.save(content(), path)
+    torch.save(checkpoint_content(), path)
     path.write_bytes(path.read_bytes()[:-2000])
 
 
 def flipped(path: Path) -> None:
-    torch.save(content(), path)
+    torch.save(checkpoint_content(), path)
     with zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda entry: entry.file_size)
     data = bytearray(path.read_bytes())
@@ -106,7 +100,7 @@ def flipped(path: Path) -> None:
 
 
 def compressed(path: Path) -> None:
-    torch.save(content(), path)
+    torch.save(checkpoint_content(), path)
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

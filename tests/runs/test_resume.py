@@ -105,6 +105,7 @@ def test_other_conditions_are_refused_unless_told(tmp_path: Path, monkeypatch: p
         assert loaded(folder)["step"] == 5
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("between", [[], ["/bin/sh", "-c"], ["/bin/bash", "--norc", "-c"]])
 def test_a_stage_notices_that_its_dvc_has_ended(between: list[str]) -> None:
     """Whatever shell stands between the two."""

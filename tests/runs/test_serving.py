@@ -20,7 +20,7 @@ from custom_transformer.runs.generation import generate
 from custom_transformer.runs.serving import CHECKPOINT, TOKENIZER, Completion, TextModel
 from custom_transformer.tracking.models import save_model
 from tests.helpers import random_model
-from tests.text.test_tokenization import make
+from tests.text.making import make
 
 WINDOW = 24
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0.7, "top_k": None, "top_p": None, "seed": 1}
@@ -130,6 +130,7 @@ print(json.dumps([custom_transformer.__file__, answer.to_dict("records"), refusa
 """
 
 
+@pytest.mark.processes
 def test_mlflow_loads_it_from_its_folder_alone(folder: Path, model: TextModel, tmp_path: Path) -> None:
     defaults = load_params("params.yaml").generation.model_copy(update=DEFAULTS)
     digests = [save_model(tmp_path / name, folder / CHECKPOINT, folder / TOKENIZER, defaults) for name in ("m", "n")]

@@ -12,6 +12,8 @@ from custom_transformer.errors import UserError
 from stages.compare import main
 from tests.helpers import PIPELINE_ENVIRONMENT
 
+pytestmark = pytest.mark.processes
+
 PIPELINE = """\
 stages:
   train:

@@ -1,4 +1,4 @@
-"""The command line: the summary adds up, the gradients are proved, and bad input gets one line."""
+"""The command line: the summary adds up, each stage runs by itself, and bad input gets one line."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ import yaml
 from mlflow import MlflowClient
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths.gradcheck import check_gradients, reduced
 from custom_transformer.maths.model import CustomTransformer, parameter_table
 from custom_transformer.pages.report import PICTURES
 from custom_transformer.runs.checkpoint import save_checkpoint
 from custom_transformer.runs.summary import flops_per_token, memory_bytes
-from tests.helpers import SIZES, random_model
+from tests import processes
+from tests.helpers import ROOT, SIZES, random_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
 
 
 def run(module: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return processes.run("-m", module, *arguments, cwd=cwd, env=ENVIRONMENT)
 
 
 def config_file(folder: Path, **changes: Any) -> Path:
@@ -45,6 +43,7 @@ def config_file(folder: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.processes
 def test_summary_shows_every_tensor(tmp_path: Path) -> None:
     done = run("custom_transformer", "summary", "--config", config_file(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -93,27 +92,6 @@ def test_flops_count_the_products_of_the_step() -> None:
     assert counter.get_total_flops() == (flops_per_token(config, 11) + again) * 33
 
 
-def test_gradcheck_passes_and_catches(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = CustomTransformerConfig(**SIZES)
-    assert all(check.ok for check in check_gradients(config, 1))
-    from custom_transformer.maths import ops
-
-    right = ops.gelu_backward
-    monkeypatch.setattr(ops, "gelu_backward", lambda dy, saved: right(dy, saved) * 1.0001)
-    wrong = [check.name for check in check_gradients(config, 1) if not check.ok]
-    assert "blocks.0.up.weight" in wrong
-    assert "final_norm.weight" not in wrong
-
-
-@pytest.mark.parametrize(
-    "changes", [{"d_model": 64, "n_heads": 1}, {"d_model": 8, "n_heads": 8}, {"d_model": 1, "n_heads": 1}]
-)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_gradcheck_measures_well_at_any_size(changes: dict[str, int], seed: int) -> None:
-    config = reduced(CustomTransformerConfig(**(SIZES | changes)))
-    assert [check.name for check in check_gradients(config, seed) if not check.ok] == []
-
-
 BAD_CONFIGS = {
     "unknown key": {"model__d_modle": 3},
     "number as text": {"training__learning_rate": "3e-4"},
@@ -127,6 +105,7 @@ BAD_CONFIGS = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", BAD_CONFIGS)
 def test_bad_parameters_get_one_line(tmp_path: Path, kind: str) -> None:
     done = run("stages.download", "--config", config_file(tmp_path, **BAD_CONFIGS[kind]), cwd=tmp_path)
@@ -141,32 +120,45 @@ def one_line(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert words in done.stderr
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("module", ["stages.evaluate", "stages.train", "custom_transformer"])
 def test_a_wrong_command_line_gets_one_line(tmp_path: Path, module: str) -> None:
     one_line(run(module, "--nonsense", cwd=tmp_path), "--help")
 
 
-@pytest.mark.parametrize(
-    ("stage", "words"),
-    [
-        ("tokenize", "run dvc repro download"),
-        ("train", "run dvc repro tokenize"),
-        ("evaluate", "no such checkpoint"),
-        ("generate", "no such checkpoint"),
-        ("report", "no such checkpoint"),
-        ("show", "run dvc repro first"),
-    ],
-)
-def test_a_stage_without_its_input_says_which_stage_to_run(tmp_path: Path, stage: str, words: str) -> None:
-    arguments = () if stage == "show" else ("--config", config_file(tmp_path))
-    one_line(run(f"stages.{stage}", *arguments, cwd=tmp_path), words)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "config.yaml") in ([], ["work"])
+WITHOUT_INPUT = {
+    "tokenize": "run dvc repro download",
+    "train": "run dvc repro tokenize",
+    "evaluate": "no such checkpoint",
+    "generate": "no such checkpoint",
+    "report": "no such checkpoint",
+    "show": "run dvc repro first",
+}
+
+
+@pytest.mark.processes
+def test_a_stage_without_its_input_says_which_stage_to_run(tmp_path: Path) -> None:
+    """By python itself, since an import may say something too; all at once, since that takes seconds."""
+    started = {}
+    for stage in WITHOUT_INPUT:
+        (tmp_path / stage).mkdir()
+        arguments = () if stage == "show" else ("--config", config_file(tmp_path))
+        started[stage] = subprocess.Popen(
+            [sys.executable, "-m", f"stages.{stage}", *arguments], cwd=tmp_path / stage,
+            env=ENVIRONMENT | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    for stage, process in started.items():
+        output, errors = process.communicate(timeout=300)
+        one_line(subprocess.CompletedProcess([], process.returncode, output, errors), WITHOUT_INPUT[stage])
+        assert [path.name for path in (tmp_path / stage).iterdir()] in ([], ["work"])
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.processes
 def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
     """All six, in a folder of their own; then any checkpoint, with samples; then one that does not fit."""
     config = config_file(tmp_path, training__max_steps=8, training__eval_every=4, tracking__registered_model="tested")

@@ -10,6 +10,8 @@ import yaml
 
 from tests.helpers import PIPELINE_ENVIRONMENT, copy_repository
 
+pytestmark = pytest.mark.processes
+
 
 def run(folder: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=folder, env=PIPELINE_ENVIRONMENT, capture_output=True, text=True, check=False)

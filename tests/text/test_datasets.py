@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from custom_transformer.config import DataParams, load_params
 from custom_transformer.errors import UserError
 from custom_transformer.text.datasets import download
 from tests.hub_server import TOKEN, Fault, HubServer
-
-DATA = load_params("params.yaml").data
-
-
-def data(**changes: Any) -> DataParams:
-    return DataParams.model_validate(DATA.model_dump() | {"subset_size": None, "val_subset_size": None} | changes)
+from tests.processes import run
+from tests.text.making import data
 
 
 def texts(path: Path) -> list[str]:
@@ -159,17 +153,15 @@ def fetch(
     wanted = {"dataset": "tiny-textbooks", "val_split": "test", **changes}
     program = f"""
 from pathlib import Path
+from types import SimpleNamespace
 from custom_transformer.errors import run_main
-from tests.text.test_datasets import data, download
+from custom_transformer.text import hub
+from custom_transformer.text.datasets import download
+from tests.text.making import data
+hub.time = SimpleNamespace(sleep=lambda seconds: None)  # between two attempts
 run_main(lambda: print(download(data(**{wanted!r}), 0, Path({str(folder / "raw")!r}))["commit"]))
 """
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment or hub.environment(folder / "home"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run("-c", program, env=environment or hub.environment(folder / "home"))
 
 
 def succeeded(done: subprocess.CompletedProcess[str], hub: HubServer, folder: Path) -> None:
@@ -187,6 +179,7 @@ def refused(done: subprocess.CompletedProcess[str], folder: Path, words: str) ->
     assert not list(folder.glob("raw/*"))
 
 
+@pytest.mark.processes
 def test_a_registered_dataset(hub: HubServer, tmp_path: Path) -> None:
     succeeded(fetch(hub, tmp_path), hub, tmp_path)
     assert "idx" in pq.read_schema(tmp_path / "raw/train.parquet").names
@@ -194,6 +187,7 @@ def test_a_registered_dataset(hub: HubServer, tmp_path: Path) -> None:
     assert source["commit"] == hub.commit(NAME)
 
 
+@pytest.mark.processes
 def test_a_dataset_of_json_lines(tmp_path: Path) -> None:
     lines = {
         f"{split}.jsonl": b"".join(json.dumps({"text": t}).encode() + b"\n" for t in part)
@@ -204,6 +198,7 @@ def test_a_dataset_of_json_lines(tmp_path: Path) -> None:
     assert texts(tmp_path / "raw/train.parquet") == DOCUMENTS[:30]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "fault",
     [
@@ -219,6 +214,7 @@ def test_a_passing_fault_is_survived(hub: HubServer, tmp_path: Path, fault: Faul
     succeeded(fetch(hub, tmp_path), hub, tmp_path)
 
 
+@pytest.mark.processes
 def test_altered_bytes_are_never_accepted(hub: HubServer, tmp_path: Path) -> None:
     hub.fault = Fault("GET .*train-0.parquet", times=-1, flip=30)
     refused(fetch(hub, tmp_path), tmp_path, "arrives altered")
@@ -226,6 +222,7 @@ def test_altered_bytes_are_never_accepted(hub: HubServer, tmp_path: Path) -> Non
     succeeded(fetch(hub, tmp_path), hub, tmp_path)  # and the cache does not keep them
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -241,6 +238,7 @@ def test_what_the_hub_does_not_have(hub: HubServer, tmp_path: Path, changes: dic
     refused(fetch(hub, tmp_path, **changes), tmp_path, words)
 
 
+@pytest.mark.processes
 def test_a_gated_dataset_needs_a_token(tmp_path: Path) -> None:
     with HubServer({NAME: dict(FILES)}, gated=(NAME,)) as hub:
         refused(fetch(hub, tmp_path), tmp_path, "gated; accept its terms")
@@ -249,6 +247,7 @@ def test_a_gated_dataset_needs_a_token(tmp_path: Path) -> None:
         refused(fetch(hub, tmp_path / "other", wrong), tmp_path / "other", "refuses the token")
 
 
+@pytest.mark.processes
 def test_a_cache_that_cannot_be_written_is_not_taken_for_a_hub_that_does_not_answer(
     hub: HubServer, tmp_path: Path
 ) -> None:
@@ -260,6 +259,7 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_hub_that_does_not_ans
     succeeded(fetch(hub, tmp_path), hub, tmp_path)
 
 
+@pytest.mark.processes
 def test_offline_a_commit_comes_from_the_cache_and_nothing_else_does(hub: HubServer, tmp_path: Path) -> None:
     fetch(hub, tmp_path)
     offline = hub.environment(tmp_path / "home", HF_HUB_OFFLINE="1")

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from custom_transformer.config import DataParams, load_params
 from custom_transformer.errors import UserError
-from custom_transformer.text.tokenization import load_tokenizer, tokenize
+from custom_transformer.text.tokenization import load_tokenizer
 from custom_transformer.text.tokens import epoch_order, eval_windows, load_tokens, token_dtype
 from tests.hub_server import HubServer
-
-DATA = load_params("params.yaml").data
-TEXTS = {
-    "train": [f"The {i}th text, naïve and 素朴, ends here." for i in range(300)] + ["it says <|endoftext|> itself"],
-    "validation": ["A short one.", "\n\n  spaces  \n"],
-}
-
-
-def params(**changes: Any) -> DataParams:
-    return DataParams.model_validate(DATA.model_dump() | {"vocab_size": 400} | changes)
-
-
-def make(folder: Path, texts: dict[str, list[str]] = TEXTS, **changes: Any) -> dict[str, Any]:
-    raw = folder / "raw"
-    raw.mkdir(parents=True, exist_ok=True)
-    for split, rows in texts.items():
-        pq.write_table(pa.table({"text": rows}), raw / f"{split}.parquet")
-    return tokenize(params(**changes), raw, folder / "tokenizer", folder / "tokens")
+from tests.processes import run
+from tests.text.making import TEXTS, make
 
 
 def test_every_text_comes_back_between_end_tokens(tmp_path: Path) -> None:
@@ -89,6 +68,7 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
     assert token_dtype(65537).str == "<u4"
 
 
+@pytest.mark.processes
 def test_a_tokenizer_from_the_hub_or_a_folder(tmp_path: Path) -> None:
     make(tmp_path / "first")
     folder = tmp_path / "first/tokenizer"
@@ -97,17 +77,11 @@ def test_a_tokenizer_from_the_hub_or_a_folder(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
 from custom_transformer.errors import run_main
-from tests.text.test_tokenization import make
+from tests.text.making import make
 run_main(lambda: print(make(Path({str(tmp_path / "hub")!r}), tokenizer="some/tokenizer")["splits"]["train"]["sha256"]))
 """
     with HubServer({"models/some/tokenizer": files}) as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env=hub.environment(tmp_path / "home"),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = run("-c", program, env=hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == by_folder["splits"]["train"]["sha256"]
 

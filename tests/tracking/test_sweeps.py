@@ -21,15 +21,7 @@ from custom_transformer.tracking.sweep import join_sweep
 from tests.helpers import random_model
 
 PARAMS = load_params("params.yaml")
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setattr("custom_transformer.tracking.courier._OPENING_SECONDS", 60)  # on a busy machine too
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def in_sweep(sweep: str | None) -> Params:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,38 +14,18 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError
 from custom_transformer.files import sha256_file
 from custom_transformer.runs.checkpoint import save_checkpoint
-from custom_transformer.tracking import DatasetVersion, Run, checkpoint_run, store_uri, sync, training_run
+from custom_transformer.tracking import checkpoint_run, store_uri, sync, training_run
 from custom_transformer.tracking.spool import Progress, Spool, spool_root
 from custom_transformer.tracking.store import without_password
 from tests.helpers import random_model
+from tests.processes import Process
+from tests.servers import MlflowServer
+from tests.tracking.making import PARAMS, params, training
 
-PARAMS = load_params("params.yaml")
-DATASETS = {"train": DatasetVersion("primer", "ab" * 32, "primer")}
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The project root, as in a DVC stage that runs in a temporary copy elsewhere."""
-    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_STAGE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    for limit in ("_OPENING_SECONDS", "_CLOSING_SECONDS", "_CLOSING_SECONDS_OF_A_FILE"):  # on a busy machine too
-        monkeypatch.setattr(f"custom_transformer.tracking.courier.{limit}", 60.0)
-    return tmp_path
-
-
-def params(uri: str | None = None) -> Params:
-    return PARAMS.model_copy(update={"tracking": PARAMS.tracking.model_copy(update={"uri": uri})})
-
-
-def training(folder: Path, uri: str | None = None) -> AbstractContextManager[Run]:
-    work = folder / "work" / "train" / "k"
-    work.mkdir(parents=True, exist_ok=True)
-    return training_run(params(uri), datasets=DATASETS, work=work, tags={"fingerprint": "f"})
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def spools() -> list[Path]:
@@ -59,9 +36,11 @@ def history(uri: str, run: Any, key: str = "train_loss") -> list[tuple[int, floa
     return sorted((m.step, m.value, m.timestamp) for m in MlflowClient(uri).get_metric_history(run.info.run_id, key))
 
 
-def runs(uri: str) -> list[Any]:
+def runs(uri: str, experiment: str | None = None) -> list[Any]:
+    """Those of one experiment, or all."""
     client = MlflowClient(uri)
-    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+    found = [e for e in client.search_experiments() if experiment in (None, e.name)]
+    return list(client.search_runs([e.experiment_id for e in found]))
 
 
 def test_a_training_is_one_run_to_which_evaluation_adds(root: Path) -> None:
@@ -133,7 +112,7 @@ def test_a_training_that_starts_afresh_is_a_run_of_its_own(root: Path) -> None:
 
 KILLED = """
 import os, pathlib, signal, sys
-from tests.tracking.test_tracking import training
+from tests.tracking.making import training
 with training(pathlib.Path(sys.argv[1]), sys.argv[2]) as run:
     for step in range(1, 51):
         run.log_metrics({"train_loss": 1 / step}, step)
@@ -142,9 +121,14 @@ with training(pathlib.Path(sys.argv[1]), sys.argv[2]) as run:
 """
 
 
+def killed(root: Path, uri: str) -> None:
+    assert Process("-c", KILLED, root, uri).wait().returncode == -signal.SIGKILL
+
+
+@pytest.mark.processes
 def test_what_a_killed_process_logged_is_delivered_by_the_next(root: Path) -> None:
     uri = f"sqlite:///{root / 'mlflow.db'}"
-    subprocess.run([sys.executable, "-c", KILLED, str(root), uri], check=False, timeout=120)
+    killed(root, uri)
     (spool,) = spools()
     with (spool / "events.jsonl").open("ab") as file:
         file.write(b'{"time": 1, "step": 51, "metr')  # the power went
@@ -167,54 +151,34 @@ def test_what_a_killed_process_logged_is_delivered_by_the_next(root: Path) -> No
 
 TRAINING = """
 import pathlib, sys
-from tests.tracking.test_tracking import training
+from tests.tracking.making import training
 with training(pathlib.Path(sys.argv[1])) as run:
     for step in range(1, 51):
         run.log_metrics({"train_loss": 1.0}, step)
 """
 
 
+@pytest.mark.processes
 def test_processes_that_begin_at_once_share_a_fresh_store(root: Path) -> None:
-    command = [sys.executable, "-c", TRAINING]
-    processes = [subprocess.Popen([*command, str(root / str(i))], stderr=subprocess.PIPE) for i in range(4)]
-    errors = [p.communicate(timeout=180)[1].decode() for p in processes]
+    (root / "mlflow.db").unlink()
+    processes = [Process("-c", TRAINING, root / str(i)) for i in range(4)]
+    errors = [process.wait().stderr for process in processes]
     assert all("warning" not in error for error in errors), errors
     found = runs(f"sqlite:///{root / 'mlflow.db'}")
     assert [r.info.status for r in found] == ["FINISHED"] * 4
 
 
-@pytest.fixture
-def server(root: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    folder = root / "server"
-    folder.mkdir()
-    store = ["--backend-store-uri", f"sqlite:///{folder}/s.db", "--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command + store, stdout=log, stderr=log)
-    try:
-        for _ in range(240):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def test_a_server_gets_the_same(root: Path, server: str) -> None:
+@pytest.mark.processes
+def test_a_server_gets_the_same(root: Path, mlflow_server: MlflowServer) -> None:
+    server, experiment = mlflow_server.uri, root.name
     save_checkpoint(root / "best.pt", random_model(), {})
-    with training(root, server) as run:
+    with training(root, server, experiment=experiment) as run:
         run.log_metrics({"train_loss": 1.0}, 1)
         run.log_checkpoints([root / "best.pt"])
     tokenizer = root / "tokenizer"
     tokenizer.mkdir()
     for bits in (1.5, 1.4, 1.6):
-        with checkpoint_run(params(server), root / "best.pt", stage="evaluate") as run:
+        with checkpoint_run(params(server, experiment=experiment), root / "best.pt", stage="evaluate") as run:
             (tokenizer / "tokenizer.json").write_text(str(bits))
             run.log_model(
                 root / "best.pt",
@@ -234,10 +198,11 @@ def test_a_server_gets_the_same(root: Path, server: str) -> None:
     ]
     best = client.get_model_version_by_alias("model", "best")
     assert (best.version, best.tags["bits_per_byte"]) == ("2", "1.4")
-    (found,) = runs(server)
+    (found,) = runs(server, experiment)
     assert len(found.outputs.model_outputs) == 3
     assert found.data.metrics["train_loss"] == 1.0
-    stored = MlflowClient(server).download_artifacts(found.info.run_id, "checkpoints/best.pt", str(root / "server"))
+    (root / "stored").mkdir()
+    stored = MlflowClient(server).download_artifacts(found.info.run_id, "checkpoints/best.pt", str(root / "stored"))
     assert Path(stored).read_bytes() == (root / "best.pt").read_bytes()
 
 
@@ -263,10 +228,10 @@ def test_a_model_that_cannot_be_made_costs_a_line(
     assert capsys.readouterr().err.count("No space left on device; the work goes on, a part is not logged") == 1
 
 
-def test_without_a_server_the_work_goes_on_and_nothing_is_lost(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
+def test_without_a_server_the_work_goes_on_and_nothing_is_lost(
+    root: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = f"http://127.0.0.1:{free_port}"
     started = time.monotonic()
     with training(root, nobody) as run:
         for step in range(2000):
@@ -293,10 +258,7 @@ def test_a_store_that_was_emptied_gets_it_all_again(root: Path) -> None:
     assert [value for _, value, _ in history(uri, found)] == [1.0, 2.0]
 
 
-def killed(root: Path, uri: str) -> None:
-    subprocess.run([sys.executable, "-c", KILLED, str(root), uri], check=False, timeout=120)
-
-
+@pytest.mark.processes
 def test_a_run_that_somebody_deleted_holds_up_no_other(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"sqlite:///{root / 'mlflow.db'}"
     killed(root / "one", uri)
@@ -316,6 +278,7 @@ def test_a_run_that_somebody_deleted_holds_up_no_other(root: Path, capsys: pytes
     assert not spools()
 
 
+@pytest.mark.processes
 def test_a_deleted_experiment_holds_up_no_other(root: Path) -> None:
     uri = f"sqlite:///{root / 'mlflow.db'}"
     killed(root / "one", uri)
@@ -332,6 +295,7 @@ def test_a_deleted_experiment_holds_up_no_other(root: Path) -> None:
     assert len(spools()) == 1
 
 
+@pytest.mark.processes
 def test_what_a_power_cut_took_back_is_logged_again(root: Path) -> None:
     uri = f"sqlite:///{root / 'mlflow.db'}"
     killed(root, uri)
@@ -345,6 +309,7 @@ def test_what_a_power_cut_took_back_is_logged_again(root: Path) -> None:
     assert {step for step, _, _ in history(uri, found)} == set(range(1, 61))
 
 
+@pytest.mark.processes
 def test_a_run_whose_spool_is_gone_is_found_again(root: Path) -> None:
     uri = f"sqlite:///{root / 'mlflow.db'}"
     killed(root, uri)
@@ -355,6 +320,7 @@ def test_a_run_whose_spool_is_gone_is_found_again(root: Path) -> None:
     assert [r.info.status for r in runs(uri)] == ["FINISHED"]
 
 
+@pytest.mark.processes
 def test_an_evaluation_waits_for_its_training_to_be_delivered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(root / "best.pt", random_model(), {})
     uri = f"sqlite:///{root / 'mlflow.db'}"
@@ -428,13 +394,10 @@ def test_no_password_is_shown(root: Path, uri: str, shown: str) -> None:
     assert without_password(uri) == shown
 
 
-def test_no_password_is_logged(root: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with training(root, f"http://ann:secret@127.0.0.1:{port}"):
+def test_no_password_is_logged(root: Path, free_port: int) -> None:
+    with training(root, f"http://ann:secret@127.0.0.1:{free_port}"):
         pass
-    assert Spool(spools()[0]).header().params["tracking.uri"] == f"http://***@127.0.0.1:{port}"
+    assert Spool(spools()[0]).header().params["tracking.uri"] == f"http://***@127.0.0.1:{free_port}"
 
 
 def test_what_the_store_never_takes_is_said_and_the_rest_arrives(

@@ -1,8 +1,10 @@
-"""A real MLflow server on loopback, and a way to it that can be slow, refuse, or not be there."""
+"""A real MLflow server on loopback, and a way to it that can be slow, stop, refuse, or not be there."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import math
 import os
 import signal
 import socket
@@ -48,7 +50,8 @@ class MlflowServer:
     def _signal(self, number: signal.Signals) -> None:
         everyone = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
         for process in everyone:
-            process.send_signal(number)
+            with contextlib.suppress(psutil.NoSuchProcess):  # a child that has ended meanwhile
+                process.send_signal(number)
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -73,15 +76,26 @@ def _answers(port: int) -> bool:
 
 
 class Way(ThreadingHTTPServer):
-    """Forwards requests to a server: after `delay` seconds each, or not at all and with the status `refusal`."""
+    """Forwards requests to a server: `delay` seconds after each has come, and no more than `answers` of them, after
+    which it keeps the others waiting; or none, and answers with the status `refusal`."""
 
     daemon_threads = True
 
     def __init__(self, server: MlflowServer, port: int = 0):
         super().__init__(("127.0.0.1", port), _Forward)
-        self.target, self.delay, self.refusal = server.port, 0.0, 0
+        self.target, self.delay, self.answers, self.refusal = server.port, 0.0, math.inf, 0
         self.uri = f"http://127.0.0.1:{self.server_address[1]}"
+        self.released = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def let_go(self) -> None:
+        """Those it keeps waiting get no answer, those that come now do."""
+        self.answers, self.refusal = math.inf, 0
+        self.released.set()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
 
 
 class _Forward(BaseHTTPRequestHandler):
@@ -92,6 +106,10 @@ class _Forward(BaseHTTPRequestHandler):
         time.sleep(self.server.delay)
         if self.server.refusal:
             self.send_error(self.server.refusal)
+            return
+        self.server.answers -= 1
+        if self.server.answers < 0:
+            self.server.released.wait()
             return
         connection = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=60)
         connection.request(self.command, self.path, body, dict(self.headers))

@@ -1,0 +1,29 @@
+"""The gradients are proved, and a wrong one is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.maths import ops
+from custom_transformer.maths.gradcheck import check_gradients, reduced
+from tests.helpers import SIZES
+
+
+def test_gradcheck_passes_and_catches(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CustomTransformerConfig(**SIZES)
+    assert all(check.ok for check in check_gradients(config, 1))
+    right = ops.gelu_backward
+    monkeypatch.setattr(ops, "gelu_backward", lambda dy, saved: right(dy, saved) * 1.0001)
+    wrong = [check.name for check in check_gradients(config, 1) if not check.ok]
+    assert "blocks.0.up.weight" in wrong
+    assert "final_norm.weight" not in wrong
+
+
+@pytest.mark.parametrize(
+    "changes", [{"d_model": 64, "n_heads": 1}, {"d_model": 8, "n_heads": 8}, {"d_model": 1, "n_heads": 1}]
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gradcheck_measures_well_at_any_size(changes: dict[str, int], seed: int) -> None:
+    config = reduced(CustomTransformerConfig(**(SIZES | changes)))
+    assert [check.name for check in check_gradients(config, seed) if not check.ok] == []

@@ -1,0 +1,31 @@
+"""Parameters of data, and texts made into tokens by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from custom_transformer.config import DataParams, load_params
+from custom_transformer.text.tokenization import tokenize
+
+TEXTS = {
+    "train": [f"The {i}th text, naïve and 素朴, ends here." for i in range(300)] + ["it says <|endoftext|> itself"],
+    "validation": ["A short one.", "\n\n  spaces  \n"],
+}
+
+
+def data(**changes: Any) -> DataParams:
+    """All of the text, but for these changes."""
+    everything = load_params("params.yaml").data.model_dump() | {"subset_size": None, "val_subset_size": None}
+    return DataParams.model_validate(everything | changes)
+
+
+def make(folder: Path, texts: dict[str, list[str]] = TEXTS, **changes: Any) -> dict[str, Any]:
+    raw = folder / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for split, rows in texts.items():
+        pq.write_table(pa.table({"text": rows}), raw / f"{split}.parquet")
+    return tokenize(data(**({"vocab_size": 400} | changes)), raw, folder / "tokenizer", folder / "tokens")
