@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import Any
 
 import vl_convert
 
-from custom_transformer.errors import ArgumentParser, UserError, run_main
+from custom_transformer.dvc import run_dvc
+from custom_transformer.errors import ArgumentParser, run_main
 from custom_transformer.files import atomic_write
 
 PICTURE_WIDTH = 420  # pixels as shown: two beside each other in a comment on GitHub
@@ -30,28 +29,19 @@ def main() -> None:
     arguments = parser.parse_args()
     base, out = arguments.base, arguments.out
 
-    metrics, problems = run_dvc("metrics", "diff", "--md", base)
-    params, _ = run_dvc("params", "diff", "--md", base)
-    plots = json.loads(run_dvc("plots", "diff", "--json", "--out", str(out), base)[0])
+    metrics = run_dvc("metrics", "diff", "--md", base)
+    params = run_dvc("params", "diff", "--md", base)
+    plots = json.loads(run_dvc("plots", "diff", "--json", "--out", str(out), base).stdout)
     sections = [
         f"### The workspace against {base}",
-        table_or(metrics, "No metric differs."),
-        table_or(params, "No parameter differs."),
+        table_or(metrics.stdout.strip(), "No metric differs."),
+        table_or(params.stdout.strip(), "No parameter differs."),
         *drawn(plots.get("data", {}), out),
-        unread(problems, plots.get("errors", [])),
+        unread(metrics.stderr.strip(), plots.get("errors", [])),
     ]
     with atomic_write(out / "report.md", "w") as file:
         file.write("\n\n".join(filter(None, sections)) + "\n")
     print(out / "report.md")
-
-
-def run_dvc(*arguments: str) -> tuple[str, str]:
-    """What dvc writes to stdout and stderr; raises UserError with its own last words where it fails."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        words = done.stderr.strip().splitlines() or ["no output"]
-        raise UserError(f"dvc {' '.join(arguments[:2])}: {words[-1].removeprefix('ERROR: ')}")
-    return done.stdout.strip(), done.stderr.strip()
 
 
 def table_or(markdown: str, otherwise: str) -> str:

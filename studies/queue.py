@@ -10,17 +10,15 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from custom_transformer.dvc import run_dvc
 from custom_transformer.errors import UserError
 
-DVC = (sys.executable, "-m", "dvc")
 SECONDS_BETWEEN = 20  # looks at the queue
 _SECONDS_OF_DOUBT = 5  # between the looks that tell the dead from the busy
 _LOOKS = 3
@@ -37,22 +35,6 @@ class Status:
         return sorted(name for name in names if self.states.get(name) == state)
 
 
-def dvc_command(*args: str) -> str:
-    """What dvc prints; raises UserError where it fails, with the line in which a stage says why, else dvc's last."""
-    done = subprocess.run([*DVC, *args], capture_output=True, text=True, env=_environment(), check=False)
-    if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        reason = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
-        raise UserError(f"dvc {' '.join(args[:2])}: {reason.removeprefix('error: ').removeprefix('ERROR: ')}")
-    return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    """With this Python's programs first on the PATH: DVC calls its workers dvc, and the stages python."""
-    path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    return os.environ | {"PATH": os.pathsep.join(path)}
-
-
 def settings(changes: Mapping[str, Any]) -> list[str]:
     """`changes` as dvc's options: text in quotes, all else as YAML has it."""
     return [part for key, value in changes.items() for part in ("-S", f"{key}={json.dumps(value)}")]
@@ -60,11 +42,11 @@ def settings(changes: Mapping[str, Any]) -> list[str]:
 
 def experiments() -> set[str]:
     """The names of the finished experiments that begin at the present commit."""
-    return set(dvc_command("exp", "list", "--name-only").split())
+    return set(run_dvc("exp", "list", "--name-only").stdout.split())
 
 
 def queue_status() -> Status:
-    said = dvc_command("queue", "status")
+    said = run_dvc("queue", "status").stdout
     rows = [line.split() for line in said.splitlines()]
     states = {row[1]: row[-1] for row in rows if row and row[-1] in ("Queued", "Running", "Success", "Failed")}
     workers = re.search(r"^Worker status: (\d+) active", said, re.MULTILINE)
@@ -85,10 +67,10 @@ def enqueue(wanted: Mapping[str, Mapping[str, Any]], target: str) -> None:
         if state in ("Queued", "Running"):
             continue
         if state is not None:
-            dvc_command("queue", "remove", name)
+            run_dvc("queue", "remove", name)
         if name in made:
-            dvc_command("exp", "remove", name)
-        dvc_command("exp", "run", "--queue", "--name", name, *settings(changes), target)
+            run_dvc("exp", "remove", name)
+        run_dvc("exp", "run", "--queue", "--name", name, *settings(changes), target)
         print(f"queued {name}", flush=True)
 
 
@@ -111,17 +93,14 @@ def kill_dead(names: Collection[str]) -> None:
 
 def _kill(names: Collection[str]) -> None:
     with contextlib.suppress(UserError):  # of one that has ended meanwhile, after the others are killed
-        dvc_command("queue", "kill", *sorted(names))
+        run_dvc("queue", "kill", *sorted(names))
 
 
 def start_workers(jobs: int) -> None:
     """Workers that share the processors and outlive this process. A pipe would stay open for as long as they live."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {"OMP_NUM_THREADS": threads} | _environment()
-    nowhere = subprocess.DEVNULL
-    command = ["queue", "start", "-j", str(jobs)]
-    if subprocess.run([*DVC, *command], stdout=nowhere, stderr=nowhere, env=environment, check=False).returncode != 0:
-        raise UserError(f"dvc {' '.join(command)}: failed; run it by itself to see why, then this again")
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    run_dvc("queue", "start", "-j", str(jobs), output=subprocess.DEVNULL, **environment)
 
 
 def wait_for(names: Collection[str], jobs: int) -> None:
@@ -149,6 +128,6 @@ def stop(names: Collection[str]) -> None:
     for _ in range(2):  # where a worker takes one between the look and the removal, none is removed
         if queued := queue_status().those("Queued", names):
             with contextlib.suppress(UserError):
-                dvc_command("queue", "remove", *queued)
+                run_dvc("queue", "remove", *queued)
     if running := queue_status().those("Running", names):
         _kill(running)

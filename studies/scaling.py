@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from custom_transformer.config import Params, load_params, validated
+from custom_transformer.dvc import run_dvc
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
 from custom_transformer.maths.architecture import GPT2
@@ -182,10 +183,10 @@ def prepare_data(sweep: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The token files' description, after an experiment that makes only them; the queue finds them in DVC's cache."""
     name = f"{sweep}-data"
     if name in queue.experiments():  # of a study that was killed here
-        queue.dvc_command("exp", "remove", name)
-    queue.dvc_command("exp", "run", "--temp", "--name", name, *queue.settings(changes), "tokenize")
+        run_dvc("exp", "remove", name)
+    run_dvc("exp", "run", "--temp", "--name", name, *queue.settings(changes), "tokenize")
     meta: dict[str, Any] = json.loads(dvc.api.read(str(TOKENS / META), rev=name))
-    queue.dvc_command("exp", "remove", name)
+    run_dvc("exp", "remove", name)
     return meta
 
 

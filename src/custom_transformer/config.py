@@ -30,7 +30,7 @@ def _printable(text: str) -> str:
 
 def _fits_a_model_uri(name: str) -> str:
     if not re.fullmatch(MODEL_NAME, name):
-        raise ValueError(f"{shown(name)} is no name for models:/NAME; take a-z, A-Z, 0-9, _, - and . only")
+        raise ValueError(f"{shown(name)} is no name for models:/NAME; use a-z, A-Z, 0-9, _, - and . only")
     return name
 
 
@@ -45,9 +45,9 @@ Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]
 
 
 class Section(BaseModel):
-    """A group of keys: every key required, none unknown, no value converted, nothing changed later.
+    """A group of keys: all required, no others allowed, no value converted, nothing changed later.
 
-    The text beneath a key is what editors show of it (schema.py).
+    The text under a key is its description in editors (schema.py).
     """
 
     model_config = ConfigDict(
@@ -79,18 +79,18 @@ class DataParams(Section):
     vocab_size: Annotated[int, Field(ge=257, le=MAX_VOCAB_SIZE)]
     """Entries of a bpe tokenizer, at most: the 256 bytes, the end of text, and what it learns."""
     max_length: Annotated[int, Field(ge=2)]
-    """Tokens a training window; at most model.max_seq_len."""
+    """Tokens per training window; at most model.max_seq_len."""
 
 
 class ModelParams(Section):
-    """The model's shape, but for the vocabulary, which the tokenizer decides."""
+    """The model's shape, except the vocabulary, which the tokenizer decides."""
 
     d_model: Count
     """Width of the residual stream; a multiple of n_heads."""
     n_blocks: Count
     """Blocks of attention and feed-forward network."""
     n_heads: Count
-    """Attention heads a block."""
+    """Attention heads per block."""
     d_ffn: Count
     """Width of the feed-forward network's hidden layer."""
     max_seq_len: Count
@@ -140,9 +140,9 @@ class TrainingParams(Section):
     """The optimiser, its schedule, and how often something is reported or kept."""
 
     batch_size: Count
-    """Windows a forward pass."""
+    """Windows per forward pass."""
     grad_accumulation: Count
-    """Forward passes an update."""
+    """Forward passes per update."""
     num_epochs: Count
     """Passes over the training tokens."""
     max_steps: Count | None
@@ -191,7 +191,7 @@ class EvaluationParams(Section):
     """How a checkpoint is measured."""
 
     batch_size: Count
-    """Windows a forward pass."""
+    """Windows per forward pass."""
     max_batches: Count | None
     """Forward passes; null: the whole validation set."""
 
@@ -200,7 +200,7 @@ class SamplingParams(Section):
     """How a text is continued."""
 
     max_new_tokens: Count
-    """Tokens a sample at most; it ends earlier with its text."""
+    """Most tokens per sample; it ends earlier when its text ends."""
     temperature: Annotated[float, Field(ge=0)]
     """Divides the logits: below 1 likelier tokens gain; 0: always the likeliest token."""
     top_k: Count | None
@@ -237,7 +237,7 @@ class TrackingParams(Section):
     registered_model: ModelName | None
     """The registered model that each run's best checkpoint joins; alias best: the lowest bits_per_byte; null: none."""
     sweep: Name | None
-    """The run under which this one and its like stand; null: under none."""
+    """Name of the parent run that groups this run with others; null: no parent."""
 
 
 class Params(Section):
@@ -279,10 +279,10 @@ def load_params(path: Path | str = PARAMS) -> Params:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of which no part is lost or multiplied.
+    """YAML without repeated keys or large aliases.
 
-    PyYAML keeps the last of two equal keys without a word; here the second is an error. An alias stands for a number
-    or a word: one for a list of aliases would make a short file a huge value.
+    PyYAML silently keeps the last of two equal keys; here the second is an error. An alias may stand for a number or a
+    word only: an alias for a list of aliases could make a short file a huge value.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from custom_transformer.errors import UserError
 
-# What the system says of a folder or disk that cannot be written, and what helps.
+# The system's errors about a folder or disk that cannot be written, and a remedy for each.
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -42,9 +42,9 @@ class StorageError(OSError):
 
 @contextlib.contextmanager
 def writing(path: Path | str, temporary: Path | None = None) -> Iterator[None]:
-    """What keeps the block from writing `path`, by way of `temporary`, is raised as a StorageError.
+    """Turns a system error raised in the block into a StorageError that names the file and a remedy.
 
-    Errors that name another file keep that name; those that storage has no part in pass as they are.
+    An error about `temporary`, or about no file, is reported as one about `path`. Other errors pass unchanged.
     """
     try:
         yield
@@ -71,8 +71,8 @@ def _error_number(error: Exception) -> int | None:
 def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path`; on success it is flushed to disk and renamed over `path`.
 
-    On any error the temporary file is removed and what stood at `path` before is untouched. What a killed process
-    left of an earlier writing of `path` is removed too. Text modes write UTF-8 with "\\n" line ends.
+    On any error the temporary file is removed and an older file at `path` is unchanged. Temporary files that killed
+    processes left for the same `path` are removed too. Text modes write UTF-8 with "\\n" line ends.
     """
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -94,7 +94,7 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes the temporary files of `path` whose processes are no more."""
+    """Removes the temporary files of `path` whose processes have ended."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         process = leftover.name.split(".")[-2]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
@@ -102,7 +102,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Sees to it that a file's bytes, or a folder's names, outlast a power cut."""
+    """Flushes a file's bytes, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,11 +115,11 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged_folders(*folders: Path) -> Iterator[list[Path]]:
-    """Empty folders beside `folders`, which take their places once the block has succeeded.
+    """Empty folders next to `folders`, which replace them when the block has succeeded.
 
-    All old ones go before the first new one comes, so that what is there always belongs together; on any error they
-    stay. Names are fixed: what a killed process left, the next one clears away. Raises UserError while another
-    process is at the same folders, StorageError where they cannot be written.
+    All old folders are removed before the first new one is put in place, so that the folders present always belong
+    together; on any error the old ones stay. The temporary names are fixed, so the next process removes what a killed
+    one left. Raises UserError while another process writes the same folders, StorageError if they cannot be written.
     """
     stagings = [folder.with_name(f".{folder.name}.tmp") for folder in folders]
     olds = [folder.with_name(f".{folder.name}.old") for folder in folders]
@@ -157,7 +157,7 @@ def _locked(folder: Path) -> Iterator[None]:
     lock = folder.with_name(f".{folder.name}.lock")
     with writing(folder, lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()  # where this is not allowed, FileLock would say that another process holds it
+        lock.touch()  # if this is not allowed, FileLock would report another holder
     held = FileLock(lock, timeout=0)
     try:
         held.acquire()
@@ -170,9 +170,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def link_or_copy(source: Path | str, target: Path | str) -> None:
-    """A second name for a file that nobody changes in place; a copy where the file system refuses.
+    """A hard link to a file that nobody changes in place; a copy if the file system has no hard links.
 
-    What stands at `target` already is left there.
+    An existing `target` is kept.
     """
     source, target = Path(source).resolve(), Path(target)  # a link to a symbolic link would break with it
     if target.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -30,7 +31,10 @@ class FakeDvc:
         self.states, self.active, self.made = dict(states or {}), active, list(made)
         self.calls: list[tuple[str, ...]] = []
 
-    def command(self, *args: str) -> str:
+    def command(self, *args: str) -> CompletedProcess[str]:
+        return CompletedProcess(args, 0, self.answer(*args), "")
+
+    def answer(self, *args: str) -> str:
         if args == ("queue", "status"):
             rows = "\n".join(f"9db77ff  {name}  08:57 PM   {state}" for name, state in self.states.items())
             return STATUS.format(rows=rows, active=self.active)
@@ -71,7 +75,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(dvc: FakeDvc, points: Sequence[Point], done: Sequence[Point] = ()) -> FakeDvc:
         spool = [result(point.params) for point in done]
         mlflow: list[SweepRun] = []
-        monkeypatch.setattr(queue, "dvc_command", dvc.command)
+        monkeypatch.setattr(queue, "run_dvc", dvc.command)
         monkeypatch.setattr(queue, "start_workers", dvc.start_workers)
         monkeypatch.setattr(queue.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(scaling, "sync", lambda: mlflow.extend(spool))
@@ -117,7 +121,7 @@ def test_while_a_worker_is_active_nothing_is_taken_for_dead(monkeypatch: pytest.
         looks.append(seconds)
         dvc.active = 1
 
-    monkeypatch.setattr(queue, "dvc_command", dvc.command)
+    monkeypatch.setattr(queue, "run_dvc", dvc.command)
     monkeypatch.setattr(queue.time, "sleep", sleep)
     queue.kill_dead(["a"])
     assert len(looks) == 1
@@ -126,7 +130,7 @@ def test_while_a_worker_is_active_nothing_is_taken_for_dead(monkeypatch: pytest.
 
 def test_waiting_ends_when_the_workers_are_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     dvc = FakeDvc({"a": "Running", "b": "Queued", "c": "Success"})
-    monkeypatch.setattr(queue, "dvc_command", dvc.command)
+    monkeypatch.setattr(queue, "run_dvc", dvc.command)
     monkeypatch.setattr(queue, "start_workers", dvc.start_workers)
     monkeypatch.setattr(queue.time, "sleep", lambda seconds: None)
     with pytest.raises(UserError, match="1 experiments failed; dvc queue logs a "):

@@ -24,9 +24,7 @@ from custom_transformer.runs.checkpoint import read_tensors
 from custom_transformer.runs.fingerprint import differences, run_key, tags
 
 GENERATIONS = 2  # saved states kept: if the newest is damaged, the one before it is used
-RESUME = (
-    "CUSTOM_TRANSFORMER_RESUME"  # the environment variable that lets a run continue under other conditions, by "anyway"
-)
+RESUME = "CUSTOM_TRANSFORMER_RESUME"  # set to "anyway", it lets a run continue under other conditions
 
 _LOCK_SECONDS = 30.0  # enough for a training whose dvc was killed to notice that and release the lock
 

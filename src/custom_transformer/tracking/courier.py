@@ -1,4 +1,4 @@
-"""What the spools hold, brought to their stores: by a thread beside a run, and by `sync` afterwards."""
+"""Sends the spools to their stores: by a background thread during a run, and by `sync` afterwards."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """One spool on its way to its store.
 
-Everything is sent at least once and kept once: a store keeps equal points (name, step, time, value) as one, a run is
-looked for by its spool's name before it is made, tags and artifacts replace themselves. Models: registry.py.
+Everything is sent at least once and stored once: a store keeps equal points (name, step, time, value) as one, a run is
+searched by its spool's name before it is created, and sending a tag or artifact again overwrites it. Models:
+registry.py.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ class Delivery:
         self._client: MlflowClient | None = None
 
     def send(self) -> None:
-        """Everything that the spool holds and the store has not.
+        """Sends everything in the spool that the store does not have yet.
 
-        Where the store no longer has the run, because it was deleted or the store replaced by an empty one, the run is
-        made anew: the spool still has it all.
+        If the store no longer has the run, because the run was deleted or the store replaced by an empty one, the run
+        is recreated: the spool still has all of it.
         """
         try:
             self._send_all()
@@ -86,7 +87,7 @@ class Delivery:
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
-        """What the store will never take, such as a name that MLflow does not allow, is given up; the rest goes on."""
+        """Gives up events that the store will never take, such as a name that MLflow does not allow, and continues."""
         try:
             yield
         except Exception as error:
@@ -95,7 +96,7 @@ class Delivery:
             self.refused = cause(error)
 
     def close_for_the_dead(self) -> None:
-        """Ends a run whose process died without a word."""
+        """Ends a run whose process died without ending it."""
         if self.progress.closed:
             return
         with unless_gone():
@@ -111,7 +112,7 @@ class Delivery:
 
     @property
     def complete(self) -> bool:
-        """Whether the store has all of it, its end too."""
+        """Whether the store has all of it, including its end."""
         return self.progress.closed and self.progress.offset == self.spool.size()
 
     # -- the run
@@ -245,7 +246,7 @@ class EarlierPartUnderway(Exception):
 
 
 def _dvc_experiment(tags: Mapping[str, str]) -> tuple[str, str | None] | None:
-    """What tells experiments of DVC's apart: two may have one name, at different commits."""
+    """Identifies a DVC experiment: two at different commits may have the same name."""
     name = tags.get("DVC_EXP_NAME")
     return (name, tags.get("DVC_EXP_BASELINE_REV")) if name else None
 

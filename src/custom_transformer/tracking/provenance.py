@@ -1,4 +1,4 @@
-"""What a run is told about itself: who ran which code, on which data, in which experiment of DVC's."""
+"""Tags of a run: who ran which code on which data, in which DVC experiment."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import yaml
 from custom_transformer.config import Params
 from custom_transformer.paths import LOCK, METRICS, PIPELINE, project_root
 
-CHECKOUT_TAG = "checkout"  # HOST:PATH of the clone: in a store that a team shares, equal runs differ in nothing else
+CHECKOUT_TAG = "checkout"  # HOST:PATH of the clone: the only difference between equal runs in a shared store
 
 
 def flat_params(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """('model.d_model', '128'), …: text as it is, all else as JSON."""
+    """('model.d_model', '128'), …: text unchanged, everything else as JSON."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat_params(value, f"{prefix}{key}.")
@@ -47,7 +47,7 @@ def provenance(stage: str) -> dict[str, str]:
     with contextlib.suppress(OSError, KeyError):  # a user without a name, as in some containers
         tags["mlflow.user"] = getpass.getuser()
     if commit := _git("rev-parse", "HEAD"):
-        # What the pipeline itself rewrites under git says nothing about the code.
+        # Files that the pipeline itself rewrites do not make the code dirty.
         changes = _git("status", "--porcelain", "--untracked-files=no", f":!{LOCK}", f":!{METRICS}")
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": json.dumps(bool(changes))}
     for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
@@ -57,7 +57,7 @@ def provenance(stage: str) -> dict[str, str]:
 
 
 def _git(*args: str) -> str | None:
-    """The answer of git about the working folder; None where it has none."""
+    """Git's answer about the working folder; None if it has none."""
     try:
         done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

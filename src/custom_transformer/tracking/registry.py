@@ -1,8 +1,8 @@
 """A run's model on its way to a store: as a logged model of the run, and as a version of a registered model.
 
-As everywhere in the delivery, each step looks for what an interrupted one has left before it makes it. A registered
-model's alias `best` stands at the version with the lowest bits_per_byte among those measured on the same validation
-text as the version where it stands; where it stands nowhere, as the newest.
+Each step first looks for what an interrupted one has left. A registered model's alias `best` points to the version
+with the lowest bits_per_byte among those evaluated on the same validation text as the version it points to now, or, if
+it points to none, as the newest.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ def _show_version(client: MlflowClient, model_id: str, version: ModelVersion) ->
 
 
 def keep_best(client: MlflowClient, version: ModelVersion) -> None:
-    """Moves the alias to where it belongs, now that there is `version`.
+    """Points the alias to the best version, now that there is `version`.
 
-    It is read again after each move, and versions are made before it is: whichever of several processes moves it last
-    has seen the versions of all others, or they see its move. So no lock is needed, on a server either.
+    Each process creates its version before it reads the alias, and reads the alias again after each move. The last
+    process to move it has therefore seen every version, so no lock is needed, even on a server.
     """
     while True:
         held = client.get_registered_model(version.name).aliases.get(ALIAS)

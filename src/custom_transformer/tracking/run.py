@@ -1,7 +1,7 @@
 """A training is one run, and evaluation and generation add to that run.
 
-A run writes to its spool only, and a courier brings that to the store; see spool.py and courier.py. Whatever becomes
-of the store, the work being tracked goes on, and nothing that it told is lost.
+A run writes only to its spool, and a courier sends the spool to the store; see spool.py and courier.py. If the store
+fails, the work being tracked continues, and nothing that it logged is lost.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Sweeps: runs of one purpose under a parent run of its name, and what has come of them.
+"""Sweeps: runs with one purpose under a parent run of its name, and their results.
 
-Any process may be the first to need the parent, and on a server nothing keeps two from making one each. So each looks
-again after it has acted, until it finds one parent that holds them all: the oldest stays, whoever sees another removes
-it and takes its children over. Whichever process looks last has seen all of the others' doings.
+Any process may be the first to need the parent, and on a server two processes may create one each. So each process
+checks again after acting, until exactly one parent holds all runs: the oldest parent stays, and whoever sees a second
+one deletes it and adopts its children. The last process to check has seen everything the others did.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _MOST_RUNS = 1000
 
 
 def join_sweep(client: MlflowClient, uri: str, experiment: str, run_id: str, sweep: str) -> None:
-    """Puts a run under the parent of `sweep`, which is made where it is missing. Raises what the client raises."""
+    """Puts a run under the parent of `sweep`, which is created if it is missing. Raises what the client raises."""
     with one_at_a_time(uri):
         settled = False
         while not settled:
             parent, *others = _parents(client, experiment, sweep) or [_make_parent(client, experiment, sweep)]
             parent_id = parent.info.run_id
             with unless_gone():
-                if parent.info.status != "FINISHED":  # it has nothing to do of its own
+                if parent.info.status != "FINISHED":  # it does nothing itself
                     client.set_terminated(parent_id)
             client.set_tag(run_id, _PARENT_TAG, parent_id)
             for other in others:
@@ -55,7 +55,7 @@ def join_sweep(client: MlflowClient, uri: str, experiment: str, run_id: str, swe
 
 
 def _parents(client: MlflowClient, experiment: str, sweep: str) -> list[Run]:
-    """The parent runs there are, oldest first: one, but while processes race."""
+    """The existing parent runs, oldest first: more than one only while processes race."""
     found = client.search_runs([experiment], f"tags.{SWEEP_TAG} = '{sweep}' and tags.stage = 'sweep'")
     return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
@@ -78,7 +78,7 @@ class SweepRun:
 def sweep_runs(tracking: TrackingParams, artifacts: tuple[str, ...] = ()) -> list[SweepRun]:
     """The finished runs of the sweep `tracking.sweep`, newest first, with these artifacts' texts.
 
-    A run that lacks one of the artifacts is left out. Raises UserError where the store cannot be asked.
+    A run that lacks one of the artifacts is left out. Raises UserError if the store does not answer.
     """
     uri = store_uri(tracking)
     if is_local(uri) and not Path(uri.removeprefix("sqlite:///")).exists():

@@ -1,0 +1,27 @@
+"""DVC's command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from custom_transformer.errors import UserError
+
+
+def run_dvc(*arguments: str, output: int = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a dvc command; raises UserError if it fails, with a stage's own reason if it gave one, else dvc's.
+
+    `output` is where stdout and stderr go. This Python's programs come first on the PATH: DVC calls its workers dvc,
+    and the stages python.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    command, env = [sys.executable, "-m", "dvc", *arguments], os.environ | {"PATH": path} | environment
+    done = subprocess.run(command, stdout=output, stderr=output, text=True, env=env, check=False)
+    if done.returncode != 0:
+        said = [line for line in (done.stderr or "").splitlines() if line.strip()]
+        said = said or ["failed without a reason; run it by itself to see why, then this again"]
+        reason = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
+        raise UserError(f"dvc {' '.join(arguments[:2])}: {reason.removeprefix('error: ').removeprefix('ERROR: ')}")
+    return done
