@@ -10,7 +10,6 @@ from pathlib import Path
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.pages.report import print_metrics
 from custom_transformer.paths import BEST, METRICS, TOKENIZER, TOKENS
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.runs.evaluation import evaluate, held_out_accuracy
@@ -20,6 +19,7 @@ from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import Run, checkpoint_run
 from stages.cli import parser
 from stages.generate import write_samples
+from stages.show import print_metrics
 
 
 def main() -> None:

@@ -7,10 +7,11 @@ import json
 from custom_transformer.config import Params
 from custom_transformer.errors import run_main
 from custom_transformer.files import atomic_write
+from custom_transformer.pages.samples import samples_markdown
 from custom_transformer.paths import BEST, METRICS, TOKENIZER
 from custom_transformer.progress import Progress
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
-from custom_transformer.runs.generation import generate_samples, samples_markdown
+from custom_transformer.runs.generation import generate_samples
 from custom_transformer.text.tokenization import load_tokenizer
 from custom_transformer.tracking import Run, checkpoint_run
 from stages.cli import parameters

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from custom_transformer.errors import UserError, lines_only, run_main
-from custom_transformer.pages.report import print_metrics, read_samples
+from custom_transformer.pages.report import MEANINGS, shown
+from custom_transformer.pages.samples import read_samples
 from custom_transformer.paths import METRICS
 
 SAMPLES_SHOWN = 2
@@ -25,8 +28,8 @@ def main() -> None:
     one_a_prompt = list({sample["prompt"]: sample for sample in samples}.values())
     for sample in one_a_prompt[:SAMPLES_SHOWN]:
         prompt, rest = sample["prompt"], sample["text"][len(sample["prompt"]) :]
-        shown = (escape(lines_only(part)) for part in (prompt, rest))
-        console.print("\n[bold]{}[/bold]{}".format(*shown) + ("" if sample["ended"] else " …"))
+        parts = (escape(lines_only(part)) for part in (prompt, rest))
+        console.print("\n[bold]{}[/bold]{}".format(*parts) + ("" if sample["ended"] else " …"))
     console.print(
         f"\nthe whole report {METRICS}/report.html, in a browser"
         f"\nall samples      {METRICS}/samples.md"
@@ -34,6 +37,15 @@ def main() -> None:
         "\nruns             make ui, then open http://127.0.0.1:5000"
         "\na first change   dvc exp run -S model.d_model=192, then dvc exp show"
     )
+
+
+def print_metrics(metrics: Mapping[str, float | int]) -> None:
+    """metrics/eval.json as a table, each figure with its meaning."""
+    table = Table("evaluation", "", "", show_header=True)
+    table.columns[1].justify = "right"
+    for name, value in metrics.items():
+        table.add_row(name, shown(value), MEANINGS.get(name, ""))
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,18 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from custom_transformer.config import Params
 from custom_transformer.errors import lines_only, one_line
+from custom_transformer.pages.samples import read_samples
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
 MEANINGS = {
-    "loss": "nats a token",
+    "loss": "nats per token",
     "perplexity": "exp(loss)",
     "bits_per_byte": "of the text, end of text included",
     "bits_per_byte_floor": "what the grammar itself would need",
+    "loss_floor": "the same, in nats per token",
     "accuracy": "next token right",
     "tokens": "predicted, each once",
     "held_out_accuracy": "facts that no text states",
@@ -72,23 +71,8 @@ PICTURES = {
 }
 
 
-def print_metrics(metrics: Mapping[str, float | int]) -> None:
-    """metrics/eval.json as a table, each figure with its meaning."""
-    table = Table("evaluation", "", "", show_header=True)
-    table.columns[1].justify = "right"
-    for name, value in metrics.items():
-        table.add_row(name, shown(value), MEANINGS.get(name, ""))
-    Console().print(table)
-
-
 def shown(value: float | int) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def read_samples(metrics: Path) -> list[dict[str, Any]]:
-    """The generated texts; raises FileNotFoundError if there are none yet."""
-    lines = (metrics / "samples.jsonl").read_text("utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
 
 
 def page(params: Params, metrics: Path, pictures: Mapping[str, bytes]) -> str:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from custom_transformer.config import GenerationParams
-from custom_transformer.errors import lines_only, one_line
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.model import CustomTransformer
 
@@ -128,18 +127,3 @@ def generate_samples(
             ended = end in new
             new = new[: new.index(end)] if ended else new
             yield Sample(prompt, str(tokenizer.decode(prompt_ids[1:] + new)), len(new) + ended, ended)
-
-
-def samples_markdown(samples: list[Sample], params: GenerationParams) -> str:
-    """The samples as a page to read, grouped by prompt; … marks a text that was cut at max_new_tokens."""
-    settings = f"Temperature {params.temperature:g}"
-    settings += f", top-k {params.top_k}" if params.top_k is not None else ""
-    settings += f", top-p {params.top_p:g}" if params.top_p is not None else ""
-    lines = ["# Samples", "", f"{settings}, at most {params.max_new_tokens} tokens after the prompt."]
-    for prompt in dict.fromkeys(sample.prompt for sample in samples):
-        lines += ["", f"## {one_line(prompt) or '(no prompt)'}"]
-        for sample in samples:
-            if sample.prompt == prompt:
-                text = "\n".join(sample.text.splitlines()) + ("" if sample.ended else " …")
-                lines += ["", *(f"> {line}".rstrip() for line in lines_only(text).split("\n"))]
-    return "\n".join(lines) + "\n"
