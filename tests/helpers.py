@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from custom_transformer import CustomTransformer
-from custom_transformer.fast.engine import EAGER, Engine
+from custom_transformer.maths.engine import READABLE, Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 # Stage commands begin with `python`: the one that runs these tests.
@@ -23,7 +23,7 @@ SIZES = {"vocab_size": 37, "max_seq_len": 13, "n_blocks": 2, "n_heads": 3, "d_mo
 
 
 def random_model(
-    dtype: torch.dtype = torch.float64, seed: int = 0, engine: Engine = EAGER, **changes: object
+    dtype: torch.dtype = torch.float64, seed: int = 0, engine: Engine = READABLE, **changes: object
 ) -> CustomTransformer:
     """Norms are not 1 and biases not 0, so that a missing factor or term shows."""
     model = CustomTransformer({**SIZES, **changes}, dtype=dtype, seed=seed, engine=engine)

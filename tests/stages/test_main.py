@@ -15,11 +15,12 @@ import yaml
 from mlflow import MlflowClient
 
 from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.maths.architecture import GPT2, flops_per_token
 from custom_transformer.maths.gradcheck import check_gradients, reduced
-from custom_transformer.maths.model import CustomTransformer, parameter_table
+from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.pages.report import PICTURES
 from custom_transformer.runs.checkpoint import save_checkpoint
-from custom_transformer.runs.summary import flops_per_token, memory_bytes
+from custom_transformer.runs.summary import memory_bytes
 from tests.helpers import SIZES, random_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +49,7 @@ def config_file(folder: Path, **changes: Any) -> Path:
 def test_summary_shows_every_tensor(tmp_path: Path) -> None:
     done = run("custom_transformer", "summary", "--config", config_file(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    table = parameter_table(CustomTransformerConfig(**SIZES))
+    table = GPT2.parameters(CustomTransformerConfig(**SIZES))
     for name in table:
         assert name in done.stdout
     model = CustomTransformer(
@@ -73,8 +74,9 @@ def test_the_memory_of_the_summary_is_what_a_step_saves() -> None:
             for part in saved:
                 collect(part)
 
-    (_, _, (blocks, _)), _ = model._saved
-    collect(blocks)
+    assert model._last is not None
+    _, at, _ = model._last
+    collect([saved for name, saved in (at.saved or {}).items() if name.startswith("blocks.")])
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters.values()}
     assert sizes["activations"] == sum(n for pointer, n in storages.items() if pointer not in parameters)
 
@@ -90,16 +92,16 @@ def test_flops_count_the_products_of_the_step() -> None:
         model.backward(torch.ones_like(logits))
     # The backward computes the scores Q Kᵀ again: one product of the seven of attention that the formula leaves out.
     again = 2 * config.n_blocks * config.d_model * 11
-    assert counter.get_total_flops() == (flops_per_token(config, 11) + again) * 33
+    assert counter.get_total_flops() == (flops_per_token(GPT2, config, 11) + again) * 33
 
 
 def test_gradcheck_passes_and_catches(monkeypatch: pytest.MonkeyPatch) -> None:
     config = CustomTransformerConfig(**SIZES)
     assert all(check.ok for check in check_gradients(config, 1))
-    from custom_transformer.maths import ops
+    from custom_transformer.maths import gpt2
 
-    right = ops.gelu_backward
-    monkeypatch.setattr(ops, "gelu_backward", lambda dy, saved: right(dy, saved) * 1.0001)
+    right = gpt2.gelu.backward
+    monkeypatch.setattr(gpt2, "gelu", gpt2.gelu._replace(backward=lambda dy, saved: right(dy, saved) * 1.0001))
     wrong = [check.name for check in check_gradients(config, 1) if not check.ok]
     assert "blocks.0.up.weight" in wrong
     assert "final_norm.weight" not in wrong
