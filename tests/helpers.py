@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from custom_transformer.maths.engine import READABLE, Engine
 
 from custom_transformer import CustomTransformer
+from custom_transformer.maths.engine import READABLE, Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 # Stage commands begin with `python`: the one that runs these tests.

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from custom_transformer.fast.engine import EAGER, FUSED, NATIVE, Engine, choose_engine, compiled_engine
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from custom_transformer import CustomTransformer
-from custom_transformer.fast import fused, kernels, native
+from custom_transformer.config import CustomTransformerConfig, load_params
+from custom_transformer.errors import UserError
+from custom_transformer.fast import fused, kernels
+from custom_transformer.fast.choose import FUSED, NATIVE, choose_device, choose_engine, prepare
+from custom_transformer.fast.compiled import compiled_engine
 from custom_transformer.fast.products import fast_products
-from custom_transformer.maths import blocks, ops, optim
+from custom_transformer.maths import ops, optim
+from custom_transformer.maths.architecture import GPT2
+from custom_transformer.maths.cache import KeyValues
+from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.gradcheck import check_gradients
 from custom_transformer.maths.optim import SGD, AdamW
+from custom_transformer.maths.parameters import InProducts, Tensors
+from custom_transformer.maths.scope import Dropout, Scope
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.training import training_step
 from tests.helpers import SIZES, random_model, random_tokens
@@ -41,34 +52,26 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def random_block(d: int, f: int, bias: bool, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
-    shapes = {"norm_1": (d,), "qkv": (d, 3 * d), "projection": (d, d), "norm_2": (d,), "up": (d, f), "down": (f, d)}
-    p = {}
-    for name, shape in shapes.items():
-        p[f"{name}.weight"] = 0.3 * torch.randn(shape, generator=generator, dtype=dtype) + (len(shape) == 1)
-        if bias:
-            p[f"{name}.bias"] = 0.3 * torch.randn(shape[-1:], generator=generator, dtype=dtype)
-    return p
+def random_parameters(config: CustomTransformerConfig, dtype: torch.dtype, generator: torch.Generator) -> Tensors:
+    """Of a whole model, on the table's names; gains near 1."""
+    return {
+        name: 0.3 * torch.randn(shape, generator=generator, dtype=wide(dtype)) + (role == "gain")
+        for name, (shape, role) in GPT2.parameters(config).items()
+    }
 
 
-def assert_close(actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], bound: float) -> None:
+def config_of(d: int, f: int, n_heads: int, **changes: Any) -> CustomTransformerConfig:
+    sizes = {"vocab_size": 1, "max_seq_len": 1, "n_blocks": 2, "n_heads": n_heads, "d_model": d, "d_ffn": f}
+    return CustomTransformerConfig(**{**sizes, **changes})
+
+
+def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], bound: float) -> None:
     assert actual.keys() == expected.keys()
     for name, right in expected.items():
         got = actual[name]
-        if right is None or got is None:
-            assert got is right, name
-            continue
         assert got.shape == right.shape, name
         error = (got.double() - right.double()).norm() / right.double().norm().clamp(min=1e-30)
         assert error < bound, f"{name}: {error}"
-
-
-def run_stack(functions: object, arguments: tuple[object, ...], dy: Tensor) -> dict[str, Tensor | None]:
-    y, saved = functions.stack_forward(*arguments)  # type: ignore[attr-defined]
-    dx, g_blocks, g_norm = functions.stack_backward(dy, saved)  # type: ignore[attr-defined]
-    results: dict[str, Tensor | None] = {"y": y, "dx": dx}
-    results |= {f"{i}.{name}": g for i, block in enumerate(g_blocks) for name, g in block.items()}
-    return results | {f"final.{name}": g for name, g in g_norm.items()}
 
 
 @pytest.mark.parametrize("engine", [NATIVE, FUSED], ids=["native", "fused"])
@@ -78,18 +81,30 @@ def test_the_fast_stacks_equal_the_readable_one(
     sizes: tuple[int, ...], bias: bool, dropout: float, dtype: torch.dtype, engine: Engine
 ) -> None:
     batch, time, d, f, n_heads = sizes
+    config = config_of(d, f, n_heads, bias=bias, dropout=dropout)
     generator = torch.Generator().manual_seed(0)
-    p = [random_block(d, f, bias, wide(dtype), generator) for _ in range(2)]
-    norm = {name.removeprefix("norm_1."): t for name, t in p[0].items() if name.startswith("norm_1")}
+    parameters = random_parameters(config, dtype, generator)
     x, dy = (torch.randn(batch, time, d, generator=generator, dtype=wide(dtype)) for _ in range(2))
-    masks = {
-        "attention": torch.rand(batch, n_heads, time, time, generator=generator) >= 0.2,
-        "projection": torch.rand(batch, time, d, generator=generator) >= 0.2,
-        "down": torch.rand(batch, time, d, generator=generator) >= 0.2,
-    }
     given = [t.clone() for t in (x, dy)]
-    arguments = (x, p, norm, n_heads, dtype, lambda: masks if dropout else {}, dropout)
-    assert_close(run_stack(engine, arguments, dy), run_stack(blocks, arguments, dy), BOUNDS[dtype])
+    results = []
+    for functions in (READABLE, engine):
+        masks = torch.Generator().manual_seed(1)
+        drop = Dropout(dropout, lambda shape, masks=masks: torch.rand(shape, generator=masks) >= dropout)
+        at = Scope(
+            InProducts(parameters, GPT2.parameters(config), dtype),
+            saved={},
+            equals=functions.equals,
+            dropout=drop if dropout else None,
+        )
+        stack = functions.stack(GPT2)
+        y = stack.forward(x, at, config)
+        dx = stack.backward(dy, at, config)
+        assert at.saved == {}
+        results.append({"y": y, "dx": dx, **at.gradients})
+    inside = {name for name in parameters if name.startswith(("blocks.", "final_norm"))}
+    assert results[0].keys() == {"y", "dx"} | inside
+    assert all(results[1][name].dtype == wide(dtype) for name in inside)
+    assert_close(results[1], results[0], BOUNDS[dtype])
     assert torch.equal(x, given[0])
     assert torch.equal(dy, given[1])
 
@@ -103,9 +118,9 @@ def head_problem(rows: int, d: int, vocab: int, dtype: torch.dtype, scale: float
     return x, weight, labels
 
 
-def run_head(functions: object, problem: tuple[Tensor, ...], dloss: float = 0.7) -> dict[str, Tensor | None]:
-    loss, saved = functions.linear_cross_entropy_forward(*problem)  # type: ignore[attr-defined]
-    dx, dweight = functions.linear_cross_entropy_backward(dloss, saved)  # type: ignore[attr-defined]
+def run_head(engine: Engine, problem: tuple[Tensor, ...], dloss: float = 0.7) -> dict[str, Tensor]:
+    loss, saved = engine.head.loss.forward(*problem)
+    dx, dweight = engine.head.loss.backward(dloss, saved)
     return {"loss": loss, "dx": dx, "dweight": dweight}
 
 
@@ -114,7 +129,7 @@ def run_head(functions: object, problem: tuple[Tensor, ...], dloss: float = 0.7)
 @pytest.mark.parametrize("sizes", HEADS)
 def test_the_fast_heads_equal_the_readable_one(sizes: tuple[int, int, int], dtype: torch.dtype, engine: Engine) -> None:
     problem = head_problem(*sizes, dtype)
-    assert_close(run_head(engine, problem), run_head(ops, problem), BOUNDS[dtype])
+    assert_close(run_head(engine, problem), run_head(READABLE, problem), BOUNDS[dtype])
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
@@ -124,11 +139,11 @@ def test_logits_that_grow_along_the_vocabulary_keep_the_loss_exact(dtype: torch.
     x = torch.ones(rows, 1, dtype=wide(dtype))
     weight = torch.linspace(-1000, 1000, vocab, dtype=wide(dtype)).unsqueeze(1).to(dtype)
     labels = torch.tensor([0, 17, 2500, 4998, 4999])
-    results = run_head(native, (x, weight, labels))
-    assert all(torch.isfinite(t).all() for t in results.values() if t is not None)
+    results = run_head(NATIVE, (x, weight, labels))
+    assert all(torch.isfinite(t).all() for t in results.values())
     # A logit near 1000 is itself rounded, in float32 by up to 2⁻¹⁵, and its exponential by as much relatively.
     bound = max(BOUNDS[dtype], 2**-15) if dtype != torch.float64 else BOUNDS[dtype]
-    assert_close(results, run_head(ops, (x, weight, labels)), bound)
+    assert_close(results, run_head(READABLE, (x, weight, labels)), bound)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -136,14 +151,14 @@ def test_logits_that_grow_along_the_vocabulary_keep_the_loss_exact(dtype: torch.
 def test_what_is_not_finite_is_seen_in_the_loss(dtype: torch.dtype, bad: float) -> None:
     x, weight, labels = head_problem(9, 5, 2100, dtype)
     x[3, 2] = bad  # a row that counts
-    loss, _ = native.linear_cross_entropy_forward(x, weight, labels)
+    loss, _ = NATIVE.head.loss.forward(x, weight, labels)
     assert not torch.isfinite(loss)
 
 
 def test_no_label_that_counts_gives_nan_as_the_readable_head_does() -> None:
     x, weight, labels = head_problem(4, 5, 7, torch.float32)
     nothing = torch.full_like(labels, ops.IGNORE_INDEX)
-    assert torch.isnan(native.linear_cross_entropy_forward(x, weight, nothing)[0])
+    assert torch.isnan(NATIVE.head.loss.forward(x, weight, nothing)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -152,16 +167,14 @@ def test_twenty_native_updates_equal_the_readable_ones(weight_decay: float, dtyp
     generator = torch.Generator().manual_seed(0)
     start = {"matrix": torch.randn(37, 41, generator=generator, dtype=dtype), "vector": torch.ones(7, dtype=dtype)}
     steps = [{n: torch.randn(p.shape, generator=generator, dtype=dtype) for n, p in start.items()} for _ in range(20)]
-    assert native.global_norm(steps[0]) == pytest.approx(optim.global_norm(steps[0]), rel=1e-12)
+    assert NATIVE.rules.global_norm(steps[0]) == pytest.approx(optim.global_norm(steps[0]), rel=1e-12)
+    decays = {"matrix": weight_decay}
     for kind in ("sgd", "adamw"):
         ends = []
-        for rules in (optim, native):
+        for rules in (READABLE.rules, NATIVE.rules):
             p = {n: t.clone() for n, t in start.items()}
-            betas = (0.9, 0.9999)
             optimizer: SGD | AdamW = (
-                SGD(weight_decay, rules.sgd_update)
-                if kind == "sgd"
-                else AdamW(p, betas, weight_decay, rule=rules.adamw_update)
+                SGD(decays, rules.sgd) if kind == "sgd" else AdamW(p, (0.9, 0.9999), decays, rule=rules.adamw)
             )
             for gradients in steps:
                 optimizer.update(p, gradients, 0.05, scale=0.3)
@@ -174,8 +187,8 @@ def test_twenty_native_updates_equal_the_readable_ones(weight_decay: float, dtyp
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_the_native_norm_of_bad_gradients_is_not_finite_and_that_of_large_ones_is(bad: float) -> None:
     gradients = {"a": torch.ones(10_000), "b": torch.tensor([1.0, bad])}
-    assert not math.isfinite(native.global_norm(gradients))
-    assert native.global_norm({"g": torch.full((10,), 1e30)}) == pytest.approx(10**0.5 * 1e30)
+    assert not math.isfinite(NATIVE.rules.global_norm(gradients))
+    assert NATIVE.rules.global_norm({"g": torch.full((10,), 1e30)}) == pytest.approx(10**0.5 * 1e30)
 
 
 @pytest.mark.parametrize(("tie_embeddings", "bias", "dropout"), [(True, True, 0.2), (False, False, 0.0)])
@@ -191,9 +204,9 @@ def test_every_fast_gradient_is_right(tie_embeddings: bool, bias: bool, dropout:
 def test_a_training_step_is_the_same_by_every_engine(tie_embeddings: bool, dtype: torch.dtype, engine: str) -> None:
     ends = []
     tokens = random_tokens()
-    for functions in (EAGER, {"native": NATIVE, "fused": FUSED}.get(engine) or compiled_engine()):
+    for functions in (READABLE, {"native": NATIVE, "fused": FUSED}.get(engine) or compiled_engine()):
         model = random_model(dtype, tie_embeddings=tie_embeddings, engine=functions)
-        before, optimizer = model.state_dict(), SGD(rule=functions.sgd_update)
+        before, optimizer = model.state_dict(), SGD({}, functions.rules.sgd)
         results = [
             training_step(
                 model, optimizer, [(tokens[:2, :-1], tokens[:2, 1:]), (tokens[2:, :-1], tokens[2:, 1:])], 1e-3, 0.5
@@ -216,7 +229,7 @@ def test_backward_from_logits_is_the_same_by_every_engine(
     tie_embeddings: bool, dtype: torch.dtype, engine: Engine
 ) -> None:
     gradients, tokens = [], random_tokens()
-    for functions in (EAGER, engine):
+    for functions in (READABLE, engine):
         model = random_model(dtype, tie_embeddings=tie_embeddings, engine=functions)
         _, saved = ops.cross_entropy_forward(model.forward(tokens), tokens)
         model.backward(ops.cross_entropy_backward(1.0, saved))
@@ -230,7 +243,7 @@ def test_parameters_loaded_from_a_transposed_tensor_train_all_the_same() -> None
     model = random_model(torch.float32, engine=NATIVE)
     model.load_state_dict(state)
     tokens = random_tokens()
-    assert training_step(model, SGD(rule=NATIVE.sgd_update), [(tokens, tokens)], 0.1, 1.0).status == "ok"
+    assert training_step(model, SGD({}, NATIVE.rules.sgd), [(tokens, tokens)], 0.1, 1.0).status == "ok"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -239,7 +252,7 @@ def test_two_native_runs_give_identical_bits(dtype: torch.dtype) -> None:
     for _ in range(2):
         model = CustomTransformer({**SIZES, "dropout": 0.1}, dtype=dtype, engine=NATIVE)
         model.training = True
-        optimizer, tokens = AdamW(model.parameters, rule=NATIVE.adamw_update), random_tokens()
+        optimizer, tokens = AdamW(model.parameters, (0.9, 0.999), {}, rule=NATIVE.rules.adamw), random_tokens()
         losses = [training_step(model, optimizer, [(tokens, tokens)], 1e-2, 1.0).loss for _ in range(5)]
         ends.append((losses, model.parameters))
     assert ends[0][0] == ends[1][0]
@@ -249,17 +262,20 @@ def test_two_native_runs_give_identical_bits(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(("batch", "bias"), [(1, True), (3, False), (17, True)])
 def test_native_decoding_equals_the_readable_one(batch: int, bias: bool, dtype: torch.dtype) -> None:
-    d, f, n_heads, capacity, length = 15, 22, 3, 40, 30
+    config, capacity, length = config_of(15, 22, 3, bias=bias), 40, 30
     generator = torch.Generator().manual_seed(0)
-    p = blocks.in_product_dtype(random_block(d, f, bias, wide(dtype), generator), dtype)
-    x = torch.randn(batch, 1, d, generator=generator, dtype=wide(dtype))
-    past = torch.randn(2, batch, n_heads, capacity, d // n_heads, generator=generator).to(dtype)
-    head = torch.randn(37, d, generator=generator).to(dtype)
+    at = Scope(InProducts(random_parameters(config, dtype, generator), GPT2.parameters(config), dtype)) / "blocks.0"
+    x = torch.randn(batch, 1, config.d_model, generator=generator, dtype=wide(dtype))
+    past = torch.randn(2, batch, 3, capacity, config.head_size, generator=generator).to(dtype)
+    head = torch.randn(37, config.d_model, generator=generator).to(dtype)
     results = []
-    for functions in (EAGER, NATIVE):
-        keys, values = past.clone().unbind()
-        y = functions.cached_block_forward(x, p, n_heads, keys, values, length)
-        results.append({"y": y, "keys": keys, "values": values, "logits": functions.last_logits(y, head)})
+    for engine in (READABLE, NATIVE):
+        cache = KeyValues(capacity)
+        cache.length, (cache.keys, cache.values) = length, past.clone().unbind()
+        y = engine.stack(GPT2).cached_block(x, at, config, cache)
+        assert cache.length == length + 1
+        logits = engine.head.last_logits(y, head)
+        results.append({"y": y, "keys": cache.keys, "values": cache.values, "logits": logits})
     assert_close(results[1], results[0], BOUNDS[dtype])
 
 
@@ -272,7 +288,7 @@ def test_native_generation_draws_the_readable_ones_tokens(tie_embeddings: bool) 
             20,  # beyond max_seq_len, where the window slides
             generator=torch.Generator().manual_seed(5),
         )
-        for engine in (EAGER, NATIVE)
+        for engine in (READABLE, NATIVE)
     ]
     assert torch.equal(texts[0], texts[1])
 
@@ -281,12 +297,10 @@ def test_float32_products_stay_float32_and_the_setting_is_put_back() -> None:
     before = torch.get_float32_matmul_precision()
     a, b = torch.randn(64, 64), torch.randn(64, 64)
 
-    @fast_products
-    def product() -> Tensor:
-        return a @ b
-
     right = a.double() @ b.double()
-    assert (product() - right).norm() / right.norm() < 1e-6
+    with fast_products():
+        product = a @ b
+    assert (product - right).norm() / right.norm() < 1e-6
     assert torch.get_float32_matmul_precision() == before
 
 
@@ -298,12 +312,52 @@ def test_a_kernel_refuses_tensors_it_would_misread() -> None:
         square(torch.ones(3, 2).T, 6)
 
 
+def test_each_exported_kernel_has_a_signature_of_the_types_it_is_called_with() -> None:
+    source = kernels._SOURCE.read_text(encoding="utf-8")
+    exported = set(re.findall(r"^EXPORT\w*\((\w+)\)", source, re.MULTILINE))
+    signatures = kernels._signatures()
+    assert signatures.keys() == exported
+    assert len(exported) > 10
+    known = {"T*", "W*", *kernels._DTYPE_OF, "W", *kernels._NUMBERS} - {"void"}
+    for name, (result, kinds) in signatures.items():
+        assert result in ("void", "double"), name
+        assert kinds, name
+        assert set(kinds) <= known, name
+
+
+def kernel_calls() -> list[tuple[str, int]]:
+    """Each call `kernel("name", dtype)(…)` in the package: the kernel's name and how many arguments it is given.
+
+    `*x.shape` counts as the two sizes of a matrix.
+    """
+    calls = []
+    for path in kernels._SOURCE.parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(ast.Call(ast.Name("kernel"), [ast.Constant(str(name)), _]), arguments):
+                    calls.append((name, sum(2 if isinstance(a, ast.Starred) else 1 for a in arguments)))
+    return calls
+
+
+def test_every_call_of_a_kernel_has_as_many_arguments_as_its_signature() -> None:
+    calls, signatures = kernel_calls(), kernels._signatures()
+    assert {name for name, _ in calls} == signatures.keys()
+    assert [(name, count) for name, count in calls if count != len(signatures[name][1])] == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_wrong_number_of_arguments_is_refused_before_the_kernel_runs(count: int) -> None:
+    square = kernels.kernel("sum_of_squares", torch.float32)
+    with pytest.raises(ValueError, match="argument"):
+        square(torch.ones(3), *[3] * (count - 1))
+
+
 # ------------------------------------------------------------------------------------------ compiling and choosing
 
 
 def choose_in_a_process(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     program = (
-        "import torch; from custom_transformer.fast.engine import choose_engine\n"
+        "import torch; from custom_transformer.fast.choose import choose_engine\n"
         "print(choose_engine(True, torch.device('cpu'), 0).name)"
     )
     return subprocess.run(
@@ -361,14 +415,58 @@ def test_with_a_cache_that_cannot_be_written_too(tmp_path: Path) -> None:
 
 def test_the_choice_follows_the_parameter_and_the_length_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     cpu = torch.device("cpu")
-    assert choose_engine(False, cpu, 1e20) is EAGER
-    assert choose_engine("auto", cpu, 1e9) is EAGER
-    assert capsys.readouterr().err.count("\n") == 1
-    assert choose_engine("auto", torch.device("mps"), 1e20) is EAGER
+    assert choose_engine(False, cpu, 1e20) is READABLE
+    assert choose_engine("auto", cpu, 1e9) is READABLE
+    assert choose_engine("auto", torch.device("mps"), 1e20) is READABLE
     assert choose_engine("auto", cpu, 1e20) is NATIVE
     assert choose_engine(True, cpu, 0) is NATIVE
     assert choose_engine(True, torch.device("cuda"), 0).name == "compiled"
-    assert choose_engine("auto", torch.device("cuda"), 1e12) is EAGER
+    assert choose_engine("auto", torch.device("cuda"), 1e12) is READABLE
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("choice", "gpu", "device", "line"),
+    [
+        ("auto", None, "cpu", "training.device: auto takes the processor, since PyTorch finds no NVIDIA GPU\n"),
+        ("auto", "A GPU", "cuda", "training.device: auto takes A GPU\n"),
+        ("cpu", None, "cpu", ""),
+        ("cpu", "A GPU", "cpu", ""),
+        ("cuda", "A GPU", "cuda", ""),
+    ],
+)
+def test_the_device_follows_the_parameter_and_auto_says_what_it_took(
+    choice: Any,
+    gpu: str | None,
+    device: str,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    assert choose_device(choice) == torch.device(device)
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^training\.device: cuda: .*no NVIDIA GPU.*set it to cpu or auto$"):
+        choose_device("cuda")
+
+
+def test_a_process_is_prepared_for_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device and engine together, and deterministic from here on."""
+    noted: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", noted.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    training = load_params("configs/smoke.yaml").training
+    for compile, flops, engine in ((False, 1e20, READABLE), (True, 0.0, NATIVE), ("auto", 1e9, READABLE)):
+        chosen = training.model_copy(update={"device": "cpu", "compile": compile})
+        assert prepare(chosen, flops) == (torch.device("cpu"), engine)
+    assert noted == [True] * 3
+    with pytest.raises(UserError, match=r"training\.device"):
+        prepare(training.model_copy(update={"device": "cuda"}), 1e20)
 
 
 # ----------------------------------------------------------------------------------------------- for a GPU
@@ -395,13 +493,15 @@ def test_fused_attention_equals_the_readable_one(dtype: torch.dtype, keep: bool)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_the_shapes_and_dtypes_are_the_same(dtype: torch.dtype) -> None:
     # Fake tensors go through each operation's rules for shapes, dtypes and devices, on a machine without a GPU.
+    config = config_of(24, 40, 3)
+    table = {name: p for name, p in GPT2.parameters(config).items() if name.startswith("blocks.0.")}
     with FakeTensorMode():
-        shapes = {name: t.shape for name, t in random_block(24, 40, True, torch.float32, torch.Generator()).items()}
-        p = {n: torch.empty(shape, device="cuda") for n, shape in shapes.items()}
-        p = blocks.in_product_dtype(p, dtype)
+        p = {name: torch.empty(shape, device="cuda") for name, (shape, _) in table.items()}
+        at = Scope(InProducts(p, table, dtype), saved={}, equals=FUSED.equals) / "blocks.0"
         x = torch.empty(2, 16, 24, device="cuda")
-        y, saved = blocks.block_forward(x, p, 3, {}, 0.0, fused)
-        dx, gradients = blocks.block_backward(torch.empty_like(y), saved, fused)
+        y = GPT2.block_forward(x, at, config)
+        dx = GPT2.block_backward(torch.empty_like(y), at)
     assert (y.shape, y.dtype, dx.shape, dx.dtype) == (x.shape, x.dtype, x.shape, x.dtype)
     assert y.device == dx.device == x.device
-    assert {n: None if g is None else g.shape for n, g in gradients.items()} == {n: t.shape for n, t in p.items()}
+    assert {name: g.shape for name, g in at.gradients.items()} == {name: t.shape for name, t in p.items()}
+    assert {g.device for g in at.gradients.values()} == {x.device}

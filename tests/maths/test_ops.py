@@ -147,14 +147,33 @@ def test_attention_equals_the_frameworks_own() -> None:
     torch.testing.assert_close(ops.causal_attention_forward(qkv, 4, None, 0.0)[0], expected)
 
 
+IDS = torch.tensor([[3, 3, 0, 10], [3, 1, 1, 2]])  # repeated rows must add, unseen rows stay 0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_embedding(dtype: torch.dtype) -> None:
-    ids = torch.tensor([[3, 3, 0, 10], [3, 1, 1, 2]])  # repeated rows must add, unseen rows stay 0
+@pytest.mark.parametrize("tied", [True, False])
+def test_lookup(dtype: torch.dtype, tied: bool) -> None:
+    """A tied table is the head's matrix too: its second gradient is added."""
+    d_head = randn(11, 5, dtype=dtype, seed=3) if tied else None
+
+    def backward(dx: Tensor, saved: ops.Saved) -> Tensor:
+        d_ids, d_table = ops.lookup_backward(dx, saved, d_head)
+        assert d_ids is None
+        return d_table if d_head is None else d_table - d_head
+
     check_op(
-        lambda tokens, positions: ops.embedding_forward(ids, tokens, positions),
-        ops.embedding_backward,
-        lambda tokens, positions: F.embedding(ids, tokens) + positions[:4],
-        [randn(11, 5), randn(6, 5)],
+        lambda table: ops.lookup_forward(IDS, table), backward, lambda t: F.embedding(IDS, t), [randn(11, 5)], dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("start", [0, 2])
+def test_positions(dtype: torch.dtype, start: int) -> None:
+    check_op(
+        lambda x, table: ops.positions_forward(x, table, start),
+        ops.positions_backward,
+        lambda x, table: x + table[start : start + 4],
+        [randn(2, 4, 5), randn(7, 5)],
         dtype,
     )
 

@@ -27,15 +27,16 @@ def random_tensors(seed: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_twenty_steps_equal_torch_optim(name: str, weight_decay: float) -> None:
     ours = random_tensors(0)
+    decays = {"matrix": weight_decay, "table": weight_decay}  # not named, hence 0: vector
     theirs = {n: p.clone().requires_grad_() for n, p in ours.items()}
     groups = [
         {"params": [p for p in theirs.values() if p.ndim == 2], "weight_decay": weight_decay},
         {"params": [theirs["vector"]], "weight_decay": 0.0},
     ]
     if name == "sgd":
-        optimizer, reference = SGD(weight_decay), torch.optim.SGD(groups, lr=0.1)
+        optimizer, reference = SGD(decays), torch.optim.SGD(groups, lr=0.1)
     else:
-        optimizer = AdamW(ours, betas=(0.8, 0.95), weight_decay=weight_decay)
+        optimizer = AdamW(ours, betas=(0.8, 0.95), weight_decay=decays)
         reference = torch.optim.AdamW(groups, betas=(0.8, 0.95))
     for step in range(20):
         gradients, learning_rate = random_tensors(step + 1), 0.1 / (step + 1)
@@ -62,7 +63,7 @@ def test_clipping_scales_all_gradients_together_and_only_when_needed() -> None:
         ends = []
         for given, factor in ((gradients, scale), (clipped, 1.0)):
             parameters = random_tensors(0)
-            (SGD() if rule == "sgd" else AdamW(parameters)).update(parameters, given, 0.1, factor)
+            (SGD({}) if rule == "sgd" else AdamW(parameters, (0.9, 0.999), {})).update(parameters, given, 0.1, factor)
             ends.append(parameters)
         for n, p in ends[0].items():
             torch.testing.assert_close(p, ends[1][n])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from custom_transformer.config import Params, load_params
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.pages.pictures import Attention, loss_floor, pictures
+from custom_transformer.pages.pictures import Attention, pictures
 from custom_transformer.pages.report import PICTURES, page
 from stages.report import token_labels
 
@@ -38,7 +39,8 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(folder / "activations.csv", [{"step": s, "block": b, **statistics} for s in steps for b in (0, 1)])
     write_csv(folder / "loss_by_position.csv", [{"position": i, "loss": 3 / (i + 1)} for i in range(9)])
     write_json(folder / "train.json", {"parameters": 12345, "steps": 25, "tokens": 6789})
-    write_json(folder / "eval.json", {"loss": 2.0, "bits_per_byte": 0.8, "bits_per_byte_floor": 0.2, "tokens": 4000})
+    bits = {"bits_per_byte": 0.8, "bits_per_byte_floor": 0.2}
+    write_json(folder / "eval.json", {"loss": 2.0, "loss_floor": 0.5, **bits, "tokens": 4000})
     sample = {"prompt": HOSTILE[:20], "text": HOSTILE, "new_tokens": 3, "ended": False}
     (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n", "utf-8")
     return folder
@@ -118,10 +120,13 @@ def test_equal_files_give_equal_bytes(
     assert page(params, metrics, again) == page(params, metrics, drawn)
 
 
-def test_the_floor_of_the_loss_is_that_of_its_bits(metrics: Path, tmp_path: Path) -> None:
-    assert loss_floor(metrics) == pytest.approx(0.5)  # a quarter of the bits, a quarter of the nats
+def test_the_floor_of_the_loss_is_drawn_where_there_is_one(
+    metrics: Path, attention: Attention, drawn: dict[str, bytes], tmp_path: Path
+) -> None:
+    shutil.copytree(metrics, tmp_path, dirs_exist_ok=True)
     write_json(tmp_path / "eval.json", {"loss": 2.0, "bits_per_byte": 0.8})
-    assert loss_floor(tmp_path) is None
+    without = pictures(tmp_path, attention)
+    assert [name for name in drawn if without[name] != drawn[name]] == ["training_curve"]
 
 
 class Pieces:

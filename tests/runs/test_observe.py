@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
-from custom_transformer.fast.engine import EAGER, FUSED
 
+from custom_transformer.fast.choose import FUSED
 from custom_transformer.maths import ops
+from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.maths.scope import Scope
 from custom_transformer.runs.observe import GELU_OFF, activation_statistics, gradient_norms, views
 from tests.helpers import random_model, random_tokens
 
@@ -34,7 +36,7 @@ def test_attention_is_shared_among_what_came_before(dtype: torch.dtype) -> None:
 
 def test_attention_and_units_of_the_first_block_are_those_of_its_formulas() -> None:
     model, tokens = random_model(), random_tokens()
-    p = model.block_parameters(0)
+    p = Scope(model.parameters) / "blocks.0"
     view = next(views(model, tokens))
     x = model.parameters["token_embedding"][tokens] + model.parameters["position_embedding"][:11]
     norm = torch.nn.functional.layer_norm(x, (15,), p["norm_1.weight"], p["norm_1.bias"])
@@ -69,14 +71,14 @@ def test_attention_that_knows_nothing_has_the_entropy_of_chance() -> None:
     assert row["attention_entropy"] == pytest.approx(sum(math.log(n) for n in range(1, 9)) / 8)
 
 
-@pytest.mark.parametrize("engine", [EAGER, FUSED])
-def test_gradient_norms_are_the_gradients_norms(engine: object) -> None:
-    model, tokens = random_model(engine=engine), random_tokens()  # type: ignore[arg-type]
+@pytest.mark.parametrize("engine", [READABLE, FUSED])
+def test_gradient_norms_are_the_gradients_norms(engine: Engine) -> None:
+    model, tokens = random_model(engine=engine), random_tokens()
     model.loss(tokens[:, :-1], tokens[:, 1:])
     model.loss_backward()
     norms = gradient_norms(model.gradients, model.engine)
     assert norms == pytest.approx([gradient.norm().item() for gradient in model.gradients.values()])
-    assert math.hypot(*norms) == pytest.approx(model.engine.global_norm(model.gradients))
+    assert math.hypot(*norms) == pytest.approx(model.engine.rules.global_norm(model.gradients))
 
 
 def test_looking_changes_nothing() -> None:

@@ -18,7 +18,8 @@ from custom_transformer.maths.optim import SGD
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.evaluation import evaluate, validation_loss
 from custom_transformer.runs.observe import activation_statistics
-from custom_transformer.runs.training import SPIKE_WINDOW, Trainer, is_spike, training_step
+from custom_transformer.runs.record import SPIKE_WINDOW, is_spike
+from custom_transformer.runs.training import Trainer, training_step
 from custom_transformer.text.tokens import TokenSplit
 from tests.helpers import SIZES, random_model, random_tokens
 
@@ -52,9 +53,9 @@ def test_accumulated_batches_are_one_larger_batch() -> None:
     input_ids, labels = tokens[:, :-1], tokens[:, 1:].clone()
     labels[0, 2:] = labels[1, :] = labels[4, 3] = -100
     together, apart = random_model(), random_model()
-    whole = training_step(together, SGD(), [(input_ids, labels)], 0.1, 0.5)
+    whole = training_step(together, SGD({}), [(input_ids, labels)], 0.1, 0.5)
     chunks = list(zip(input_ids.split(2), labels.split(2), strict=True))
-    parts = training_step(apart, SGD(), chunks, 0.1, 0.5)
+    parts = training_step(apart, SGD({}), chunks, 0.1, 0.5)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
     assert parts.grad_norm_before_clip == pytest.approx(whole.grad_norm_before_clip, rel=1e-10)
     assert whole.grad_norm == 0.5
@@ -77,7 +78,7 @@ def test_nan_changes_nothing(where: str, monkeypatch: pytest.MonkeyPatch) -> Non
             model.gradients["blocks.1.up.weight"][0, 0] = float("nan")
 
         monkeypatch.setattr(model, "loss_backward", poisoned)
-    result = training_step(model, SGD(), [(tokens[:, :-1], tokens[:, 1:])], 0.1, 1.0)
+    result = training_step(model, SGD({}), [(tokens[:, :-1], tokens[:, 1:])], 0.1, 1.0)
     assert result.status == {"loss": "nan_detected", "gradient": "nan_gradient"}[where]
     assert all(torch.equal(before[name], p) for name, p in model.parameters.items())
 
@@ -94,7 +95,9 @@ def test_the_run_stops_at_max_nan_steps_with_the_state_before_the_first(
 
     t.keep_state = keep
     loss = t.model.loss
-    monkeypatch.setattr(t.model, "loss", lambda *a: loss(*a) if t.step not in (2, 4, 5) else torch.tensor(math.nan))
+    monkeypatch.setattr(
+        t.model, "loss", lambda *a: loss(*a) if t.progress.step not in (2, 4, 5) else torch.tensor(math.nan)
+    )
     statuses, before_first = [], None
     with pytest.raises(UserError, match=r"max_nan_steps.*the first of them is kept in .*kept\.pt"):
         for m in t.run():
@@ -121,7 +124,7 @@ def test_a_spike_stands_out_above_the_losses_before_it(tmp_path: Path, monkeypat
 
     t = trainer(tmp_path, num_epochs=6)
     loss = t.model.loss
-    monkeypatch.setattr(t.model, "loss", lambda *a: loss(*a) + (30.0 if t.step == 55 else 0.0))
+    monkeypatch.setattr(t.model, "loss", lambda *a: loss(*a) + (30.0 if t.progress.step == 55 else 0.0))
     assert [m.step for m in t.run() if m.spike] == [56]
     assert t.summary()["loss_spikes"] == 1
 
@@ -152,12 +155,14 @@ def test_a_run_learns_and_repeats_bit_for_bit(tmp_path: Path) -> None:
         list(t.run())
         ends.append(t)
     assert ends[0].summary() == ends[1].summary()
-    assert ends[0].curve == ends[1].curve
+    assert ends[0].curves() == ends[1].curves()
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert "best.pt" in files
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert ends[0].validation_curve[-1]["validation_loss"] < 1.5 < 3.0 < ends[0].curve[0]["train_loss"]
+    assert (
+        ends[0].progress.validation_curve[-1]["validation_loss"] < 1.5 < 3.0 < ends[0].progress.curve[0]["train_loss"]
+    )
 
 
 def test_precisions_end_at_the_same_loss(tmp_path: Path) -> None:
@@ -167,7 +172,7 @@ def test_precisions_end_at_the_same_loss(tmp_path: Path) -> None:
         model = CustomTransformer(SIZES, dtype=dtype, seed=3)
         t = trainer(tmp_path / str(dtype), model, num_epochs=8, learning_rate=0.01)
         list(t.run())
-        losses[dtype] = t.validation_curve[-1]["validation_loss"]
+        losses[dtype] = t.progress.validation_curve[-1]["validation_loss"]
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], abs=0.05)
 
 
@@ -185,9 +190,8 @@ def test_a_resumed_run_ends_the_same(tmp_path: Path, stop: int, optimizer: str) 
     second.restore(state)
     list(second.run())
     assert second.summary() == whole.summary()
-    assert second.curve == whole.curve
-    assert second.gradient_rows() == whole.gradient_rows()
-    assert second.activations == whole.activations
+    assert second.curves() == whole.curves()
+    assert second.progress == whole.progress
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "resumed" / path.name).read_bytes() == path.read_bytes()
 
@@ -201,10 +205,10 @@ def test_the_norm_of_each_gradient_is_kept_of_so_many_steps(
     t = trainer(tmp_path, log_every=2)
     norms = {m.step: m.result.grad_norm_before_clip for m in t.run()}
     assert t.total_steps == 22
-    assert list(t.gradient_norms) == kept
-    rows = t.gradient_rows()
+    assert list(t.progress.gradient_norms) == kept
+    rows = t.curves()["gradient_norms.csv"]
     assert [row["parameter"] for row in rows] == [*t.model.parameters] * len(kept)
-    for step in t.gradient_norms:
+    for step in t.progress.gradient_norms:
         squares = sum(float(row["gradient_norm"]) ** 2 for row in rows if row["step"] == step)
         assert math.sqrt(squares) == pytest.approx(norms[step], rel=1e-6)
 
@@ -212,11 +216,13 @@ def test_the_norm_of_each_gradient_is_kept_of_so_many_steps(
 def test_activations_are_those_of_the_same_windows_at_each_validation(tmp_path: Path) -> None:
     t = trainer(tmp_path)
     list(t.run())
-    assert [(row["step"], row["block"]) for row in t.activations] == [
-        (row["step"], block) for row in t.validation_curve for block in (0, 1)
+    assert [(row["step"], row["block"]) for row in t.progress.activations] == [
+        (row["step"], block) for row in t.progress.validation_curve for block in (0, 1)
     ]
     observed, _ = t.validation.windows(range(4), LENGTH)
-    assert [row | {"step": t.step} for row in activation_statistics(t.model, observed)] == t.activations[-2:]
+    assert [
+        row | {"step": t.progress.step} for row in activation_statistics(t.model, observed)
+    ] == t.progress.activations[-2:]
 
 
 def test_checkpoints_of_the_last_epochs_and_the_best(tmp_path: Path) -> None:
@@ -225,9 +231,9 @@ def test_checkpoints_of_the_last_epochs_and_the_best(tmp_path: Path) -> None:
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["best.pt", "custom_transformer_epoch_3.pt", "custom_transformer_epoch_4.pt"]
     best = load_checkpoint(tmp_path / "best.pt")
-    assert best.metadata["step"] == t.best_step
+    assert best.metadata["step"] == t.progress.best_step
     loss = validation_loss(best.build_model(), t.validation, LENGTH, 4)
-    assert loss == pytest.approx(min(row["validation_loss"] for row in t.validation_curve), abs=1e-6)
+    assert loss == pytest.approx(min(row["validation_loss"] for row in t.progress.validation_curve), abs=1e-6)
 
 
 def test_too_little_text_is_named(tmp_path: Path) -> None:
@@ -254,6 +260,11 @@ def test_evaluation_counts_every_token_once_and_knows_its_floor() -> None:
     assert metrics["perplexity"] == pytest.approx(np.exp(total / 99))
     assert metrics["bits_per_byte"] == pytest.approx(total / np.log(2) / 300)
     assert metrics["bits_per_byte_floor"] == 1.5
+    # The floor is to the loss as its bits are to the bits.
+    assert metrics["loss_floor"] == pytest.approx(metrics["loss"] * 1.5 / metrics["bits_per_byte"])
+    assert metrics["loss_floor"] == pytest.approx(450 * np.log(2) / 99)
+    del data.meta["log2_prob"]
+    assert {"loss_floor", "bits_per_byte_floor"}.isdisjoint(evaluate(model, data, LENGTH, 4)[0])
     assert [row["position"] for row in by_position] == list(range(LENGTH))
     assert np.mean([row["loss"] for row in by_position]) == pytest.approx(metrics["loss"])
 

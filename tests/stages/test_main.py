@@ -15,10 +15,11 @@ import yaml
 from mlflow import MlflowClient
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths.model import CustomTransformer, parameter_table
+from custom_transformer.maths.architecture import GPT2, flops_per_token
+from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.pages.report import PICTURES
 from custom_transformer.runs.checkpoint import save_checkpoint
-from custom_transformer.runs.summary import flops_per_token, memory_bytes
+from custom_transformer.runs.summary import memory_bytes
 from tests import processes
 from tests.helpers import ROOT, SIZES, random_model
 
@@ -47,7 +48,7 @@ def config_file(folder: Path, **changes: Any) -> Path:
 def test_summary_shows_every_tensor(tmp_path: Path) -> None:
     done = run("custom_transformer", "summary", "--config", config_file(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    table = parameter_table(CustomTransformerConfig(**SIZES))
+    table = GPT2.parameters(CustomTransformerConfig(**SIZES))
     for name in table:
         assert name in done.stdout
     model = CustomTransformer(
@@ -72,8 +73,9 @@ def test_the_memory_of_the_summary_is_what_a_step_saves() -> None:
             for part in saved:
                 collect(part)
 
-    (_, _, (blocks, _)), _ = model._saved
-    collect(blocks)
+    assert model._last is not None
+    _, at, _ = model._last
+    collect([saved for name, saved in (at.saved or {}).items() if name.startswith("blocks.")])
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters.values()}
     assert sizes["activations"] == sum(n for pointer, n in storages.items() if pointer not in parameters)
 
@@ -89,7 +91,7 @@ def test_flops_count_the_products_of_the_step() -> None:
         model.backward(torch.ones_like(logits))
     # The backward computes the scores Q Kᵀ again: one product of the seven of attention that the formula leaves out.
     again = 2 * config.n_blocks * config.d_model * 11
-    assert counter.get_total_flops() == (flops_per_token(config, 11) + again) * 33
+    assert counter.get_total_flops() == (flops_per_token(GPT2, config, 11) + again) * 33
 
 
 BAD_CONFIGS = {
