@@ -116,7 +116,7 @@ def test_gradcheck_measures_well_at_any_size(changes: dict[str, int], seed: int)
 
 BAD_CONFIGS = {
     "unknown key": {"model__d_modle": 3},
-    "number as text": {"training__learning_rate": "3e-4"},
+    "number as text": {"training__learning_rate": "0.003"},
     "heads do not divide": {"model__n_heads": 3},
     "fraction": {"data__val_fraction": 1.5},
     "optimizer": {"training__optimizer": "adam"},
