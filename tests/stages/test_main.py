@@ -96,7 +96,7 @@ def test_flops_count_the_products_of_the_step() -> None:
 
 BAD_CONFIGS = {
     "unknown key": {"model__d_modle": 3},
-    "number as text": {"training__learning_rate": "3e-4"},
+    "number as text": {"training__learning_rate": "0.003"},
     "heads do not divide": {"model__n_heads": 3},
     "fraction": {"data__val_fraction": 1.5},
     "optimizer": {"training__optimizer": "adam"},
