@@ -194,8 +194,8 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
     """Makes a tokenizer and packed tokens of the text in `raw` (train.parquet, validation.parquet, source.json).
 
     Writes the tokenizer's files, and train.bin, validation.bin and meta.json in `tokens_out`; returns meta.json's
-    content. Both folders are moved into place when everything is written. Memory use does not grow with the text, except
-    that one document is read whole. Raises UserError on damaged input and on a split without text.
+    content. Both folders are moved into place when everything is written. Memory use does not grow with the text,
+    except that one document is read whole. Raises UserError on damaged input and on a split without text.
     """
     sources = {split: raw / f"{split}.parquet" for split in SPLITS}
     for path in sources.values():
