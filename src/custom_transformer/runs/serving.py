@@ -95,7 +95,7 @@ class TextModel:
         (row,) = generate(
             self._model,
             torch.tensor([prompt_ids]),
-            # The last token needs no place in the context: nothing comes after it.
+            # The last token may lie outside the context: nothing comes after it.
             min(start + params.max_new_tokens, self._model.config.max_seq_len + 1),
             temperature=params.temperature,
             top_k=params.top_k,
