@@ -22,8 +22,9 @@ from rich.console import Console
 
 from custom_transformer.config import load_params
 from custom_transformer.errors import UserError, one_line
+from custom_transformer.pages.samples import samples_markdown
 from custom_transformer.runs.checkpoint import load_checkpoint, save_checkpoint
-from custom_transformer.runs.generation import Sample, samples_markdown
+from custom_transformer.runs.generation import Sample
 from custom_transformer.text import local_files
 from custom_transformer.text.datasets import download
 from custom_transformer.text.tokenization import build_tokenizer

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from custom_transformer.fast.engine import EAGER, NATIVE
 
 from custom_transformer.config import Params, load_params
 from custom_transformer.errors import UserError
+from custom_transformer.fast.choose import NATIVE
 from custom_transformer.files import atomic_write
+from custom_transformer.maths.engine import READABLE
 from custom_transformer.runs.fingerprint import run_key, tags
 from custom_transformer.runs.work_folder import RESUME, WorkFolder
 from stages.train import fingerprint_of
@@ -195,7 +196,7 @@ def test_what_decides_a_result_decides_its_key(section: str | None, key: str, va
     tokens = {"splits": {"train": {"sha256": "0"}}}
 
     def key(params: Params, tokens: dict[str, Any]) -> str:
-        return run_key(fingerprint_of(params, tokens, EAGER))
+        return run_key(fingerprint_of(params, tokens, READABLE, torch.device("cpu")))
 
     assert (key(other, tokens) != key(params, tokens)) is decides
     assert key(params, tokens) != key(params, {})
@@ -203,7 +204,7 @@ def test_what_decides_a_result_decides_its_key(section: str | None, key: str, va
 
 def test_what_computes_is_in_the_fingerprint_not_in_the_key() -> None:
     params = load_params("configs/smoke.yaml")
-    eager, native = (fingerprint_of(params, {}, engine) for engine in (EAGER, NATIVE))
+    eager, native = (fingerprint_of(params, {}, engine, torch.device("cpu")) for engine in (READABLE, NATIVE))
     assert run_key(eager) == run_key(native)
     assert tags(eager)["fingerprint"] != tags(native)["fingerprint"]
     assert set(eager) >= {"code", "params", "data", "torch", "cpu_capability", "threads", "engine"}
