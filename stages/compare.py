@@ -15,9 +15,9 @@ from typing import Any
 
 import vl_convert
 
-from custom_transformer.dvc import run_dvc
 from custom_transformer.errors import ArgumentParser, run_main
 from custom_transformer.files import atomic_write
+from stages.dvc import run_dvc
 
 PICTURE_WIDTH = 420  # pixels as shown: two beside each other in a comment on GitHub
 

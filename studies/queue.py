@@ -16,8 +16,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from custom_transformer.dvc import run_dvc
 from custom_transformer.errors import UserError
+from stages.dvc import run_dvc
 
 SECONDS_BETWEEN = 20  # looks at the queue
 _SECONDS_OF_DOUBT = 5  # between the looks that tell the dead from the busy

@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 from custom_transformer.config import Params, load_params, validated
-from custom_transformer.dvc import run_dvc
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
 from custom_transformer.maths.architecture import GPT2
@@ -34,6 +33,7 @@ from custom_transformer.maths.parameters import count
 from custom_transformer.paths import METRICS, TOKENS
 from custom_transformer.text.tokens import META
 from custom_transformer.tracking import SweepRun, flat_params, sweep_runs, sync
+from stages.dvc import run_dvc
 from studies import queue
 from studies.law import Fit, fit_law
 from studies.plot import save_plot

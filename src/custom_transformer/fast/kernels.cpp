@@ -540,22 +540,8 @@ void adamw_update(W* parameter, const W* gradient, W* m, W* v, W scale, W one_mi
   void* function##_float64 = reinterpret_cast<void*>(&function<double, double>);
 
 extern "C" {
-EXPORT(add_norm_forward)
-EXPORT(norm_again)
-EXPORT(add_norm_backward)
-EXPORT(gelu_forward)
-EXPORT(gelu_backward)
-EXPORT(split_heads)
-EXPORT(merge_heads)
-EXPORT(softmax_forward)
-EXPORT(softmax_backward)
-EXPORT(loss_tile)
-EXPORT(rescale_add)
-EXPORT(scale_rows)
-EXPORT(few_rows_product)
-EXPORT(few_rows_logits)
-EXPORT(attend_cached)
-EXPORT_UPDATE(sum_of_squares)
-EXPORT_UPDATE(sgd_update)
-EXPORT_UPDATE(adamw_update)
+EXPORT(add_norm_forward) EXPORT(norm_again) EXPORT(add_norm_backward) EXPORT(gelu_forward) EXPORT(gelu_backward)
+EXPORT(split_heads) EXPORT(merge_heads) EXPORT(softmax_forward) EXPORT(softmax_backward) EXPORT(loss_tile)
+EXPORT(rescale_add) EXPORT(scale_rows) EXPORT(few_rows_product) EXPORT(few_rows_logits) EXPORT(attend_cached)
+EXPORT_UPDATE(sum_of_squares) EXPORT_UPDATE(sgd_update) EXPORT_UPDATE(adamw_update)
 }

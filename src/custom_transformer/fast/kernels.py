@@ -86,7 +86,7 @@ def _key(compiler: str) -> str:
 def _signatures() -> dict[str, tuple[str, list[str]]]:
     """Of each exported kernel the type of its result and those of its parameters, as kernels.cpp writes them."""
     source = _SOURCE.read_text(encoding="utf-8")
-    exported = set(re.findall(r"^EXPORT\w*\((\w+)\)", source, re.MULTILINE))
+    exported = set(re.findall(r"(?<!define )EXPORT\w*\((\w+)\)", source))
     return {
         name: (result, [re.sub(r"const |\s*\w+$", "", parameter.strip()) for parameter in parameters.split(",")])
         for result, name, parameters in re.findall(r"\b(void|double) (\w+)\(([^()]*)\) {", source)
