@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # milliseconds, which takes the core from whoever works on it: another training, a browser, this process's other thread.
 # The library reads its settings when PyTorch loads it.
 if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = ["CustomTransformer", "CustomTransformerConfig", "CustomTransformerWrapper"]
 

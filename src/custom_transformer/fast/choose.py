@@ -52,6 +52,7 @@ def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engin
     From here on PyTorch computes deterministically in this process. Raises UserError where there is no such device.
     """
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each is filled anyway
     device = choose_device(training.device)
     return device, choose_engine(training.compile, device, flops)
 
