@@ -84,11 +84,7 @@ class CustomTransformerWrapper:
         return {"logits": logits, "loss": loss}
 
     def train_step(
-        self,
-        input_ids: Tensor,
-        labels: Tensor,
-        learning_rate: float = 0.001,
-        max_grad_norm: float | None = 1.0,
+        self, input_ids: Tensor, labels: Tensor, learning_rate: float = 0.001, max_grad_norm: float | None = 1.0
     ) -> dict[str, Any]:
         """Forward, backward, clip, and one step of SGD. input_ids, labels (B, T) int64, labels unshifted.
 

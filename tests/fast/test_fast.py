@@ -314,7 +314,7 @@ def test_a_kernel_refuses_tensors_it_would_misread() -> None:
 
 def test_each_exported_kernel_has_a_signature_of_the_types_it_is_called_with() -> None:
     source = kernels._SOURCE.read_text(encoding="utf-8")
-    exported = set(re.findall(r"^EXPORT\w*\((\w+)\)", source, re.MULTILINE))
+    exported = set(re.findall(r"EXPORT\w*\((\w+)\)", source)) - {"function"}
     signatures = kernels._signatures()
     assert signatures.keys() == exported
     assert len(exported) > 10
@@ -325,24 +325,28 @@ def test_each_exported_kernel_has_a_signature_of_the_types_it_is_called_with() -
         assert set(kinds) <= known, name
 
 
-def kernel_calls() -> list[tuple[str, int]]:
-    """Each call `kernel("name", dtype)(…)` in the package: the kernel's name and how many arguments it is given.
-
-    `*x.shape` counts as the two sizes of a matrix.
-    """
+def kernel_calls() -> list[tuple[str, list[ast.expr]]]:
+    """Each call `kernel("name", dtype)(…)` in the package: the kernel's name and the arguments it is given."""
     calls = []
     for path in kernels._SOURCE.parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(ast.Call(ast.Name("kernel"), [ast.Constant(str(name)), _]), arguments):
-                    calls.append((name, sum(2 if isinstance(a, ast.Starred) else 1 for a in arguments)))
+                    calls.append((name, arguments))
     return calls
+
+
+def could_be(arguments: list[ast.expr], count: int) -> bool:
+    """`*x.shape` counts as the two sizes of a matrix; how many `*name` stands for shows only when it runs."""
+    stars = [a.value for a in arguments if isinstance(a, ast.Starred)]
+    known = len(arguments) - len(stars) + 2 * sum(isinstance(star, ast.Attribute) for star in stars)
+    return known < count if any(isinstance(star, ast.Name) for star in stars) else known == count
 
 
 def test_every_call_of_a_kernel_has_as_many_arguments_as_its_signature() -> None:
     calls, signatures = kernel_calls(), kernels._signatures()
     assert {name for name, _ in calls} == signatures.keys()
-    assert [(name, count) for name, count in calls if count != len(signatures[name][1])] == []
+    assert [name for name, arguments in calls if not could_be(arguments, len(signatures[name][1]))] == []
 
 
 @pytest.mark.parametrize("count", [1, 3])

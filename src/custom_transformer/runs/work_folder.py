@@ -12,7 +12,6 @@ import os
 import shutil
 from collections import deque
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -76,9 +75,7 @@ class WorkFolder:
                 f"{self.path}: a training with the same parameters and data is running; wait for it or end it"
             ) from None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
 
     def save(self, step: int, state: dict[str, Any]) -> None:

@@ -147,11 +147,7 @@ class Delivery:
             if found:
                 tags |= _pointing_to(found[0])
         made = self._client_call(
-            "create_run",
-            self._experiment(),
-            start_time=self.header.started,
-            run_name=self.header.name,
-            tags=tags,
+            "create_run", self._experiment(), start_time=self.header.started, run_name=self.header.name, tags=tags
         )
         return made.info.run_id, True
 

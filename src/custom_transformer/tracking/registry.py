@@ -35,10 +35,7 @@ def deliver_model(client: MlflowClient, header: Header, run_id: str, folder: Pat
     model = _logged_model(client, header, run_id, folder, facts["content"])
     _measure(client, run_id, model, facts["measured"])
     if name := facts["registered_model"]:
-        tags = {
-            CRITERION: repr(facts["measured"]["metrics"][f"eval_{CRITERION}"]),
-            VALIDATION_TAG: facts["validation"],
-        }
+        tags = {CRITERION: repr(facts["measured"]["metrics"][f"eval_{CRITERION}"]), VALIDATION_TAG: facts["validation"]}
         with as_default(header.uri):  # a SQL store asks MLflow's default one for the model behind a version
             version = _version(client, name, run_id, model, tags)
         _show_version(client, model.model_id, version)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 _SECONDS_BETWEEN = 2.0
@@ -21,9 +20,7 @@ class SystemMetrics(threading.Thread):
     def __enter__(self) -> None:
         self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         self.join()
 
