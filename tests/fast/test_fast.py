@@ -463,12 +463,14 @@ def test_a_process_is_prepared_for_the_parameters(monkeypatch: pytest.MonkeyPatc
     """Device and engine together, and deterministic from here on."""
     noted: list[bool] = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", noted.append)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     training = load_params("configs/smoke.yaml").training
     for compile, flops, engine in ((False, 1e20, READABLE), (True, 0.0, NATIVE), ("auto", 1e9, READABLE)):
         chosen = training.model_copy(update={"device": "cpu", "compile": compile})
         assert prepare(chosen, flops) == (torch.device("cpu"), engine)
     assert noted == [True] * 3
+    assert torch.utils.deterministic.fill_uninitialized_memory is False
     with pytest.raises(UserError, match=r"training\.device"):
         prepare(training.model_copy(update={"device": "cuda"}), 1e20)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from tests.helpers import ROOT
 pytestmark = [
     pytest.mark.processes,
     pytest.mark.skipif(
-        sys.platform != "linux" or Path("/proc/driver/nvidia").exists(), reason="the CUDA build is taken"
+        sys.platform != "linux" or Path("/proc/driver/nvidia").exists() or bool(shutil.which("nvidia-smi")),
+        reason="the CUDA build is taken",
     ),
 ]
 # As if nobody had told pip of another index, or anything else.
