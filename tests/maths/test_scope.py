@@ -192,3 +192,17 @@ def test_without_a_backward_nothing_is_kept_however_deep_the_model_is(engine: En
     assert shallow == deep > 0
     # The measure does see what is kept: the loss, which a backward follows, keeps six blocks more.
     assert most_bytes(engine, 8, "loss") > 2 * most_bytes(engine, 2, "loss")
+
+
+@ENGINES
+def test_a_sink_may_send_each_gradient_away(engine: Engine) -> None:
+    class Away(dict[str, Tensor]):
+        def __setitem__(self, name: str, gradient: Tensor) -> None:
+            sent[name] = gradient
+
+    sent: dict[str, Tensor] = {}
+    model, tokens = random_model(engine=engine), random_tokens()
+    model.loss(tokens, tokens)
+    model.loss_backward(gradients=Away())
+    assert sent.keys() == model.parameters.keys()
+    assert model.gradients == {}

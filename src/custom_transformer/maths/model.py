@@ -189,7 +189,8 @@ class CustomTransformer:
     def loss_backward(self, dloss: Tensor | float = 1.0, gradients: MutableMapping[str, Tensor] | None = None) -> None:
         """Fills `gradients` for the last `loss`, scaled by `dloss`. Raises RuntimeError when there was none.
 
-        gradients: is given each gradient by its parameter's name as soon as it is ready, the last layer's first.
+        gradients: is given each gradient by its parameter's name as soon as it is ready, the last layer's first. It may
+        send them away: `self.gradients` then has only those that it still holds.
         """
         at, head = self._take_last("loss", {} if gradients is None else gradients)
         with torch.no_grad(), self.engine.products():
@@ -208,7 +209,7 @@ class CustomTransformer:
             at.give("head.weight", d_head)
         dx = self._stack(at).backward(dx, at, self.config)
         self.architecture.embedding_backward(dx, at, d_head if tied else None)
-        self.gradients = {name: at.gradients[name] for name in self.parameters}
+        self.gradients = {name: at.gradients[name] for name in self.parameters if name in at.gradients}
 
     # -- parameters
 
