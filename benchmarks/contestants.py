@@ -280,7 +280,7 @@ PEERS: dict[str, Callable[[Workload], Step]] = {
 
 # Peers that need a change of code in addition to the settings; timed tuned only.
 FUSED_PEERS: dict[str, Callable[[Workload], Step]] = {
-    "twin, compiled, fused AdamW": partial(twin_compiled, fused_adamw=True),
+    "twin, compiled, fused AdamW": partial(twin_compiled, fused_adamw=True)
 }
 
 OURS: dict[str, Callable[[Workload], Step]] = {

@@ -28,11 +28,7 @@ class Process:
     """`python *arguments`, beginning with -m or -c; `largest` is what no file of it may grow beyond, in bytes."""
 
     def __init__(
-        self,
-        *arguments: object,
-        cwd: Path = ROOT,
-        env: Mapping[str, str] | None = None,
-        largest: int | None = None,
+        self, *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, largest: int | None = None
     ):
         pipes = [_FORKS.Pipe(duplex=False) for _ in range(2)]
         writers = [writer for _, writer in pipes]

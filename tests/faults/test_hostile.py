@@ -96,8 +96,7 @@ def test_hostile_parameters(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["dataset", "revision", "text_column", "train_split", "val_split", "tokenizer", "experiment", "uri"],
+    "key", ["dataset", "revision", "text_column", "train_split", "val_split", "tokenizer", "experiment", "uri"]
 )
 @pytest.mark.parametrize("value", [r'"a\e[31mb"', r'"a\nb"', r'"a\0b"', r'"a\ud800"'])
 def test_a_name_of_control_characters_or_half_a_character(tmp_path: Path, key: str, value: str) -> None:

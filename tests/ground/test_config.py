@@ -20,8 +20,7 @@ def test_every_shipped_configuration_is_valid(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "written",
-    "3e-05 1.5e-05 0.00003 3.0e-5 3e-4 3E-4 +3e-4 1e3 1E+3 .5e1 5.e-1 .5 5. 1 +2".split(),
+    "written", "3e-05 1.5e-05 0.00003 3.0e-5 3e-4 3E-4 +3e-4 1e3 1E+3 .5e1 5.e-1 .5 5. 1 +2".split()
 )
 def test_every_way_to_write_a_number(tmp_path: Path, written: str) -> None:
     path = tmp_path / "params.yaml"

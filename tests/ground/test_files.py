@@ -11,14 +11,7 @@ from pathlib import Path
 import pytest
 
 from custom_transformer.errors import UserError
-from custom_transformer.files import (
-    StorageError,
-    atomic_write,
-    sha256_file,
-    staged_folders,
-    write_csv,
-    write_json,
-)
+from custom_transformer.files import StorageError, atomic_write, sha256_file, staged_folders, write_csv, write_json
 from custom_transformer.paths import project_root
 from tests.helpers import largest_file
 from tests.processes import run
@@ -228,11 +221,7 @@ def test_the_project_root_is_dvcs_or_found_upwards(tmp_path: Path, monkeypatch: 
     ("body", "code", "message"),
     [
         ("raise UserError('bad\\nvalue \\x1b[31m')", 1, "error: bad value \\x1b[31m\n"),
-        (
-            "raise OSError(28, 'No space left on device', 'x.bin')",
-            1,
-            "error: x.bin: No space left on device\n",
-        ),
+        ("raise OSError(28, 'No space left on device', 'x.bin')", 1, "error: x.bin: No space left on device\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
         ("pass", 0, ""),
     ],

@@ -85,11 +85,7 @@ def test_linear_computes_in_the_weights_dtype_and_answers_in_the_inputs() -> Non
 def test_layer_norm(dtype: torch.dtype, bias: bool, size: int) -> None:
     inputs = [3 + 2 * randn(3, 5, size), 1 + randn(size), randn(size, seed=3) if bias else None]
     check_op(
-        ops.layer_norm_forward,
-        ops.layer_norm_backward,
-        lambda x, w, b: F.layer_norm(x, (size,), w, b),
-        inputs,
-        dtype,
+        ops.layer_norm_forward, ops.layer_norm_backward, lambda x, w, b: F.layer_norm(x, (size,), w, b), inputs, dtype
     )
 
 
@@ -105,11 +101,7 @@ def test_dropout(dtype: torch.dtype, dropout: float) -> None:
     keep = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)) >= dropout if dropout else None
     scale = 1.0 if keep is None else keep.double() / (1 - dropout)
     check_op(
-        lambda x: ops.dropout_forward(x, keep, dropout),
-        ops.dropout_backward,
-        lambda x: x * scale,
-        [randn(3, 5)],
-        dtype,
+        lambda x: ops.dropout_forward(x, keep, dropout), ops.dropout_backward, lambda x: x * scale, [randn(3, 5)], dtype
     )
 
 

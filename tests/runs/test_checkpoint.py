@@ -123,10 +123,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "integers": (set_in("state_dict", "final_norm.weight", torch.ones(15).long()), "final_norm.weight"),
     "not a tensor": (set_in("state_dict", "final_norm.weight", 5), "final_norm.weight"),
     "NaN": (set_in("state_dict", "final_norm.weight", torch.full((15,), torch.nan)), "NaN"),
-    "missing tensor": (
-        edit(lambda c: c["state_dict"].pop("final_norm.weight")),
-        "final_norm.weight is missing",
-    ),
+    "missing tensor": (edit(lambda c: c["state_dict"].pop("final_norm.weight")), "final_norm.weight is missing"),
     "unknown tensor": (set_in("state_dict", "more", torch.ones(1)), "more is unknown"),
     "wrong size in config": (set_in("config", "d_ffn", 23), "blocks.0"),
     "heads": (set_in("config", "n_heads", 4), "multiple of n_heads"),

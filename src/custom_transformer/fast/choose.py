@@ -34,8 +34,7 @@ NATIVE = Engine(
     equals=FUSED.equals,
     stacks={"gpt2": Stack(native.stack_forward, native.stack_backward, decoding.cached_block_forward)},
     head=Head(
-        loss=Op(head.linear_cross_entropy_forward, head.linear_cross_entropy_backward),
-        last_logits=decoding.last_logits,
+        loss=Op(head.linear_cross_entropy_forward, head.linear_cross_entropy_backward), last_logits=decoding.last_logits
     ),
     rules=Rules(update.global_norm, update.sgd_update, update.adamw_update),
     products=fast_products,

@@ -43,11 +43,7 @@ def validation_loss(model: CustomTransformer, split: TokenSplit, length: int, ba
 
 
 def evaluate(
-    model: CustomTransformer,
-    split: TokenSplit,
-    length: int,
-    batch_size: int,
-    max_batches: int | None = None,
+    model: CustomTransformer, split: TokenSplit, length: int, batch_size: int, max_batches: int | None = None
 ) -> tuple[dict[str, float | int], list[dict[str, float | int]]]:
     """The metrics of `split` over non-overlapping windows of `length`, and the mean loss by position in them.
 

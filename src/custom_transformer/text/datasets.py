@@ -178,11 +178,7 @@ def _write_divided(source: Source, data: DataParams, train: Path, validation: Pa
         last = islice(read_parquet(everything), kept, None)
         validation_rows = write_rows(validation, islice(last, data.val_subset_size), progress)
     everything.unlink()
-    return {
-        "train_rows": train_rows,
-        "validation_rows": validation_rows,
-        "left_out_of_training": kept - train_rows,
-    }
+    return {"train_rows": train_rows, "validation_rows": validation_rows, "left_out_of_training": kept - train_rows}
 
 
 def _fingerprint(text: str) -> bytes:

@@ -97,10 +97,7 @@ def _texts(path: Path) -> Iterator[pa.Buffer]:
     """The UTF-8 bytes of each text, in the memory that parquet decoded them to."""
     with _open(path) as file, _readable(path):
         names = file.schema_arrow.names
-        if "text" not in names or file.schema_arrow.field("text").type not in (
-            pa.string(),
-            pa.large_string(),
-        ):
+        if "text" not in names or file.schema_arrow.field("text").type not in (pa.string(), pa.large_string()):
             raise UserError(f"{path}: no column 'text' of strings, but {', '.join(names)}; {REMEDY}")
         for batch in file.iter_batches(rows_at_once(file), columns=["text"]):
             if batch.column(0).null_count:

@@ -65,16 +65,12 @@ def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
     commit = info.sha
     assert commit is not None
     file_format, names = _patiently(
-        dataset,
-        commit,
-        lambda: _split_files(datasets.load_dataset_builder(dataset, revision=commit), dataset, split),
+        dataset, commit, lambda: _split_files(datasets.load_dataset_builder(dataset, revision=commit), dataset, split)
     )
     declared = {
         file.path: file
         for file in _patiently(
-            dataset,
-            commit,
-            lambda: HfApi().get_paths_info(dataset, names, repo_type="dataset", revision=commit),
+            dataset, commit, lambda: HfApi().get_paths_info(dataset, names, repo_type="dataset", revision=commit)
         )
     }
     paths = []

@@ -64,16 +64,19 @@ class Kind:
     passages: tuple[tuple[str, ...], ...]
 
 
-def table(columns: str, rows: str, **links: Table) -> Table:
-    """The Words of `rows` (separated by semicolons, cells by commas); `links` maps columns to tables they refer to."""
+def table(columns: str, /, **links: Table) -> Callable[[str], Table]:
+    """Makes the Words of a text: rows separated by semicolons, cells by commas. `links` maps columns to the tables that
+    they refer to."""
     names = columns.split(", ")[1:]
-    words = []
-    for row in rows.split(";"):
-        first, *cells = (cell.strip() for cell in row.split(","))
-        linked = {
-            n: next(w for w in links[n] if w == c) if n in links else c for n, c in zip(names, cells, strict=True)
-        }
-        words.append(Word(first, **linked))
+
+    def words(rows: str) -> Table:
+        made = []
+        for row in rows.split(";"):
+            first, *cells = (cell.strip() for cell in row.split(","))
+            linked = {n: links[n][links[n].index(c)] if n in links else c for n, c in zip(names, cells, strict=True)}
+            made.append(Word(first, **linked))
+        return made
+
     return words
 
 
@@ -87,10 +90,14 @@ def other(fact: str, base: Table) -> Given:
     return given(fact, base, base, lambda value, choice: value != choice)
 
 
-def kind(name: str, facts: Mapping[str, Table | Given], text: str) -> Kind:
-    """A Kind from its text: empty lines separate passages, and each alternative wording is one line."""
-    passages = (tuple(" ".join(line.split()) for line in p.strip().splitlines()) for p in text.split("\n\n"))
-    return Kind(name, facts, tuple(passages))
+def kind(name: str, /, **facts: Table | Given) -> Callable[[str], Kind]:
+    """Makes a Kind of its text: empty lines separate passages, and each alternative wording is one line."""
+
+    def with_text(text: str) -> Kind:
+        passages = (tuple(" ".join(line.split()) for line in p.strip().splitlines()) for p in text.split("\n\n"))
+        return Kind(name, facts, tuple(passages))
+
+    return with_text
 
 
 # ---- numbers, and what is never said about them -------------------------------------------------------------------
@@ -159,102 +166,70 @@ SMALLER = {
 
 # ---- words ----------------------------------------------------------------------------------------------------------
 
-CHILDREN = table(
-    "name, he, him, his",
-    """
+CHILDREN = table("name, he, him, his")("""
     Anna, she, her, her; Emma, she, her, her; Kate, she, her, her; Rosa, she, her, her;
     Ben, he, him, his; Jack, he, him, his; Leo, he, him, his; Tom, he, him, his
-""",
-)
+""")
 FRIEND = other("child", CHILDREN)
 THINGS = [Word(thing, many=f"{thing}s") for thing in "apple nut egg shell stone book cup button".split()]
 COLOURS = [Word(colour) for colour in "red blue green yellow brown black white pink".split()]
 TOYS = [Word(toy) for toy in "ball kite doll drum boat train lamp bag".split()]
-PLACES = table(
-    "place",
-    """
+PLACES = table("place")("""
     on the table; under the bed; behind the door; in the kitchen; in the garden; on the shelf;
     under the stairs; by the fire
-""",
-)
+""")
 
-ACTIVITIES = table(
-    "do, does",
-    """
+ACTIVITIES = table("do, does")("""
     bake bread, bakes bread; play chess, plays chess; feed the birds, feeds the birds;
     swim in the lake, swims in the lake; ride a pony, rides a pony; paint pictures, paints pictures;
     cook soup, cooks soup; write letters, writes letters
-""",
-)
+""")
 
-DAYS = table(
-    "day, before, next",
-    """
+DAYS = table("day, before, next")("""
     Monday, Sunday, Tuesday; Tuesday, Monday, Wednesday; Wednesday, Tuesday, Thursday;
     Thursday, Wednesday, Friday; Friday, Thursday, Saturday; Saturday, Friday, Sunday;
     Sunday, Saturday, Monday
-""",
-)
+""")
 
-SEASONS = table(
-    "season, sign",
-    """
+SEASONS = table("season, sign")("""
     winter, the days are short and cold; spring, the trees grow new leaves;
     summer, the days are long and warm; autumn, the leaves fall from the trees
-""",
-)
-MONTHS = table(
-    "month, place, season, before, next",
-    """
+""")
+MONTHS = table("month, place, season, before, next", season=SEASONS)("""
     January, first, winter, December, February; February, second, winter, January, March;
     March, third, spring, February, April; April, fourth, spring, March, May;
     May, fifth, spring, April, June; June, sixth, summer, May, July; July, seventh, summer, June, August;
     August, eighth, summer, July, September; September, ninth, autumn, August, October;
     October, tenth, autumn, September, November; November, eleventh, autumn, October, December;
     December, twelfth, winter, November, January
-""",
-    season=SEASONS,
-)
+""")
 
-GROUPS = table(
-    "group, many, has, have",
-    """
+GROUPS = table("group, many, has, have")("""
     mammal, mammals, feeds its young with milk, feed their young with milk;
     bird, birds, has feathers and a beak, have feathers and a beak;
     fish, fish, has fins and breathes with gills, have fins and breathe with gills;
     reptile, reptiles, has dry skin with scales, have dry skin with scales;
     insect, insects, has six legs, have six legs
-""",
-)
-ANIMALS = table(
-    "animal, group",
-    """
+""")
+ANIMALS = table("animal, group", group=GROUPS)("""
     dog, mammal; cat, mammal; horse, mammal; whale, mammal; owl, bird; eagle, bird; swan, bird;
     penguin, bird; shark, fish; salmon, fish; trout, fish; snake, reptile; lizard, reptile;
     turtle, reptile; ant, insect; bee, insect; beetle, insect; butterfly, insect
-""",
-    group=GROUPS,
-)
+""")
 
-PARENTS = table(
-    "animal, young, sound",
-    """
+PARENTS = table("animal, young, sound")("""
     dog, puppy, barks; cat, kitten, meows; cow, calf, moos; sheep, lamb, bleats; horse, foal, neighs;
     hen, chick, clucks; duck, duckling, quacks; goose, gosling, honks; pig, piglet, grunts;
     lion, cub, roars; owl, owlet, hoots; frog, tadpole, croaks
-""",
-)
+""")
 
-COUNTRIES = table(
-    "country, capital, continent",
-    """
+COUNTRIES = table("country, capital, continent")("""
     France, Paris, Europe; Spain, Madrid, Europe; Italy, Rome, Europe; Germany, Berlin, Europe;
     Norway, Oslo, Europe; Greece, Athens, Europe; Japan, Tokyo, Asia; India, New Delhi, Asia;
     China, Beijing, Asia; Nepal, Kathmandu, Asia; Egypt, Cairo, Africa; Kenya, Nairobi, Africa;
     Ghana, Accra, Africa; Peru, Lima, South America; Chile, Santiago, South America;
     Canada, Ottawa, North America
-""",
-)
+""")
 
 # Each line gives two Words, one for either direction.
 OPPOSITES = [
@@ -277,14 +252,11 @@ OPPOSITES = [
     for word, opposite, example, counter in ((first, second, one, two), (second, first, two, one))
 ]
 
-OBJECTS = table(
-    "object, colour",
-    """
+OBJECTS = table("object, colour")("""
     grass, green; a frog, green; a leaf, green; snow, white; milk, white; coal, black; a raven, black;
     a lemon, yellow; a tomato, red; a cherry, red; a carrot, orange; a pumpkin, orange;
     a plum, purple; an elephant, grey; a flamingo, pink; chocolate, brown
-""",
-)
+""")
 MIXES = [
     Word(f"{first} and {second}", colour=colour)
     for one, two, colour in (
@@ -298,9 +270,7 @@ MIXES = [
     for first, second in ((one, two), (two, one))
 ]
 
-CHANGES = table(
-    "change, matter, state, verb, when, result, deed",
-    """
+CHANGES = table("change, matter, state, verb, when, result, deed")("""
     water freezes, water, a liquid, freezes, gets very cold, solid ice, puts a cup of water into the freezer;
     water boils, water, a liquid, boils, gets very hot, a gas called steam, heats a pot of water on the stove;
     steam condenses, steam, a gas, condenses, cools down, liquid water, holds a cold plate over the steam;
@@ -309,62 +279,39 @@ CHANGES = table(
     butter melts, butter, a solid, melts, gets warm, liquid butter, leaves some butter near the fire;
     wax melts, wax, a solid, melts, gets warm, liquid wax, lights a candle and looks at the wax;
     chocolate melts, chocolate, a solid, melts, gets warm, liquid chocolate, warms some chocolate in a bowl
-""",
-)
+""")
 
-PARTS = table(
-    "part, job",
-    """
+PARTS = table("part, job")("""
     root, takes up water from the ground; fruit, holds the seeds; seed, can grow into a new plant;
     flower, makes the seeds
-""",
-)
-PLANTS = table(
-    "plant, part",
-    """
+""")
+PLANTS = table("plant, part", part=PARTS)("""
     carrot, root; radish, root; turnip, root; beet, root; apple, fruit; pear, fruit; cherry, fruit;
     plum, fruit; bean, seed; pea, seed; lentil, seed; chestnut, seed; tulip, flower; rose, flower;
     daisy, flower; lily, flower
-""",
-    part=PARTS,
-)
+""")
 
-SHAPES = table(
-    "shape, sides",
-    """
+SHAPES = table("shape, sides")("""
     triangle, three; square, four; rectangle, four; pentagon, five; hexagon, six; heptagon, seven;
     octagon, eight; decagon, ten
-""",
-)
+""")
 
-TOOLS = table(
-    "tool, use",
-    """
+TOOLS = table("tool, use")("""
     hammer, drive in a nail; saw, cut a board; knife, slice the bread; spoon, eat soup;
     needle, sew on a button; broom, sweep the floor; key, open the lock; clock, tell the time;
     pen, sign a letter; ladder, climb onto the roof; spade, dig a hole; comb, tidy the hair
-""",
-)
+""")
 
-SENSES = table(
-    "sense, does, organ",
-    """
+SENSES = table("sense, does, organ")("""
     see, sees, eyes; hear, hears, ears; smell, smells, nose; taste, tastes, tongue; feel, feels, skin
-""",
-)
-SENSATIONS = table(
-    "thing, sense",
-    """
+""")
+SENSATIONS = table("thing, sense", sense=SENSES)("""
     a rainbow, see; the full moon, see; a painting, see; a church bell, hear; thunder, hear; a song, hear;
     perfume, smell; smoke, smell; fresh hay, smell; honey, taste; salty soup, taste; sweet jam, taste;
     a soft pillow, feel; the cold wind, feel; warm sand, feel
-""",
-    sense=SENSES,
-)
+""")
 
-PLURALS = table(
-    "word, many, rule",
-    """
+PLURALS = table("word, many, rule")("""
     tree, trees, we add an s; chair, chairs, we add an s; boat, boats, we add an s;
     box, boxes, we add es; dish, dishes, we add es; fox, foxes, we add es;
     baby, babies, the y turns into ies; cherry, cherries, the y turns into ies;
@@ -372,8 +319,7 @@ PLURALS = table(
     wolf, wolves, the f turns into a v; shelf, shelves, the f turns into a v;
     mouse, mice, the word itself changes; goose, geese, the word itself changes;
     foot, feet, the word itself changes; sheep, sheep, nothing changes; deer, deer, nothing changes
-""",
-)
+""")
 
 RELATIVES = [
     Word(f"{relation} of your {link}", relation=relation, link=link, name=name, he=he, him=him)
@@ -391,10 +337,7 @@ RELATIVES = [
 # ---- lessons --------------------------------------------------------------------------------------------------------
 
 KINDS = (
-    kind(
-        "counting",
-        dict(n=COUNTS, child=CHILDREN, thing=THINGS, m=COUNTS),
-        """
+    kind("counting", n=COUNTS, child=CHILDREN, thing=THINGS, m=COUNTS)("""
         Let us count from {n}: {n}, {n.second}, {n.third}, {n.fourth}.
         {n.cap}, {n.second}, {n.third}, {n.fourth}: this is how we count.
         Say these numbers aloud: {n}, {n.second}, {n.third}, {n.fourth}.
@@ -416,12 +359,8 @@ KINDS = (
         Each number is one more than the number before it.
         When we count, we leave no number out.
         We count to find out how many there are.
-    """,
-    ),
-    kind(
-        "sums",
-        dict(sum=SUMS, child=CHILDREN, friend=FRIEND, thing=THINGS, s=_of_several(SUMS)),
-        """
+    """),
+    kind("sums", sum=SUMS, child=CHILDREN, friend=FRIEND, thing=THINGS, s=_of_several(SUMS))("""
         {sum.cap} is {sum.total}.
         How much is {sum}? {sum.cap} is {sum.total}.
         Let us add {sum.first} and {sum.second}. {sum.cap} is {sum.total}.
@@ -440,12 +379,8 @@ KINDS = (
 
         Now you can do sums like these yourself.
         We can count them all to see that the answer is right.
-    """,
-    ),
-    kind(
-        "turned sums",
-        dict(t=TURNED_SUMS, child=CHILDREN, friend=FRIEND, thing=THINGS, u=_of_several(TURNED_SUMS)),
-        """
+    """),
+    kind("turned sums", t=TURNED_SUMS, child=CHILDREN, friend=FRIEND, thing=THINGS, u=_of_several(TURNED_SUMS))("""
         We may turn a sum around, and the total stays the same.
         The order of the numbers does not matter when we add.
         A sum has the same total when it is turned around.
@@ -459,12 +394,8 @@ KINDS = (
 
         Who has more now? Nobody has more, because {u} is {u.total}, and {u.turned} is {u.total} too.
         Now both have the same number, because {u} is {u.total}, and {u.turned} is {u.total} too.
-    """,
-    ),
-    kind(
-        "differences",
-        dict(d=DIFFERENCES, child=CHILDREN, friend=FRIEND, thing=THINGS, e=_of_several(DIFFERENCES)),
-        """
+    """),
+    kind("differences", d=DIFFERENCES, child=CHILDREN, friend=FRIEND, thing=THINGS, e=_of_several(DIFFERENCES))("""
         {d.cap} is {d.rest}.
         How much is {d}? {d.cap} is {d.rest}.
         Let us take {d.second} from {d.first}. {d.cap} is {d.rest}.
@@ -482,12 +413,8 @@ KINDS = (
 
         A difference can never be greater than the number we began with.
         If we put back what we took away, we have the first number again.
-    """,
-    ),
-    kind(
-        "comparisons",
-        dict(p=NUMBER_PAIRS, child=CHILDREN, friend=FRIEND, thing=THINGS, q=_of_several(NUMBER_PAIRS)),
-        """
+    """),
+    kind("comparisons", p=NUMBER_PAIRS, child=CHILDREN, friend=FRIEND, thing=THINGS, q=_of_several(NUMBER_PAIRS))("""
         {p.big.cap} is greater than {p.small}.
         {p.small.cap} is less than {p.big}.
 
@@ -507,18 +434,15 @@ KINDS = (
         Of two numbers, the greater one comes later when we count.
         The further we count, the greater the numbers become.
         This is how we compare two numbers.
-    """,
-    ),
+    """),
     kind(
         "sizes",
-        dict(
-            pair=list(SMALLER),
-            least=Given("pair", SMALLER),
-            child=CHILDREN,
-            colour=COLOURS,
-            tint=other("colour", COLOURS),
-        ),
-        """
+        pair=list(SMALLER),
+        least=Given("pair", SMALLER),
+        child=CHILDREN,
+        colour=COLOURS,
+        tint=other("colour", COLOURS),
+    )("""
         {pair.big.A} is bigger than {pair.small.a}.
         {pair.small.A} is smaller than {pair.big.a}.
 
@@ -535,12 +459,8 @@ KINDS = (
         What colour is the {least}? It is {tint}, because the {least} is the smallest of the three.
         Which animal is {colour}? It is the {pair.big}, because the {pair.big} is the biggest of the three.
         Which animal is {tint}? It is the {least}, because the {least} is the smallest of the three.
-    """,
-    ),
-    kind(
-        "days",
-        dict(day=DAYS, child=CHILDREN, activity=ACTIVITIES, when=DAYS),
-        """
+    """),
+    kind("days", day=DAYS, child=CHILDREN, activity=ACTIVITIES, when=DAYS)("""
         A week has seven days.
         There are seven days in a week.
         Every week has the same seven days.
@@ -560,12 +480,8 @@ KINDS = (
 
         Then the week goes on, and the days come round again.
         When the seven days are over, a new week begins.
-    """,
-    ),
-    kind(
-        "months",
-        dict(month=MONTHS, child=CHILDREN, friend=FRIEND, birth=MONTHS),
-        """
+    """),
+    kind("months", month=MONTHS, child=CHILDREN, friend=FRIEND, birth=MONTHS)("""
         {month} is the {month.place} month of the year.
         The {month.place} month of the year is {month}.
         A year has twelve months, and {month} is the {month.place} of them.
@@ -584,18 +500,15 @@ KINDS = (
 
         The four seasons are winter, spring, summer and autumn.
         Three months make a season, and four seasons make a year.
-    """,
-    ),
+    """),
     kind(
         "animals",
-        dict(
-            animal=ANIMALS,
-            peer=given("animal", ANIMALS, ANIMALS, lambda x, y: x.group == y.group and x != y),
-            stranger=given("animal", ANIMALS, ANIMALS, lambda x, y: x.group != y.group),
-            child=CHILDREN,
-            place=PLACES,
-        ),
-        """
+        animal=ANIMALS,
+        peer=given("animal", ANIMALS, ANIMALS, lambda x, y: x.group == y.group and x != y),
+        stranger=given("animal", ANIMALS, ANIMALS, lambda x, y: x.group != y.group),
+        child=CHILDREN,
+        place=PLACES,
+    )("""
         {animal.A} is {animal.group.a}.
         What is {animal.a}? It is {animal.group.a}.
         Let us learn about the {animal}. {animal.A} is {animal.group.a}.
@@ -612,12 +525,8 @@ KINDS = (
 
         {child} reads about it {place}. The book says that it {stranger.group.has}, so it is {stranger.group.a}.
         {child} has a book about it {place}. It says that it is {stranger.group.a}, because it {stranger.group.has}.
-    """,
-    ),
-    kind(
-        "young animals",
-        dict(animal=PARENTS, child=CHILDREN, friend=FRIEND, guess=other("animal", PARENTS)),
-        """
+    """),
+    kind("young animals", animal=PARENTS, child=CHILDREN, friend=FRIEND, guess=other("animal", PARENTS))("""
         A young {animal} is called {animal.young.a}.
         {animal.young.A} is a young {animal}.
         The young of {animal.a} is called {animal.young.a}.
@@ -636,12 +545,8 @@ KINDS = (
         That is right, because {guess.a} {guess.sound}.
         {friend} is right, and {child} asks what its young is called. It is called {guess.young.a}.
         Then {friend} asks what {guess.young.a} is. {child} knows the answer: it is a young {guess}.
-    """,
-    ),
-    kind(
-        "capitals",
-        dict(country=COUNTRIES, away=other("country", COUNTRIES), child=CHILDREN, friend=FRIEND),
-        """
+    """),
+    kind("capitals", country=COUNTRIES, away=other("country", COUNTRIES), child=CHILDREN, friend=FRIEND)("""
         The capital of {country} is {country.capital}.
         {country.capital} is the capital of {country}.
         Every country has a capital. The capital of {country} is {country.capital}.
@@ -661,17 +566,14 @@ KINDS = (
         Who is in {country}? It is the one who is in {country.capital}.
         Which of the two cities is the capital of {away}? It is {away.capital}.
         Which of the two cities lies in {country}? It is {country.capital}.
-    """,
-    ),
+    """),
     kind(
         "opposites",
-        dict(
-            word=OPPOSITES,
-            child=CHILDREN,
-            friend=FRIEND,
-            next=given("word", OPPOSITES, OPPOSITES, lambda x, y: y not in (x, x.opposite)),
-        ),
-        """
+        word=OPPOSITES,
+        child=CHILDREN,
+        friend=FRIEND,
+        next=given("word", OPPOSITES, OPPOSITES, lambda x, y: y not in (x, x.opposite)),
+    )("""
         The opposite of {word} is {word.opposite}.
         {word.cap} is the opposite of {word.opposite}.
         {word.cap} and {word.opposite} are opposites.
@@ -689,18 +591,15 @@ KINDS = (
         Many words have an opposite.
         So we learn two words at once.
         It is good to know a word and its opposite.
-    """,
-    ),
+    """),
     kind(
         "colours",
-        dict(
-            object=OBJECTS,
-            odd=given("object", OBJECTS, OBJECTS, lambda x, y: x.colour != y.colour),
-            child=CHILDREN,
-            mix=MIXES,
-            picture=given("mix", MIXES, OBJECTS, lambda x, y: x.colour == y.colour),
-        ),
-        """
+        object=OBJECTS,
+        odd=given("object", OBJECTS, OBJECTS, lambda x, y: x.colour != y.colour),
+        child=CHILDREN,
+        mix=MIXES,
+        picture=given("mix", MIXES, OBJECTS, lambda x, y: x.colour == y.colour),
+    )("""
         {object.cap} is {object.colour}.
         What colour is {object}? It is {object.colour}.
         The colour of {object} is {object.colour}.
@@ -717,12 +616,8 @@ KINDS = (
 
         Two colours together can make a third.
         There are colours wherever we look.
-    """,
-    ),
-    kind(
-        "melting and freezing",
-        dict(c=CHANGES, child=CHILDREN, d=other("c", CHANGES)),
-        """
+    """),
+    kind("melting and freezing", c=CHANGES, child=CHILDREN, d=other("c", CHANGES))("""
         When {c.matter} {c.when}, it {c.verb}.
         {c.matter.cap} {c.verb} when it {c.when}.
         What happens when {c.matter} {c.when}? It {c.verb}.
@@ -739,18 +634,15 @@ KINDS = (
 
         Heat and cold can change things.
         Things can be solid, liquid or a gas.
-    """,
-    ),
+    """),
     kind(
         "plants",
-        dict(
-            plant=PLANTS,
-            odd=given("plant", PLANTS, PLANTS, lambda x, y: x.part != y.part),
-            child=CHILDREN,
-            friend=FRIEND,
-            place=PLACES,
-        ),
-        """
+        plant=PLANTS,
+        odd=given("plant", PLANTS, PLANTS, lambda x, y: x.part != y.part),
+        child=CHILDREN,
+        friend=FRIEND,
+        place=PLACES,
+    )("""
         {plant.A} is the {plant.part} of a plant.
         What is {plant.a}? It is the {plant.part} of a plant.
         A plant has many parts, and {plant.a} is a {plant.part}.
@@ -767,19 +659,16 @@ KINDS = (
         Plants need light, air and water.
         Without water a plant cannot grow.
         All plants need the light of the sun.
-    """,
-    ),
+    """),
     kind(
         "shapes",
-        dict(
-            shape=SHAPES,
-            child=CHILDREN,
-            first=SHAPES,
-            second=other("first", SHAPES),
-            colour=COLOURS,
-            tint=other("colour", COLOURS),
-        ),
-        """
+        shape=SHAPES,
+        child=CHILDREN,
+        first=SHAPES,
+        second=other("first", SHAPES),
+        colour=COLOURS,
+        tint=other("colour", COLOURS),
+    )("""
         {shape.A} has {shape.sides} sides.
         How many sides does {shape.a} have? It has {shape.sides} sides.
         A shape with {shape.sides} sides may be {shape.a}.
@@ -798,12 +687,8 @@ KINDS = (
 
         To know a shape, count its sides.
         Shapes are all around us.
-    """,
-    ),
-    kind(
-        "tools",
-        dict(tool=TOOLS, child=CHILDREN, friend=FRIEND, first=TOOLS, second=other("first", TOOLS)),
-        """
+    """),
+    kind("tools", tool=TOOLS, child=CHILDREN, friend=FRIEND, first=TOOLS, second=other("first", TOOLS))("""
         We use {tool.a} to {tool.use}.
         {tool.A} helps us to {tool.use}.
         With {tool.a} we can {tool.use}.
@@ -820,18 +705,15 @@ KINDS = (
         Every tool has its work.
         A good tool makes work easy.
         After work we put our tools away.
-    """,
-    ),
+    """),
     kind(
         "senses",
-        dict(
-            sense=SENSES,
-            child=CHILDREN,
-            x=SENSATIONS,
-            friend=FRIEND,
-            y=given("x", SENSATIONS, SENSATIONS, lambda x, y: x.sense != y.sense),
-        ),
-        """
+        sense=SENSES,
+        child=CHILDREN,
+        x=SENSATIONS,
+        friend=FRIEND,
+        y=given("x", SENSATIONS, SENSATIONS, lambda x, y: x.sense != y.sense),
+    )("""
         We {sense} with our {sense.organ}.
         With our {sense.organ} we can {sense}.
         We have five senses, and we {sense} with our {sense.organ}.
@@ -850,12 +732,8 @@ KINDS = (
         Our senses tell us about the world.
         We should take good care of our senses.
         Seeing, hearing, smelling, tasting and feeling are the five senses.
-    """,
-    ),
-    kind(
-        "plurals",
-        dict(word=PLURALS, child=CHILDREN, friend=FRIEND, next=other("word", PLURALS), n=COUNTS),
-        """
+    """),
+    kind("plurals", word=PLURALS, child=CHILDREN, friend=FRIEND, next=other("word", PLURALS), n=COUNTS)("""
         One {word}, two {word.many}.
         The plural of {word} is {word.many}.
         We say one {word}, but many {word.many}.
@@ -872,12 +750,8 @@ KINDS = (
 
         A plural is used for more than one.
         When there are more than one, we use the plural.
-    """,
-    ),
-    kind(
-        "family",
-        dict(k=RELATIVES, child=CHILDREN, activity=ACTIVITIES, m=other("k", RELATIVES), day=DAYS),
-        """
+    """),
+    kind("family", k=RELATIVES, child=CHILDREN, activity=ACTIVITIES, m=other("k", RELATIVES), day=DAYS)("""
         The {k.relation} of your {k.link} is your {k.name}.
         Who is the {k.relation} of your {k.link}? {k.he.cap} is your {k.name}.
         If {k.he} is the {k.relation} of your {k.link}, {k.he} is your {k.name}.
@@ -894,19 +768,16 @@ KINDS = (
 
         They will meet again soon.
         It will be a happy day for both of them.
-    """,
-    ),
+    """),
     kind(
         "swaps",
-        dict(
-            child=CHILDREN,
-            friend=FRIEND,
-            toy=TOYS,
-            thing=other("toy", TOYS),
-            colour=COLOURS,
-            tint=other("colour", COLOURS),
-        ),
-        """
+        child=CHILDREN,
+        friend=FRIEND,
+        toy=TOYS,
+        thing=other("toy", TOYS),
+        colour=COLOURS,
+        tint=other("colour", COLOURS),
+    )("""
         {child} has {colour.a} {toy}, and {friend} has {tint.a} {thing}.
         Listen and remember: {child} has {colour.a} {toy}, and {friend} has {tint.a} {thing}.
         {child} has got {colour.a} {toy}. {friend} has got {tint.a} {thing}.
@@ -923,19 +794,16 @@ KINDS = (
         Both are glad, for it is good to share.
         They thank each other and play until evening.
         They will swap again tomorrow.
-    """,
-    ),
+    """),
     kind(
         "places",
-        dict(
-            child=CHILDREN,
-            toy=TOYS,
-            thing=other("toy", TOYS),
-            place=PLACES,
-            spot=other("place", PLACES),
-            friend=FRIEND,
-        ),
-        """
+        child=CHILDREN,
+        toy=TOYS,
+        thing=other("toy", TOYS),
+        place=PLACES,
+        spot=other("place", PLACES),
+        friend=FRIEND,
+    )("""
         {child} leaves the {toy} {place} and the {thing} {spot}.
         {child} has a {toy} and a {thing}. The {toy} is {place}, and the {thing} is {spot}.
         There is a {toy} {place}, and there is a {thing} {spot}. Both belong to {child}.
@@ -948,6 +816,5 @@ KINDS = (
         Things are easy to find when they have a place.
         When we remember where things are, we need not search.
         At the end of the day everything goes back to its place.
-    """,
-    ),
+    """),
 )

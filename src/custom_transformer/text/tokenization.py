@@ -113,10 +113,7 @@ def _wrapped(backend: Tokenizer, special_tokens: Mapping[str, str]) -> PreTraine
     backend.no_truncation()
     backend.no_padding()
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        split_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-        **special_tokens,
+        tokenizer_object=backend, split_special_tokens=True, clean_up_tokenization_spaces=False, **special_tokens
     )
 
 
@@ -240,10 +237,7 @@ def _pack(
     documents = n_tokens = n_bytes = 0
     text = hashlib.sha256()
     target = out / f"{split}.bin"
-    with (
-        atomic_write(target) as file,
-        Progress(f"tokenize {split}", document_count(path), "documents") as progress,
-    ):
+    with atomic_write(target) as file, Progress(f"tokenize {split}", document_count(path), "documents") as progress:
         file.write(end)
         for batch in batches(read_pieces(path), lambda piece: piece.n_bytes, BATCH_PIECES, BATCH_BYTES):
             for piece, ids in zip(batch, _encoded(tokenizer, batch, dtype), strict=True):
