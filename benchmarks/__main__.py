@@ -126,7 +126,9 @@ def show(workload: Workload, results: Sequence[Result], console: Console) -> Non
     ours = [r for r in results if (r.name, r.tuned) == OURS]
     seconds = statistics.median(r.seconds for r in ours)
     floor = next((r.seconds / r.against for r in results if r.name == "floor"), None)
-    table = Table("contestant", "settings", "ms a step", "times ours", "of the floor", "peak MB", title=workload.title)
+    table = Table(
+        "contestant", "settings", "ms per step", "times ours", "of the floor", "peak MB", title=workload.title
+    )
     rows = [ours[0], *(r for r in results if (r.name, r.tuned) != OURS)]
     for r in sorted(rows, key=lambda r: r.seconds / r.against):
         ratio = r.seconds / r.against

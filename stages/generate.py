@@ -9,7 +9,7 @@ from custom_transformer.errors import run_main
 from custom_transformer.files import atomic_write
 from custom_transformer.pages.samples import samples_markdown
 from custom_transformer.paths import BEST, METRICS, TOKENIZER
-from custom_transformer.progress import Progress
+from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.runs.generation import generate_samples
 from custom_transformer.text.tokenization import load_tokenizer
@@ -30,7 +30,7 @@ def write_samples(checkpoint: Checkpoint, params: Params, run: Run) -> None:
     count = len(params.generation.prompts) * params.generation.num_samples
     model = checkpoint.model_for(params.training, count * params.generation.max_new_tokens)
     samples = []
-    with Progress("generate", count, "samples") as progress:
+    with ProgressBar("generate", count, "samples") as progress:
         for sample in generate_samples(model, tokenizer, params.generation, params.seed):
             samples.append(sample)
             progress.update(len(samples))

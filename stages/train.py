@@ -17,12 +17,11 @@ from custom_transformer.maths.architecture import GPT2, flops_per_token
 from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.paths import CHECKPOINTS, METRICS, TOKENIZER, TOKENS, UNFINISHED, project_root
-from custom_transformer.progress import Progress
+from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.checkpoint import DTYPES
 from custom_transformer.runs.dvc_parent import orphaned
 from custom_transformer.runs.fingerprint import fingerprint, tags
-from custom_transformer.runs.record import Progress as TrainingProgress
-from custom_transformer.runs.record import StepMetrics
+from custom_transformer.runs.record import Progress, StepMetrics
 from custom_transformer.runs.training import Trainer
 from custom_transformer.runs.work_folder import WorkFolder
 from custom_transformer.text.tokens import TokenSplit, load_tokens
@@ -94,7 +93,7 @@ def dataset_versions(params: Params, meta: dict[str, Any]) -> dict[str, DatasetV
 
 
 def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -> None:
-    with Progress("train", trainer.total_steps, "steps") as progress:
+    with ProgressBar("train", trainer.total_steps, "steps") as progress:
         then, tokens = time.monotonic(), trainer.progress.tokens
         validation_loss = ""
         for m in trainer.run():
@@ -119,7 +118,7 @@ def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -
         raise UserError("the dvc that started this training has ended; its state is saved: run dvc repro again")
 
 
-def step_metrics(m: StepMetrics, speed: float, progress: TrainingProgress) -> dict[str, float]:
+def step_metrics(m: StepMetrics, speed: float, progress: Progress) -> dict[str, float]:
     metrics = m.figures() | {"tokens_per_second": speed}
     if m.spike or m.result.status != "ok" or m.last:
         metrics |= {"loss_spikes": progress.loss_spikes, "nan_steps": progress.nan_steps}

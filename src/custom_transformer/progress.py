@@ -10,7 +10,7 @@ from rich.console import Console
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Progress:
+class ProgressBar:
     """A context manager around a loop that calls `update` as it goes.
 
     total: how many units there are in all, or None where nobody knows.
@@ -53,7 +53,7 @@ class Progress:
             left = f"  {elapsed / self._done * (self._total - self._done):.0f} s left"
         self.note(f"{self._what}: {self._done:,}{of} {self._unit}  {self._text}{left}".rstrip())
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         self._bar.start()
         return self
 

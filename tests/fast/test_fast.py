@@ -184,6 +184,31 @@ def test_twenty_native_updates_equal_the_readable_ones(weight_decay: float, dtyp
         assert_close(ends[1], ends[0], BOUNDS[dtype])
 
 
+def engine_of(name: str) -> Engine:
+    return {"native": NATIVE, "fused": FUSED}.get(name) or compiled_engine()
+
+
+@pytest.mark.parametrize("engine", [READABLE, NATIVE, FUSED], ids=lambda engine: engine.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_result_depends_on_what_new_memory_holds(
+    dtype: torch.dtype, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, tokens = [], random_tokens()
+    for filled in (True, False):  # deterministic mode may fill each new tensor with NaN
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", filled)
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+        model = random_model(dtype, dropout=0.2, engine=engine)
+        optimizer = AdamW(model.parameters, (0.9, 0.999), {}, rule=engine.rules.adamw)
+        result = training_step(model, optimizer, [(tokens[:, :-1], tokens[:, 1:])], 1e-2, 1.0)
+        text = generate(model, tokens[:, :3], 12, generator=torch.Generator().manual_seed(0))
+        torch.use_deterministic_algorithms(before)
+        ends.append((result, text, model.state_dict()))
+    assert ends[0][0] == ends[1][0]
+    assert torch.equal(ends[0][1], ends[1][1])
+    assert all(torch.equal(p, ends[1][2][name]) for name, p in ends[0][2].items())
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_the_native_norm_of_bad_gradients_is_not_finite_and_that_of_large_ones_is(bad: float) -> None:
     gradients = {"a": torch.ones(10_000), "b": torch.tensor([1.0, bad])}
@@ -192,10 +217,10 @@ def test_the_native_norm_of_bad_gradients_is_not_finite_and_that_of_large_ones_i
 
 
 @pytest.mark.parametrize(("tie_embeddings", "bias", "dropout"), [(True, True, 0.2), (False, False, 0.0)])
-@pytest.mark.parametrize("engine", [NATIVE, FUSED], ids=["native", "fused"])
-def test_every_fast_gradient_is_right(tie_embeddings: bool, bias: bool, dropout: float, engine: Engine) -> None:
+@pytest.mark.parametrize("engine", ["native", "fused", "compiled"])
+def test_every_fast_gradient_is_right(tie_embeddings: bool, bias: bool, dropout: float, engine: str) -> None:
     config = random_model(tie_embeddings=tie_embeddings, bias=bias, dropout=dropout).config
-    assert [check for check in check_gradients(config, engine=engine) if not check.ok] == []
+    assert [check for check in check_gradients(config, engine=engine_of(engine)) if not check.ok] == []
 
 
 @pytest.mark.parametrize("engine", ["native", "fused", "compiled"])
@@ -204,7 +229,7 @@ def test_every_fast_gradient_is_right(tie_embeddings: bool, bias: bool, dropout:
 def test_a_training_step_is_the_same_by_every_engine(tie_embeddings: bool, dtype: torch.dtype, engine: str) -> None:
     ends = []
     tokens = random_tokens()
-    for functions in (READABLE, {"native": NATIVE, "fused": FUSED}.get(engine) or compiled_engine()):
+    for functions in (READABLE, engine_of(engine)):
         model = random_model(dtype, tie_embeddings=tie_embeddings, engine=functions)
         before, optimizer = model.state_dict(), SGD({}, functions.rules.sgd)
         results = [

@@ -31,7 +31,9 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
     "NO_PROXY": "127.0.0.1",
     "no_proxy": "127.0.0.1",
 }
-WHEEL = "torch-2.13.0+cpu-py3-none-any.whl"
+PIN = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+TORCH = PIN.replace("==", "-") + "+cpu"
+WHEEL = f"{TORCH}-py3-none-any.whl"
 
 
 @pytest.fixture
@@ -39,9 +41,9 @@ def index(tmp_path: Path) -> Iterator[str]:
     """A package index with an empty PyTorch."""
     folder = tmp_path / "index/torch"
     folder.mkdir(parents=True)
-    info = "torch-2.13.0+cpu.dist-info"
+    info = f"{TORCH}.dist-info"
     with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+cpu\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {TORCH.partition('-')[2]}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
     (folder / "index.html").write_text(f'<a href="{WHEEL.replace("+", "%2B")}">{WHEEL}</a>')
@@ -88,6 +90,6 @@ def test_the_cpu_build_is_taken_where_its_index_answers(
     assert installed(python) == []
     process = start(python, index)
     assert (process.communicate(timeout=300)[0], process.returncode) == ("", 0)
-    assert installed(python) == ["torch-2.13.0+cpu.dist-info"]
+    assert installed(python) == [f"{TORCH}.dist-info"]
     pinned = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--no-index", "torch", "-c", "constraints.txt"]
     subprocess.run(pinned, cwd=ROOT, env=ENVIRONMENT, check=True)  # what the set-up asks for next is there

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path, dtype: torch.dtype, tie_e
     assert checkpoint.metadata == {"epoch": 3}
     assert again.config == model.config
     assert torch.equal(again.forward(tokens), model.forward(tokens))
+
+
+def test_a_model_of_another_architecture_is_not_written(tmp_path: Path) -> None:
+    model = random_model()
+    model.architecture = replace(model.architecture, name="another")
+    with pytest.raises(ValueError, match="the architecture gpt2, not another"):
+        save_checkpoint(tmp_path / "model.pt", model, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_format_is_plain_tensors_and_values(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Literal
 
@@ -52,6 +53,7 @@ def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engin
     """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each is filled anyway
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     device = choose_device(training.device)
     return device, choose_engine(training.compile, device, flops)
 

@@ -1,9 +1,9 @@
-"""For a GPU: the readable blocks and the fused operations through torch.compile, for every architecture.
+"""For a GPU: the readable blocks and the fused operations through torch.compile, for each of ARCHITECTURES.
 
 torch.compile sees forward graphs only: the backward is a function of its own. One block is compiled, not the stack of
 them, so that compiling takes as long for a deep model as for a shallow one. Within the compiled functions names are
-those inside the block, so that one compilation serves every block. With dropout, whose masks come from a generator of
-the model's own, blocks stay uncompiled.
+those inside the block, so that one compilation serves every block. With dropout, whose masks come from the model's
+generator, blocks stay uncompiled.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from custom_transformer.maths.scope import Op, Saved, Scope
 class Architecture:
     """Functions in the form of those of gpt2.py.
 
+    parameters: the table of names, shapes and roles. Four names are the same in every architecture, since model and
+        stack use them: token_embedding, blocks.{i}, final_norm, and head.weight when the embeddings are not tied.
     attention, cached_attention: the operation by which tokens look at each other, and what stands in for it where the
         earlier tokens' keys and values are cached: the same arguments, and a KeyValues behind them.
     norm: of the residual stream before the head.
@@ -54,7 +56,7 @@ def flops_per_token(architecture: Architecture, config: CustomTransformerConfig,
 
     A multiply and an add for each matrix entry going forward, twice that going back; likewise for attention's
     two products over T positions, the masked half included (Chowdhery et al. 2022, appendix B). The head is a matrix,
-    whether or not it is the token table. A third of it is the forward's.
+    whether or not it is the token table. The forward alone takes a third of the step's operations.
     """
     table = architecture.parameters(config)
     products = sum(math.prod(shape) for shape, role in table.values() if IN_PRODUCTS[role])

@@ -31,42 +31,41 @@ MEANINGS = {
 PICTURES = {
     "training_curve": (
         "Training",
-        "A run is healthy where both losses fall together and flatten out; a validation loss that turns upwards while "
-        "the training loss falls on means memorising. The loss axis is logarithmic, so that the last part of the way "
-        "shows as well as the first. The dashed line, where the corpus has one, is the loss of the grammar itself, "
-        "below which no model gets but by luck. The learning rate first rises, since early gradients are large and "
-        "point astray, and then falls, so that the weights settle. A gradient norm that jumps by powers of ten, or "
-        "keeps growing, announces a learning rate that is too high; the last step of an epoch may hold few texts, and "
-        "then stands out by chance.",
+        "In a healthy run both losses fall together and flatten out. If the validation loss rises while the training "
+        "loss falls, the model memorises. The loss axis is logarithmic. The dashed line, if there is one, is the loss "
+        "of the grammar itself; a model can be below it only by chance. The learning rate first rises, because early "
+        "gradients are large and vary much, and then falls, so that the weights settle. A gradient norm that jumps by "
+        "powers of ten, or keeps growing, means that the learning rate is too high. The last step of an epoch may have "
+        "few texts, so its norm may stand out by chance.",
     ),
     "gradient_norms": (
         "Gradient of each parameter",
-        "Each row is one parameter, from the input at the top to the output at the bottom; each column a step; colour "
-        "is the length of the loss's gradient, on a logarithmic scale, before clipping. Compare the blocks: rows of "
-        "the same name should have like colours in each. Rows that darken towards the top say that the gradient "
-        "vanishes on its way back to the input, rows that brighten that it explodes. A single dark row is a parameter "
-        "that learns nothing; a bright column is a step with unusual texts. Larger matrices have larger norms.",
+        "Each row is one parameter, from the input at the top to the output at the bottom. Each column is a step. The "
+        "colour is the norm of the parameter's gradient before clipping, on a logarithmic scale. Rows of the same name "
+        "should have similar colours in all blocks. If rows get darker towards the top, the gradient vanishes on its "
+        "way back to the input; if they get brighter, it explodes. A single dark row is a parameter that learns "
+        "nothing. A bright column is a step with unusual texts. Larger matrices have larger norms.",
     ),
     "activations": (
         "Activations",
-        "Measured at each validation, on the same few validation texts. Residual stream: how large the numbers are "
-        "that run through the model; it grows from block to block, and with training, but should level off. Entropy of "
-        "the attention, the mean over tokens and heads: 0 where each token looks at one only, the logarithm of n where "
-        "it looks at n alike; it falls as heads find what to look for, and a fall to 0 means that they are stuck. GELU "
-        "off: the share of activations whose input is below −3, where neither value nor gradient passes. Some of that "
-        "is good, for it lets units specialise; a unit that is off at every token is dead, and learns nothing more.",
+        "Measured at each validation, on the same few validation texts. Residual stream: the root mean square of its "
+        "values. It grows from block to block and with training, but should level off. Attention entropy: the mean "
+        "over tokens and heads. It is 0 if each token attends to one token only, and ln n if it attends to n tokens "
+        "equally. It falls as heads specialise; at 0 they no longer learn. GELU off: the share of activations with an "
+        "input below −3, where GELU passes almost no value and no gradient. Some are off because units specialise. A "
+        "unit that is off at every token is dead and no longer learns.",
     ),
     "loss_by_position": (
         "Loss by context",
-        "The more text the model has seen in its window, the better it predicts; how far the curve falls is what it "
-        "gains from looking back. Where it is flat, more context does not help. Both axes are logarithmic.",
+        "The more text the model has seen in its window, the better it predicts. The fall of the curve is what context "
+        "gains. Where the curve is flat, more context does not help. Both axes are logarithmic.",
     ),
     "attention": (
         "Attention",
-        "The beginning of the validation texts, as each head of each block sees it. A row is the token that looks, a "
-        "column one that it looks at; each row adds up to 100%, and nothing looks ahead. · is a space. A diagonal is a "
-        "head that looks at the token itself or, one step to the left, at the one before; a bright first column is a "
-        "head that finds nothing to look for and rests on the start; single bright spots pick out a word.",
+        "The attention of each head in each block, at the beginning of the validation texts. A row is a query, a "
+        "column is a key. Each row adds up to 100%, and no token attends to a later one. · is a space. A diagonal is a "
+        "head that attends to the token itself or, one step to the left, to the one before. A bright first column is a "
+        "head that has found nothing and attends to the start. A single bright spot is one important word.",
     ),
 }
 

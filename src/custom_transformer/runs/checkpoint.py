@@ -60,7 +60,7 @@ def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mappin
     """Writes {"state_dict", "config", "metadata"}; equal contents give equal bytes, whatever the file's name.
 
     `metadata` takes plain values: str, int, float, bool, None, and lists and dictionaries of them. Raises ValueError
-    for any other, since the file could not be loaded again.
+    for any other, and for a model of another architecture than GPT-2: the file could not be loaded again.
     """
     content = checkpoint_content(model, metadata)
     with atomic_write(path) as file:
@@ -71,6 +71,8 @@ def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mappin
 def checkpoint_content(model: CustomTransformer, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds, for torch.save; on the CPU the tensors are the model's own. Raises ValueError as
     `save_checkpoint` does."""
+    if model.architecture is not GPT2:
+        raise ValueError(f"a checkpoint holds a model of the architecture gpt2, not {model.architecture.name}")
     dtype = str(model.dtype).removeprefix("torch.")
     return {
         "state_dict": {name: p.cpu() for name, p in model.parameters.items()},

@@ -5,9 +5,8 @@ Shapes: B batch, T time.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch.utils._pytree import tree_leaves
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.maths.architecture import GPT2
@@ -39,16 +38,7 @@ def _activation_bytes(config: CustomTransformerConfig, batch: int, time: int, dt
     drop = Dropout(config.dropout, lambda shape: torch.empty(*shape, dtype=torch.bool, device="meta"))
     at = Scope(p, saved, dropout=drop if config.dropout else None) / "blocks.0"
     GPT2.block_forward(torch.empty(batch, time, config.d_model, dtype=wide, device="meta"), at, config)
-    storages: dict[int, int] = {}
-    _collect_storages(tuple(saved.values()), storages, exclude={id(t) for t in p.values()})
+    own = {id(t) for t in p.values()}
+    tensors = [t for t in tree_leaves(saved) if isinstance(t, torch.Tensor) and id(t) not in own]
+    storages = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
     return config.n_blocks * sum(storages.values())
-
-
-def _collect_storages(saved: Any, into: dict[int, int], exclude: set[int]) -> None:
-    if isinstance(saved, torch.Tensor):
-        if id(saved) not in exclude:
-            storage = saved.untyped_storage()
-            into[storage._cdata] = storage.nbytes()
-    elif isinstance(saved, tuple):
-        for part in saved:
-            _collect_storages(part, into, exclude)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from custom_transformer.config import DataParams
 from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.files import sha256_file, staged_folders, write_json, writing
-from custom_transformer.progress import Progress
+from custom_transformer.progress import ProgressBar
 from custom_transformer.text.documents import batches
 from custom_transformer.text.local_files import MAX_LINE_BYTES, Row, local_files, read_parquet, read_rows
 
@@ -69,7 +69,7 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
         if source.validation is None:
             facts |= _write_divided(source, data, train, validation)
         else:
-            with Progress("download", None, "documents") as progress:
+            with ProgressBar("download", None, "documents") as progress:
                 facts["train_rows"] = write_rows(
                     train, islice(_documents(source.train, source.text_column), data.subset_size), progress
                 )
@@ -166,12 +166,12 @@ def _write_divided(source: Source, data: DataParams, train: Path, validation: Pa
     if data.subset_size is not None:
         wanted = math.ceil(data.subset_size / (1 - data.val_fraction))
     everything = train.with_name("all.parquet")
-    with Progress("download", None, "documents") as progress:
+    with ProgressBar("download", None, "documents") as progress:
         total = write_rows(everything, islice(_documents(source.train, source.text_column), wanted), progress)
     if total < 2:
         raise UserError(f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits")
     kept = total - max(1, round(total * data.val_fraction))
-    with Progress("divide", total, "documents") as progress:
+    with ProgressBar("divide", total, "documents") as progress:
         held = {_fingerprint(row["text"]) for row in islice(read_parquet(everything), kept, None)}
         distinct = (row for row in islice(read_parquet(everything), kept) if _fingerprint(row["text"]) not in held)
         train_rows = write_rows(train, islice(distinct, data.subset_size), progress)
@@ -185,7 +185,7 @@ def _fingerprint(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def write_rows(path: Path, rows: Iterable[Row], progress: Progress) -> int:
+def write_rows(path: Path, rows: Iterable[Row], progress: ProgressBar) -> int:
     """Streams rows into a parquet file, the same bytes for the same rows; returns how many there were."""
     count = 0
     writer = None

@@ -257,18 +257,11 @@ OBJECTS = table("object, colour")("""
     a lemon, yellow; a tomato, red; a cherry, red; a carrot, orange; a pumpkin, orange;
     a plum, purple; an elephant, grey; a flamingo, pink; chocolate, brown
 """)
-MIXES = [
-    Word(f"{first} and {second}", colour=colour)
-    for one, two, colour in (
-        ("red", "yellow", "orange"),
-        ("blue", "yellow", "green"),
-        ("red", "blue", "purple"),
-        ("black", "white", "grey"),
-        ("red", "white", "pink"),
-        ("red", "green", "brown"),
-    )
-    for first, second in ((one, two), (two, one))
-]
+MIXES = table("mix, colour")("""
+    red and yellow, orange; yellow and red, orange; blue and yellow, green; yellow and blue, green;
+    red and blue, purple; blue and red, purple; black and white, grey; white and black, grey;
+    red and white, pink; white and red, pink; red and green, brown; green and red, brown
+""")
 
 CHANGES = table("change, matter, state, verb, when, result, deed")("""
     water freezes, water, a liquid, freezes, gets very cold, solid ice, puts a cup of water into the freezer;

@@ -22,7 +22,7 @@ from custom_transformer.files import (
     write_json,
     writing,
 )
-from custom_transformer.progress import Progress
+from custom_transformer.progress import ProgressBar
 from custom_transformer.text.documents import Piece, batches, document_count, log2_prob_sum, read_pieces
 from custom_transformer.text.tokens import META, token_dtype
 
@@ -220,7 +220,7 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
 
 def _training_texts(path: Path) -> Iterator[str]:
     documents = 0
-    with Progress("read for the tokenizer", document_count(path), "documents") as progress:
+    with ProgressBar("read for the tokenizer", document_count(path), "documents") as progress:
         for piece in read_pieces(path):
             yield piece.text
             documents += piece.ends_document
@@ -237,7 +237,7 @@ def _pack(
     documents = n_tokens = n_bytes = 0
     text = hashlib.sha256()
     target = out / f"{split}.bin"
-    with atomic_write(target) as file, Progress(f"tokenize {split}", document_count(path), "documents") as progress:
+    with atomic_write(target) as file, ProgressBar(f"tokenize {split}", document_count(path), "documents") as progress:
         file.write(end)
         for batch in batches(read_pieces(path), lambda piece: piece.n_bytes, BATCH_PIECES, BATCH_BYTES):
             for piece, ids in zip(batch, _encoded(tokenizer, batch, dtype), strict=True):
