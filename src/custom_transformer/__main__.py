@@ -1,10 +1,12 @@
-"""python -m custom_transformer summary | gradcheck | schema | sync
+"""python -m custom_transformer summary | gradcheck | generate | schema | sync
 
-A configuration looked at, proved; the schema of configurations; tracking delivered.
+A configuration looked at, proved; a model asked; the schema of configurations; tracking delivered.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import math
 import sys
@@ -13,15 +15,26 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from custom_transformer.config import CustomTransformerConfig, DataParams, Params, load_params
+from custom_transformer.config import (
+    CustomTransformerConfig,
+    DataParams,
+    Params,
+    SamplingParams,
+    load_params,
+    validated,
+)
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.maths.architecture import GPT2, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
-from custom_transformer.paths import PARAMS, TOKENS
-from custom_transformer.runs.checkpoint import DTYPES
+from custom_transformer.pages.continuation import print_continuation
+from custom_transformer.paths import BEST, PARAMS, TOKENIZER, TOKENS
+from custom_transformer.runs.checkpoint import DTYPES, load_checkpoint
+from custom_transformer.runs.serving import CHECKPOINT
+from custom_transformer.runs.serving import TOKENIZER as SERVED_TOKENIZER
 from custom_transformer.runs.summary import memory_bytes
 from custom_transformer.schema import params_schema
+from custom_transformer.text.tokenization import load_tokenizer
 from custom_transformer.text.tokens import META, load_tokens
 
 GPT2_VOCAB_SIZE = 50257
@@ -36,6 +49,17 @@ def main() -> None:
     ):
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
+    about = "continues a text with the trained model, as it is made"
+    command = commands.add_parser("generate", help=about, description=about)
+    command.add_argument("prompt", help="the beginning of a text; '' lets the model begin one")
+    source = command.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", type=Path, default=BEST, help="default: %(default)s")
+    source.add_argument("--model", help="a registered model in its place, such as models:/custom-transformer@best")
+    command.add_argument("--tokens", type=int, help="at most (default: generation.max_new_tokens of --config)")
+    command.add_argument("--temperature", type=float, help="0: always the likeliest (default: as in --config)")
+    command.add_argument("--seed", type=int, help="equal seeds give equal texts (default: another each time)")
+    command.add_argument("--logprobs", action="store_true", help="a line per token, with what it was chosen over")
+    command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
     for name, about in (
         ("schema", "the JSON Schema of params.yaml, for editors"),
         ("sync", "delivers to the MLflow stores what runs could not"),
@@ -48,7 +72,10 @@ def main() -> None:
         print_sync()
     else:
         params = load_params(arguments.config)
-        {"summary": print_summary, "gradcheck": print_gradcheck}[arguments.command](params)
+        if arguments.command == "generate":
+            print_generated(arguments, params)
+        else:
+            {"summary": print_summary, "gradcheck": print_gradcheck}[arguments.command](params)
 
 
 def model_config(params: Params) -> CustomTransformerConfig:
@@ -134,6 +161,27 @@ def print_gradcheck(params: Params) -> None:
         print(f"{len(wrong)} of {len(checks)} gradients are off: {', '.join(wrong)}", file=sys.stderr)
         sys.exit(1)
     console.print(f"all {len(checks)} gradients agree within {TOLERANCE:g} of each tensor's largest", highlight=False)
+
+
+def print_generated(arguments: argparse.Namespace, params: Params) -> None:
+    asked = {"max_new_tokens": arguments.tokens, "temperature": arguments.temperature}
+    defaults = params.generation.model_dump(include=set(SamplingParams.model_fields))
+    changes = {name: value for name, value in asked.items() if value is not None}
+    settings = validated(SamplingParams, defaults | changes, "generate")
+    if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
+        raise UserError(f"generate: --seed should be from 0 to 2⁶³ - 1, not {arguments.seed}")
+    with contextlib.ExitStack() as files:
+        if arguments.model:
+            from custom_transformer.tracking import registered_files  # MLflow takes seconds to import
+
+            folder = files.enter_context(registered_files(arguments.model, params.tracking))
+            path, tokenizer_folder = folder / CHECKPOINT, folder / SERVED_TOKENIZER
+        else:
+            path, tokenizer_folder = arguments.checkpoint, TOKENIZER
+        checkpoint = load_checkpoint(path)
+        tokenizer = load_tokenizer(tokenizer_folder, checkpoint.metadata.get("tokenizer"))
+    model = checkpoint.model_for(params.training, settings.max_new_tokens)
+    print_continuation(model, tokenizer, arguments.prompt, settings, arguments.seed, arguments.logprobs)
 
 
 def print_sync() -> None:

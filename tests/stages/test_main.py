@@ -123,6 +123,22 @@ def one_line(done: subprocess.CompletedProcess[str], words: str) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--tokens", 0), "max_new_tokens"),
+        (("--temperature", "nan"), "temperature"),
+        (("--seed", -1), "--seed"),
+        (("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
+        (("--model", "none"), "'none': not found in"),
+    ],
+)
+def test_generate_refuses_in_one_line(tmp_path: Path, arguments: tuple[object, ...], words: str) -> None:
+    config = config_file(tmp_path)
+    one_line(run("custom_transformer", "generate", "A", "--config", config, *arguments, cwd=tmp_path), words)
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("module", ["stages.evaluate", "stages.train", "custom_transformer"])
 def test_a_wrong_command_line_gets_one_line(tmp_path: Path, module: str) -> None:
     one_line(run(module, "--nonsense", cwd=tmp_path), "--help")
@@ -184,6 +200,11 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
     assert list((tmp_path / "work").glob("*/*/")) == []
     version = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_model_version_by_alias("tested", "best")
     assert float(version.tags["bits_per_byte"]) == json.loads(metrics["eval.json"])["bits_per_byte"]
+    ask = ("custom_transformer", "generate", "Four plus", "--config", config, "--seed", 3)
+    texts = [run(*ask, *source, cwd=tmp_path) for source in ((), ("--model", "models:/tested@best"))]
+    assert texts[0].stdout == texts[1].stdout
+    assert texts[0].stdout.startswith("Four plus")
+    one_line(run(*ask, "--model", "models:/other@best", cwd=tmp_path), "'models:/other@best': not found in sqlite:")
     best = tmp_path / "checkpoints/best.pt"
     done = run("stages.evaluate", "--config", config, "--checkpoint", best, "--generate", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
 
 
 @torch.no_grad()
-def generate(
+def continuation(
     model: CustomTransformer,
     input_ids: Tensor,
     max_length: int,
@@ -32,14 +32,14 @@ def generate(
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
-) -> Tensor:
-    """Continues each row of `input_ids` (B, T) int64 until it has `max_length` tokens, the prompt included.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The tokens that continue each row of `input_ids` (B, T) int64 until it has `max_length`, the prompt included.
 
-    Rows that have produced `eos_token_id` are filled up with it; generation ends early once all have. Beyond
-    max_seq_len the model sees the last max_seq_len tokens. The cache changes the speed, not the tokens: learned
-    positions move once that window slides, so from there on each step computes it whole.
-    Returns (B, T′) with T ≤ T′ ≤ max(T, max_length). Raises ValueError for an empty prompt, a token outside the
-    vocabulary, and settings that are out of range.
+    Yields for each step the tokens (B,) int64 and the logits (B, V) from which they were chosen. Rows that have
+    produced `eos_token_id` are filled up with it; generation ends early once all have. Beyond max_seq_len the model
+    sees the last max_seq_len tokens. The cache changes the speed, not the tokens: learned positions move once that
+    window slides, so from there on each step computes it whole. Raises ValueError for an empty prompt, a token outside
+    the vocabulary, and settings that are out of range.
     """
     if input_ids.shape[-1] == 0:
         raise ValueError("an empty prompt: give at least one token (the end token starts a new text)")
@@ -59,7 +59,16 @@ def generate(
             chosen = torch.where(done, eos_token_id, chosen)
             done = done | (chosen == eos_token_id)
         tokens = torch.cat([tokens, chosen.unsqueeze(1)], dim=1)
-    return tokens
+        yield chosen, logits
+
+
+def generate(model: CustomTransformer, input_ids: Tensor, max_length: int, **settings: Any) -> Tensor:
+    """The whole `continuation` behind its prompt, with the same settings and errors.
+
+    Returns (B, T′) int64 with T ≤ T′ ≤ max(T, max_length).
+    """
+    chosen = [tokens.unsqueeze(1) for tokens, _ in continuation(model, input_ids, max_length, **settings)]
+    return torch.cat([input_ids, *chosen], dim=1)
 
 
 def sample(

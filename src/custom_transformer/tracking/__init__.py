@@ -1,6 +1,7 @@
 """MLflow, here and nowhere else."""
 
 from custom_transformer.tracking.courier import SyncResult, sync
+from custom_transformer.tracking.models import registered_files
 from custom_transformer.tracking.provenance import flat_params
 from custom_transformer.tracking.run import DatasetVersion, Run, checkpoint_run, training_run
 from custom_transformer.tracking.store import store_uri
@@ -13,6 +14,7 @@ __all__ = [
     "SyncResult",
     "checkpoint_run",
     "flat_params",
+    "registered_files",
     "store_uri",
     "sweep_runs",
     "sync",

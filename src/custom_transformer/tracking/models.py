@@ -5,17 +5,20 @@ MLflow loads it by `_load_pyfunc` below, found in the copy of the package that l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from custom_transformer.config import GenerationParams
-from custom_transformer.errors import UserError
+from custom_transformer.config import GenerationParams, TrackingParams
+from custom_transformer.errors import UserError, shown
 from custom_transformer.files import link_or_copy, sha256_file
 from custom_transformer.runs.serving import CHECKPOINT, TOKENIZER, TextModel
+from custom_transformer.tracking.store import as_default, cause, import_mlflow, store_uri, without_password
 
 # What the package imports to serve a model, and MLflow itself.
 REQUIREMENTS = "filelock mlflow numpy psutil pyarrow pydantic pyyaml rich tokenizers torch transformers".split()
@@ -47,6 +50,25 @@ def save_model(folder: Path, checkpoint: Path, tokenizer: Path, defaults: Genera
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         )
     return _content_digest(folder)
+
+
+@contextlib.contextmanager
+def registered_files(uri: str, tracking: TrackingParams) -> Iterator[Path]:
+    """The folder of the checkpoint and the tokenizer of a model such as models:/NAME@best, for as long as the block
+    lasts. Raises UserError if the store has no such model or does not answer. The model's code is not run."""
+    store = store_uri(tracking)
+    import_mlflow()
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with as_default(store):
+                folder = download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=store)
+        except Exception as error:
+            raise UserError(
+                f"{shown(uri)}: not found in {without_password(store)} ({cause(error)}); see the models in make ui"
+            ) from None
+        yield Path(folder) / "data" / "data"
 
 
 def _signature(defaults: GenerationParams) -> Any:
