@@ -1,6 +1,6 @@
-"""python -m custom_transformer summary | gradcheck | generate | schema | sync
+"""python -m custom_transformer summary | gradcheck | generate | export | import | schema | sync
 
-A configuration looked at, proved; a model asked; the schema of configurations; tracking delivered.
+A configuration looked at, proved; a model asked, exported, imported; the schema of configurations; tracking delivered.
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ from custom_transformer.config import (
     validated,
 )
 from custom_transformer.errors import ArgumentParser, UserError, run_main
+from custom_transformer.files import sha256_file
+from custom_transformer.interchange import CHECKPOINT as IMPORTED
+from custom_transformer.interchange import TOKENIZER as IMPORTED_TOKENIZER
+from custom_transformer.interchange import export_huggingface, import_huggingface
 from custom_transformer.maths.architecture import GPT2, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
+from custom_transformer.pages.card import model_card
 from custom_transformer.pages.continuation import print_continuation
-from custom_transformer.paths import BEST, PARAMS, TOKENIZER, TOKENS
+from custom_transformer.paths import BEST, EXPORTED, PARAMS, TOKENIZER, TOKENS
 from custom_transformer.runs.checkpoint import DTYPES, load_checkpoint
 from custom_transformer.runs.serving import CHECKPOINT
 from custom_transformer.runs.serving import TOKENIZER as SERVED_TOKENIZER
@@ -60,6 +65,17 @@ def main() -> None:
     command.add_argument("--seed", type=int, help="equal seeds give equal texts (default: another each time)")
     command.add_argument("--logprobs", action="store_true", help="a line per token, with what it was chosen over")
     command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
+    about = "writes the trained model as other tools read it, in the format of Hugging Face"
+    command = commands.add_parser("export", help=about, description=about)
+    command.add_argument("--checkpoint", type=Path, default=BEST, help="default: %(default)s")
+    command.add_argument(
+        "--to", type=Path, default=EXPORTED, help="folder, replaced when it exists (default: %(default)s)"
+    )
+    command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
+    about = "takes over GPT-2 weights, in the format of Hugging Face, as FOLDER/model.pt and FOLDER/tokenizer"
+    command = commands.add_parser("import", help=about, description=about)
+    command.add_argument("source", type=Path, help="folder with config.json, the weights and the tokenizer")
+    command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="replaced when it exists")
     for name, about in (
         ("schema", "the JSON Schema of params.yaml, for editors"),
         ("sync", "delivers to the MLflow stores what runs could not"),
@@ -70,10 +86,15 @@ def main() -> None:
         print(json.dumps(params_schema(), indent=2, ensure_ascii=False))
     elif arguments.command == "sync":
         print_sync()
+    elif arguments.command == "import":
+        model = import_huggingface(arguments.source, arguments.to)
+        print(f"{model.count_parameters():,} parameters; {arguments.to / IMPORTED}")
     else:
         params = load_params(arguments.config)
         if arguments.command == "generate":
             print_generated(arguments, params)
+        elif arguments.command == "export":
+            export(arguments, params)
         else:
             {"summary": print_summary, "gradcheck": print_gradcheck}[arguments.command](params)
 
@@ -177,11 +198,29 @@ def print_generated(arguments: argparse.Namespace, params: Params) -> None:
             folder = files.enter_context(registered_files(arguments.model, params.tracking))
             path, tokenizer_folder = folder / CHECKPOINT, folder / SERVED_TOKENIZER
         else:
-            path, tokenizer_folder = arguments.checkpoint, TOKENIZER
+            path, tokenizer_folder = arguments.checkpoint, tokenizer_of(arguments.checkpoint)
         checkpoint = load_checkpoint(path)
         tokenizer = load_tokenizer(tokenizer_folder, checkpoint.metadata.get("tokenizer"))
     model = checkpoint.model_for(params.training, settings.max_new_tokens)
     print_continuation(model, tokenizer, arguments.prompt, settings, arguments.seed, arguments.logprobs)
+
+
+def export(arguments: argparse.Namespace, params: Params) -> None:
+    path, folder = arguments.checkpoint, arguments.to
+    checkpoint = load_checkpoint(path)
+    tokenizer = load_tokenizer(tokenizer_of(path), checkpoint.metadata.get("tokenizer"))
+    origin = {"checkpoint, SHA-256": sha256_file(path)} | checkpoint.metadata
+    if path == BEST:
+        origin["text"] = params.data.dataset
+    card = model_card(checkpoint.config, origin, folder)
+    export_huggingface(checkpoint.build_model(), tokenizer, folder, card)
+    print(f"{count(GPT2.parameters(checkpoint.config)):,} parameters; {folder}")
+
+
+def tokenizer_of(checkpoint: Path) -> Path:
+    """The tokenizer beside an imported checkpoint, else the pipeline's."""
+    beside = checkpoint.parent / IMPORTED_TOKENIZER
+    return beside if beside.exists() else TOKENIZER
 
 
 def print_sync() -> None:

@@ -13,6 +13,7 @@ TOKENIZER = Path("data/tokenizer")  # tokenizer.json and its settings
 TOKENS = Path("data/tokens")  # each split as a flat array of tokens, and meta.json
 CHECKPOINTS = Path("checkpoints")  # of the last epochs, and the best one
 BEST = CHECKPOINTS / "best.pt"  # the checkpoint with the lowest validation loss
+EXPORTED = Path("models/huggingface")  # the best checkpoint, as other tools read it
 METRICS = Path("metrics")  # figures, curves, samples, pictures and the report
 UNFINISHED = Path("work/train")  # under project_root(): saved states of unfinished trainings
 SPOOLS = Path("work/tracking")  # under project_root(): what runs have not yet delivered to MLflow

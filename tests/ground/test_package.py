@@ -12,7 +12,14 @@ import custom_transformer
 
 def test_every_public_name_is_there() -> None:
     assert {name: getattr(custom_transformer, name).__name__ for name in custom_transformer.__all__} == {
-        name: name for name in ("CustomTransformer", "CustomTransformerConfig", "CustomTransformerWrapper")
+        name: name
+        for name in (
+            "CustomTransformer",
+            "CustomTransformerConfig",
+            "CustomTransformerWrapper",
+            "from_huggingface",
+            "to_huggingface",
+        )
     }
     with pytest.raises(AttributeError, match="'custom_transformer' has no attribute 'Transformer'"):
         _ = custom_transformer.Transformer

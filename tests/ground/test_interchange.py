@@ -1,0 +1,242 @@
+"""GPT-2 there and here: the same logits, gradients and tokens; the same bytes; and what is refused by name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from custom_transformer.errors import UserError
+from custom_transformer.interchange import (
+    CHECKPOINT,
+    TOKENIZER,
+    export_huggingface,
+    from_huggingface,
+    import_huggingface,
+    to_huggingface,
+)
+from custom_transformer.maths.engine import READABLE
+from custom_transformer.runs.checkpoint import load_checkpoint
+from custom_transformer.runs.generation import generate
+from custom_transformer.text.tokenization import load_tokenizer
+from tests.helpers import random_model, random_tokens
+from tests.text.making import make
+
+VARIANTS = pytest.mark.parametrize(("tie_embeddings", "bias"), list(itertools.product([True, False], repeat=2)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("made")
+    make(folder)
+    return load_tokenizer(folder / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def exported(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "huggingface"
+    model = random_model(torch.float32, vocab_size=len(tokenizer), max_seq_len=24)
+    export_huggingface(model, tokenizer, folder, "# A card\n")
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@VARIANTS
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_logits_are_the_same_there_and_back(tie_embeddings: bool, bias: bool, dtype: torch.dtype, bound: float) -> None:
+    model, tokens = random_model(dtype, tie_embeddings=tie_embeddings, bias=bias), random_tokens()
+    expected = model.forward(tokens)
+    theirs = to_huggingface(model)
+    assert isinstance(theirs, GPT2LMHeadModel)
+    with torch.no_grad():
+        found = theirs(tokens).logits
+    assert found.dtype == dtype
+    assert (found - expected).abs().max() < bound * expected.abs().max()
+    again = from_huggingface(theirs)
+    assert again.config.tie_embeddings is tie_embeddings
+    same = model if bias else with_zero_biases(model)
+    assert torch.equal(again.forward(tokens), same.forward(tokens))
+
+
+def with_zero_biases(model: Any) -> Any:
+    """The same model with biases of 0, which are what the other library has in place of none."""
+    zeros = random_model(model.dtype, tie_embeddings=model.config.tie_embeddings)
+    zeros.load_state_dict(
+        {name: model.parameters.get(name, torch.zeros(shape)) for name, (shape, _) in zeros.table.items()}
+    )
+    return zeros
+
+
+@VARIANTS
+def test_gradients_of_a_model_taken_over_are_autograds(tie_embeddings: bool, bias: bool) -> None:
+    theirs = to_huggingface(random_model(tie_embeddings=tie_embeddings, bias=bias)).double()
+    model, tokens, labels = from_huggingface(theirs), random_tokens(seed=1), random_tokens(seed=2)
+    loss = model.loss(tokens, labels)
+    model.loss_backward()
+    logits = theirs(tokens).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    gradients = from_huggingface_gradients(theirs, model)
+    assert gradients.keys() == model.gradients.keys()
+    for name, gradient in model.gradients.items():
+        assert (gradient - gradients[name]).abs().max() <= 1e-9 * gradient.abs().max(), name
+
+
+def from_huggingface_gradients(theirs: Any, model: Any) -> dict[str, torch.Tensor]:
+    """Autograd's gradients under the names of ours, by a model whose weights are those gradients."""
+    holder = GPT2LMHeadModel(theirs.config).double()
+    with torch.no_grad():
+        for mine, other in zip(holder.parameters(), theirs.parameters(), strict=True):
+            mine.copy_(other.grad)
+    return from_huggingface(holder).parameters
+
+
+def test_transformers_loads_the_folder_and_says_the_same(exported: Path, tokenizer: Any) -> None:
+    theirs, theirs_tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
+    model = from_huggingface(theirs)
+    ids = theirs_tokenizer(theirs_tokenizer.eos_token + "The 3", return_tensors="pt").input_ids
+    assert ids.tolist() == [[tokenizer.eos_token_id, *tokenizer.encode("The 3")]]
+    expected = generate(model, ids, 20, temperature=0, eos_token_id=tokenizer.eos_token_id)
+    found = theirs.generate(ids, max_length=20, do_sample=False)
+    assert torch.equal(found, expected[:, : found.shape[1]])
+    assert theirs_tokenizer.model_max_length == theirs.config.n_positions == 24
+    assert (exported / "README.md").read_text() == "# A card\n"
+    assert {path.stat().st_mode & 0o777 for path in exported.iterdir()} == {0o644}
+
+
+def test_equal_models_give_equal_bytes_and_replace_older_ones(exported: Path, tokenizer: Any, tmp_path: Path) -> None:
+    model = random_model(torch.float32, vocab_size=len(tokenizer), max_seq_len=24)
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / "old").touch()
+    export_huggingface(model, tokenizer, folder, "# A card\n")
+    assert files(folder) == files(exported)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["again"]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "sharded"])
+def test_a_folder_is_taken_over_with_its_tokenizer(exported: Path, tokenizer: Any, tmp_path: Path, form: str) -> None:
+    source, theirs = tmp_path / "source", AutoModelForCausalLM.from_pretrained(exported)
+    AutoTokenizer.from_pretrained(exported).save_pretrained(source)
+    if form == "bin":  # as old files are: with masks, and the tied head a second time
+        theirs.config.save_pretrained(source)
+        names = [f"transformer.h.{i}.attn.{name}" for i in (0, 1) for name in ("bias", "masked_bias")]
+        masks = dict.fromkeys(names, torch.ones(1, 1, 24, 24))
+        torch.save(theirs.state_dict() | masks, source / "pytorch_model.bin")
+    else:
+        theirs.save_pretrained(source, max_shard_size="20KB" if form == "sharded" else "5GB")
+    import_huggingface(source, tmp_path / "here")
+    checkpoint = load_checkpoint(tmp_path / "here" / CHECKPOINT)
+    tokens = random_tokens(vocab_size=len(tokenizer))
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.build_model(engine=READABLE).forward(tokens), theirs(tokens).logits)
+    ours = load_tokenizer(tmp_path / "here" / TOKENIZER)
+    text = "The 3rd text says <|endoftext|> itself"
+    assert ours.encode(text) == tokenizer.encode(text)
+
+
+def changed_config(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def changed_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return rewrite
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path("/tmp/custom_transformer_was_here").touch, ())
+
+
+def hostile(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with (folder / "pytorch_model.bin").open("wb") as file:
+        pickle.dump({"transformer.wte.weight": Evil()}, file, protocol=2)
+
+
+WRONG: list[tuple[Callable[[Path], object], str]] = [
+    (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json: "),
+    (lambda folder: (folder / "config.json").write_text("[]"), "config.json: "),
+    (changed_config(model_type="gpt_neox"), "a model of the type 'gpt_neox'"),
+    (changed_config(activation_function="relu"), "activation_function is 'relu'"),
+    (changed_config(layer_norm_epsilon=1e-6), "layer_norm_epsilon is 1e-06"),
+    (changed_config(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
+    (changed_config(add_cross_attention=True), "add_cross_attention is True"),
+    (changed_config(n_head=4), "n_embd (15) is no multiple of n_head (4)"),
+    (changed_config(n_layer=0), "n_blocks"),
+    (changed_config(n_embd="x"), "config.json: "),
+    (changed_config(n_layer=3), "missing keys: transformer.h.2."),
+    (changed_config(n_layer=1), "unexpected keys: transformer.h.1."),
+    (changed_config(n_inner=23), "no weights of GPT-2 that could be read"),
+    (changed_config(vocab_size=7), "no weights of GPT-2 that could be read"),
+    (changed_weights(lambda state: state.pop("transformer.ln_f.bias")), "missing keys: transformer.ln_f.bias"),
+    (changed_weights(lambda state: state.update(extra=torch.ones(2))), "unexpected keys: extra"),
+    (
+        changed_weights(lambda state: state["transformer.ln_f.bias"].fill_(float("nan"))),
+        "transformer.ln_f.bias holds NaN",
+    ),
+    (truncated, "no weights of GPT-2 that could be read"),
+    (hostile, "no weights of GPT-2 that could be read"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "no weights of GPT-2 that could be read"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer that could be read"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{}"), "no tokenizer that could be read"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), WRONG, ids=[f"{i}-{words[:30]}" for i, (_, words) in enumerate(WRONG)])
+def test_what_is_unusual_or_damaged_is_named_and_nothing_is_left(
+    exported: Path, tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, content in files(exported).items():
+        (source / name).write_bytes(content)
+    spoil(source)
+    with pytest.raises(UserError) as refused:
+        import_huggingface(source, tmp_path / "here")
+    assert words in str(refused.value)
+    assert str(source) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert not Path("/tmp/custom_transformer_was_here").exists()
+
+
+def test_a_model_that_has_more_than_ours_is_refused_by_the_python_interface() -> None:
+    small = {"n_positions": 13, "n_embd": 15, "n_layer": 2, "n_head": 3, "vocab_size": 37}
+    with pytest.raises(ValueError, match="activation_function is 'silu'"):
+        from_huggingface(GPT2LMHeadModel(GPT2Config(**small, activation_function="silu")))
+    with pytest.raises(ValueError, match="float16"):
+        from_huggingface(GPT2LMHeadModel(GPT2Config(**small)), dtype=torch.float16)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the tokenizer has \d+ entries, the model 37"):
+        export_huggingface(random_model(torch.float32), tokenizer, tmp_path / "model", "")
+    assert list(tmp_path.iterdir()) == []
