@@ -13,7 +13,7 @@ from custom_transformer.config import Params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.fast.choose import prepare
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.maths.architecture import GPT2, flops_per_token
+from custom_transformer.maths.architecture import flops_per_token
 from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.paths import CHECKPOINTS, METRICS, TOKENIZER, TOKENS, UNFINISHED, project_root
@@ -59,7 +59,7 @@ def flops(params: Params, train: TokenSplit) -> float:
     training, length = params.training, params.data.max_length
     step_tokens = training.batch_size * training.grad_accumulation * length
     tokens = min(train.n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
-    return flops_per_token(GPT2, params.model.with_vocabulary(train.meta["tokenizer"]["vocab_size"]), length) * tokens
+    return flops_per_token(params.model.with_vocabulary(train.meta["tokenizer"]["vocab_size"]), length) * tokens
 
 
 def build_trainer(

@@ -28,7 +28,7 @@ from rich.table import Table
 from custom_transformer.config import Params, load_params, validated
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.maths.architecture import GPT2
+from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.parameters import count
 from custom_transformer.paths import METRICS, TOKENS
 from custom_transformer.text.tokens import META
@@ -256,7 +256,7 @@ def read_results(base: Params, points: Sequence[Point]) -> tuple[list[Result], f
 
 def non_embedding_parameters(params: Params) -> int:
     config = params.model.with_vocabulary(params.data.vocab_size)
-    return count({name: p for name, p in GPT2.parameters(config).items() if p.role != "table"})
+    return count({name: p for name, p in architecture_of(config).parameters(config).items() if p.role != "table"})
 
 
 def show(results: Sequence[Result], fit: Fit, floor: float | None) -> None:

@@ -28,7 +28,7 @@ from custom_transformer.files import sha256_file
 from custom_transformer.interchange import CHECKPOINT as IMPORTED
 from custom_transformer.interchange import TOKENIZER as IMPORTED_TOKENIZER
 from custom_transformer.interchange import export_huggingface, import_huggingface
-from custom_transformer.maths.architecture import GPT2, flops_per_token
+from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
 from custom_transformer.pages.card import model_card
@@ -130,7 +130,7 @@ def print_summary(params: Params) -> None:
     console.print("  ".join(f"{name}={value}" for name, value in config.model_dump().items()), highlight=False)
 
     table = Table("parameter", "shape", "count", "share")
-    parameters = GPT2.parameters(config)
+    parameters = architecture_of(config).parameters(config)
     total = count(parameters)
     for name, (shape, _) in parameters.items():
         size = math.prod(shape)
@@ -151,7 +151,7 @@ def print_summary(params: Params) -> None:
     console.print(resources)
     console.print(
         f"activations: {training.batch_size} × {time} tokens in {training.precision}, without the head's chunks\n"
-        f"arithmetic: {flops_per_token(GPT2, config, time):,} FLOPs per token, forward and backward",
+        f"arithmetic: {flops_per_token(config, time):,} FLOPs per token, forward and backward",
         highlight=False,
     )
 
@@ -214,7 +214,7 @@ def export(arguments: argparse.Namespace, params: Params) -> None:
         origin["text"] = params.data.dataset
     card = model_card(checkpoint.config, origin, folder)
     export_huggingface(checkpoint.build_model(), tokenizer, folder, card)
-    print(f"{count(GPT2.parameters(checkpoint.config)):,} parameters; {folder}")
+    print(f"{count(architecture_of(checkpoint.config).parameters(checkpoint.config)):,} parameters; {folder}")
 
 
 def tokenizer_of(checkpoint: Path) -> Path:

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.files import read_text
@@ -82,31 +91,73 @@ class DataParams(Section):
     """Tokens per training window; at most model.max_seq_len."""
 
 
-class ModelParams(Section):
-    """The model's shape, except the vocabulary, which the tokenizer decides."""
+# The keys that one architecture alone has.
+OWN_KEYS = {"gpt2": ("bias",), "llama": ("n_kv_heads", "rope_base", "norm_eps")}
 
+
+class ModelParams(Section):
+    """The model's shape, except the vocabulary, which the tokenizer decides.
+
+    An architecture's own keys may be left out; those of another are refused, and no part of `model_dump`.
+    """
+
+    architecture: Literal["gpt2", "llama"] = "gpt2"
+    """Which layers it has: GPT-2's, or Llama's (RMS norms, rotary positions, SwiGLU, grouped queries)."""
     d_model: Count
     """Width of the residual stream; a multiple of n_heads."""
     n_blocks: Count
     """Blocks of attention and feed-forward network."""
     n_heads: Count
     """Attention heads per block."""
+    n_kv_heads: Count | None = None
+    """llama: heads of keys and values, which n_heads / n_kv_heads queries share; null: n_heads."""
     d_ffn: Count
     """Width of the feed-forward network's hidden layer."""
     max_seq_len: Count
-    """Positions that the model has an embedding for: the longest context, in tokens."""
+    """The longest context, in tokens; gpt2 has an embedding for each of these positions."""
+    rope_base: Annotated[float, Field(gt=1)] = 10_000.0
+    """llama: base of the angles by which queries and keys are turned at each position."""
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """llama: added to the mean square in its norms."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
     """Share of activations dropped while training; 0: none."""
-    bias: bool
-    """Whether the linear layers and norms have biases."""
+    bias: bool = True
+    """gpt2: whether the linear layers and norms have biases."""
     tie_embeddings: bool
     """Whether the output head is the token embedding; false: a matrix of its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_its_own(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping):
+            own = fields.get("architecture", "gpt2")
+            for other, keys in OWN_KEYS.items():
+                if other != own and (foreign := next((key for key in keys if key in fields), None)):
+                    raise ValueError(f"{foreign} is a key of {other}, not of {shown(own)}; remove it")
+        return fields
+
+    @model_serializer(mode="wrap")
+    def _without_keys_of_others(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        foreign = {key for other, keys in OWN_KEYS.items() if other != self.architecture for key in keys}
+        return {key: value for key, value in serialize(self).items() if key not in foreign}
 
     @model_validator(mode="after")
     def _heads_divide_model(self) -> ModelParams:
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads})")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.architecture == "llama" and self.head_size % 2:
+            raise ValueError(f"d_model / n_heads ({self.head_size}) must be even, since llama turns pairs of numbers")
         return self
+
+    @property
+    def head_size(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
 
     def with_vocabulary(self, size: int) -> CustomTransformerConfig:
         """The configuration of this model for a vocabulary of `size` entries."""
@@ -123,12 +174,7 @@ class CustomTransformerConfig(ModelParams):
     d_model: Count = 128
     d_ffn: Count = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    bias: bool = True
     tie_embeddings: bool = True
-
-    @property
-    def head_size(self) -> int:
-        return self.d_model // self.n_heads
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any], where: str = "model configuration") -> CustomTransformerConfig:

@@ -25,6 +25,7 @@ class CustomTransformerWrapper:
     device: None takes the GPU where there is one. dtype: float32 (default), float64, or bfloat16 for bfloat16
     products over float32 parameters. pad_token_id: labels of this id are left out of the loss; pad on the right.
     compile: whether it computes with the fast functions, which takes some seconds of compiling the first time.
+    own: `architecture` ("gpt2", "llama") and that architecture's own keys, as in CustomTransformerConfig.
     It starts in training mode (dropout active), as PyTorch's modules do.
     """
 
@@ -43,7 +44,10 @@ class CustomTransformerWrapper:
         bias: bool = True,
         tie_embeddings: bool = True,
         compile: bool = False,
+        **own: Any,
     ):
+        # GPT-2's own key, which other architectures refuse.
+        own |= {} if bias else {"bias": bias}
         config = CustomTransformerConfig(
             vocab_size=vocab_size,
             max_seq_len=max_seq_len,
@@ -52,8 +56,8 @@ class CustomTransformerWrapper:
             d_model=d_model,
             d_ffn=d_ffn,
             dropout=dropout,
-            bias=bias,
             tie_embeddings=tie_embeddings,
+            **own,
         )
         self.pad_token_id = pad_token_id
         device = _device(device)

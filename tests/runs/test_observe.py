@@ -9,10 +9,11 @@ import torch
 
 from custom_transformer.fast.choose import FUSED
 from custom_transformer.maths import ops
+from custom_transformer.maths.architecture import GPT2
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
-from custom_transformer.runs.observe import GELU_OFF, activation_statistics, gradient_norms, views
+from custom_transformer.runs.observe import activation_statistics, gradient_norms, views
 from tests.helpers import random_model, random_tokens
 
 
@@ -46,7 +47,7 @@ def test_attention_and_units_of_the_first_block_are_those_of_its_formulas() -> N
     torch.testing.assert_close(view.attention, attention)
     x = x + (attention @ v).transpose(1, 2).reshape(3, 11, 15) @ p["projection.weight"] + p["projection.bias"]
     norm = torch.nn.functional.layer_norm(x, (15,), p["norm_2.weight"], p["norm_2.bias"])
-    torch.testing.assert_close(view.gelu_input, norm @ p["up.weight"] + p["up.bias"])
+    torch.testing.assert_close(view.unit_input, norm @ p["up.weight"] + p["up.bias"])
 
 
 def test_statistics_are_what_their_names_say() -> None:
@@ -55,7 +56,7 @@ def test_statistics_are_what_their_names_say() -> None:
     rows = activation_statistics(model, tokens)
     assert [row["block"] for row in rows] == [0, 1]
     for row, view in zip(rows, views(model, tokens), strict=True):
-        off = (view.gelu_input < GELU_OFF).numpy()
+        off = (view.unit_input < GPT2.units[1]).numpy()
         assert row["residual_rms"] == pytest.approx((view.stream.numpy() ** 2).mean() ** 0.5)
         assert row["gelu_off"] == pytest.approx(off.mean())
         assert row["gelu_dead"] == pytest.approx(off.reshape(33, 22).all(0).mean())

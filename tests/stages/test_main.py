@@ -92,7 +92,7 @@ def test_flops_count_the_products_of_the_step() -> None:
         model.backward(torch.ones_like(logits))
     # The backward computes the scores Q Kᵀ again: one product of the seven of attention that the formula leaves out.
     again = 2 * config.n_blocks * config.d_model * 11
-    assert counter.get_total_flops() == (flops_per_token(GPT2, config, 11) + again) * 33
+    assert counter.get_total_flops() == (flops_per_token(config, 11) + again) * 33
 
 
 BAD_CONFIGS = {

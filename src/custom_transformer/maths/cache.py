@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from custom_transformer.maths.ops import attention_scores, merge_heads, split_heads
+from custom_transformer.maths.ops import attention_scores, merge_heads, shared_by_queries, split_groups, split_heads
 from custom_transformer.maths.scope import Saved
 
 
@@ -43,5 +43,18 @@ def cached_attention_forward(
     """
     q, k, v = split_heads(qkv, n_heads)
     keys, values = cache.append(k, v)
+    probabilities = torch.softmax(attention_scores(q, keys), -1).to(v.dtype)
+    return merge_heads(probabilities @ values), ()
+
+
+def cached_rotary_attention_forward(
+    qkv: Tensor, n_heads: int, n_kv_heads: int, base: float, keep: Tensor | None, dropout: float, cache: KeyValues
+) -> tuple[Tensor, Saved]:
+    """`rotary_attention_forward` of the newest tokens alone, as above; cached keys are turned already
+
+    qkv (B, T_new, (H + 2·G)·K) -> y (B, T_new, H·K)
+    """
+    q, k, v = split_groups(qkv, n_heads, n_kv_heads, base, cache.length)
+    keys, values = (shared_by_queries(part, q) for part in cache.append(k, v))
     probabilities = torch.softmax(attention_scores(q, keys), -1).to(v.dtype)
     return merge_heads(probabilities @ values), ()

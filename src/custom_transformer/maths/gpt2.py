@@ -11,10 +11,22 @@ Shapes: B batch, T time, D d_model, H heads, F d_ffn, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths.ops import causal_attention, dropout, gelu, layer_norm, linear, lookup, positions
+from custom_transformer.maths.ops import (
+    attention_probabilities,
+    causal_attention,
+    dropout,
+    gelu,
+    layer_norm,
+    linear,
+    lookup,
+    positions,
+    split_heads,
+)
 from custom_transformer.maths.parameters import Parameter, Table, layer
 from custom_transformer.maths.scope import Scope
 
@@ -79,3 +91,18 @@ def block_backward(dx: Tensor, at: Scope) -> Tensor:
     dh = at.backward("attention", causal_attention, dh)
     dh = at.backward("qkv", linear, dh)
     return dx + at.backward("norm_1", layer_norm, dh)
+
+
+def final_norm_forward(x: Tensor, at: Scope, config: CustomTransformerConfig) -> Tensor:
+    """x (B, T, D) -> (B, T, D)"""
+    return at.forward("final_norm", layer_norm, x)
+
+
+def final_norm_backward(dx: Tensor, at: Scope) -> Tensor:
+    return at.backward("final_norm", layer_norm, dx)
+
+
+def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor]:
+    """From a block's results by name: its attention (B, H, T, T), and what its units' GELU is given (B, T, F)."""
+    q, k, _ = split_heads(seen["qkv"], config.n_heads)
+    return attention_probabilities(q, k), seen["up"]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths.architecture import GPT2, Architecture
+from custom_transformer.maths.architecture import Architecture
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.ops import IGNORE_INDEX
@@ -45,17 +45,20 @@ class GradientCheck:
 def reduced(config: CustomTransformerConfig) -> CustomTransformerConfig:
     """The same architecture, at sizes where float64 differences take seconds: all different, odd where they may be."""
     n_heads = min(config.n_heads, 3)
+    n_kv_heads = next(n for n in range(min(config.kv_heads, n_heads), 0, -1) if n_heads % n == 0)
     head_size = min(config.head_size, max(5, 12 // n_heads))  # a norm over a few numbers is too crooked to measure
+    head_size += config.architecture == "llama" and head_size % 2  # which turns pairs
     sizes = {
         "vocab_size": min(config.vocab_size, 37),
         "max_seq_len": min(config.max_seq_len, 13),
         "n_blocks": min(config.n_blocks, 2),
         "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
         "d_model": n_heads * head_size,
         "d_ffn": min(config.d_ffn, 23),
     }
     if config.d_model <= 16:
-        sizes |= {"n_heads": config.n_heads, "d_model": config.d_model}
+        sizes |= {"n_heads": config.n_heads, "n_kv_heads": config.kv_heads, "d_model": config.d_model}
     return config.model_copy(update=sizes)
 
 
@@ -63,18 +66,19 @@ def check_gradients(
     config: CustomTransformerConfig,
     seed: int = 0,
     engine: Engine = READABLE,
-    architecture: Architecture = GPT2,
+    architecture: Architecture | None = None,
     reference: Reference | None = None,
 ) -> Iterator[GradientCheck]:
     """Checks every parameter of a float64 model with random weights, norms and biases, one after another.
 
-    reference: the architecture's mathematics for autograd; by default the one written here.
+    architecture: by default the one that `config` names. reference: its mathematics for autograd; by default the one
+    written here.
     """
     model, tokens, labels = _random_problem(config, seed, engine, architecture)
     _loss(model, tokens, labels, seed)
     model.loss_backward()
     gradients = model.gradients
-    expected = _autograd_gradients(model, reference or REFERENCES[architecture.name], tokens, labels, seed)
+    expected = _autograd_gradients(model, reference or REFERENCES[config.architecture], tokens, labels, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, gradient in gradients.items():
         scale = gradient.abs().max().item() or 1.0  # a gradient that is 0 must be measured as 0
@@ -85,7 +89,7 @@ def check_gradients(
 
 
 def _random_problem(
-    config: CustomTransformerConfig, seed: int, engine: Engine, architecture: Architecture
+    config: CustomTransformerConfig, seed: int, engine: Engine, architecture: Architecture | None
 ) -> tuple[CustomTransformer, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     model = CustomTransformer(config, dtype=torch.float64, seed=seed, engine=engine, architecture=architecture)
@@ -149,6 +153,13 @@ def _autograd_gradients(
     return dict(zip(parameters, gradients, strict=True))
 
 
+def _drop(config: CustomTransformerConfig, generator: torch.Generator, h: Tensor) -> Tensor:
+    """Drawn from `generator` as the model draws it."""
+    if not config.dropout:
+        return h
+    return h * (torch.rand(h.shape, generator=generator) >= config.dropout) / (1 - config.dropout)
+
+
 def gpt2_hidden(
     p: Mapping[str, Tensor], config: CustomTransformerConfig, tokens: Tensor, generator: torch.Generator
 ) -> Tensor:
@@ -163,25 +174,54 @@ def gpt2_hidden(
     def norm(h: Tensor, name: str) -> Tensor:
         return F.layer_norm(h, h.shape[-1:], p[f"{name}.weight"], p.get(f"{name}.bias"))
 
-    def drop(h: Tensor) -> Tensor:
-        if not config.dropout:
-            return h
-        return h * (torch.rand(h.shape, generator=generator) >= config.dropout) / (1 - config.dropout)
-
     time = tokens.shape[1]
     causal = torch.ones(time, time, dtype=torch.bool).tril()
-    x = drop(p["token_embedding"][tokens] + p["position_embedding"][:time])
+    x = _drop(config, generator, p["token_embedding"][tokens] + p["position_embedding"][:time])
     for block in (f"blocks.{i}" for i in range(config.n_blocks)):
         q, k, v = (
             part.unflatten(-1, (config.n_heads, config.head_size)).transpose(1, 2)
             for part in linear(norm(x, f"{block}.norm_1"), f"{block}.qkv").split(config.d_model, dim=-1)
         )
         scores = torch.where(causal, q @ k.mT / config.head_size**0.5, -torch.inf)
-        h = (drop(F.softmax(scores, dim=-1)) @ v).transpose(1, 2).flatten(2)
-        x = x + drop(linear(h, f"{block}.projection"))
+        h = (_drop(config, generator, F.softmax(scores, dim=-1)) @ v).transpose(1, 2).flatten(2)
+        x = x + _drop(config, generator, linear(h, f"{block}.projection"))
         h = F.gelu(linear(norm(x, f"{block}.norm_2"), f"{block}.up"), approximate="tanh")
-        x = x + drop(linear(h, f"{block}.down"))
+        x = x + _drop(config, generator, linear(h, f"{block}.down"))
     return norm(x, "final_norm")
 
 
-REFERENCES: dict[str, Reference] = {"gpt2": gpt2_hidden}
+def llama_hidden(
+    p: Mapping[str, Tensor], config: CustomTransformerConfig, tokens: Tensor, generator: torch.Generator
+) -> Tensor:
+    """As `gpt2_hidden`; the turns are products of complex numbers.        tokens (B, T) int64 -> (B, T, D)"""
+    half, time = config.head_size // 2, tokens.shape[1]
+    angles = torch.arange(time)[:, None, None] * config.rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    heads = [config.n_heads, config.kv_heads, config.kv_heads]
+
+    def norm(h: Tensor, name: str) -> Tensor:
+        return F.rms_norm(h, h.shape[-1:], p[f"{name}.weight"], config.norm_eps)
+
+    def turn(h: Tensor) -> Tensor:
+        z = torch.complex(h[..., :half], h[..., half:]) * turns
+        return torch.cat([z.real, z.imag], -1)
+
+    causal = torch.ones(time, time, dtype=torch.bool).tril()
+    x = _drop(config, generator, p["token_embedding"][tokens])
+    for block in (f"blocks.{i}" for i in range(config.n_blocks)):
+        qkv = (norm(x, f"{block}.norm_1") @ p[f"{block}.qkv.weight"]).unflatten(-1, (-1, config.head_size))
+        q, k, v = qkv.split(heads, 2)
+        shared = config.n_heads // config.kv_heads
+        q, k, v = (
+            part.transpose(1, 2)
+            for part in (turn(q), turn(k).repeat_interleave(shared, 2), v.repeat_interleave(shared, 2))
+        )
+        scores = torch.where(causal, q @ k.mT / config.head_size**0.5, -torch.inf)
+        h = (_drop(config, generator, F.softmax(scores, dim=-1)) @ v).transpose(1, 2).flatten(2)
+        x = x + _drop(config, generator, h @ p[f"{block}.projection.weight"])
+        gate, up = (norm(x, f"{block}.norm_2") @ p[f"{block}.gate_up.weight"]).chunk(2, -1)
+        x = x + _drop(config, generator, (F.silu(gate) * up) @ p[f"{block}.down.weight"])
+    return norm(x, "final_norm")
+
+
+REFERENCES: dict[str, Reference] = {"gpt2": gpt2_hidden, "llama": llama_hidden}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.maths import ops
-from custom_transformer.maths.architecture import GPT2, Architecture
+from custom_transformer.maths.architecture import Architecture, architecture_of
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.optim import SGD
@@ -32,8 +32,8 @@ class CustomTransformer:
     training: whether dropout is active; its masks are drawn from `generator`.
     dtype: float32 or float64, or bfloat16 for bfloat16 matrix products over float32 parameters, with the
         residual stream, norms, softmax, loss and gradients in float32 (Micikevicius et al. 2018, section 3.1).
-    architecture: which layers it has; engine: the functions it computes them with, all of the same results within
-        rounding.
+    architecture: which layers it has, by default those that the configuration names.
+    engine: the functions it computes them with, all of the same results within rounding.
     watch: sees each layer's result and each gradient by its name, as Scope says; the blocks then compute one
         operation after another.
     """
@@ -46,7 +46,7 @@ class CustomTransformer:
         dtype: torch.dtype | None = None,
         seed: int = 0,
         engine: Engine = READABLE,
-        architecture: Architecture = GPT2,
+        architecture: Architecture | None = None,
     ):
         if not isinstance(config, CustomTransformerConfig):
             config = CustomTransformerConfig.from_mapping(config)
@@ -55,11 +55,11 @@ class CustomTransformer:
         if self.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float64 or bfloat16, not {self.dtype}")
         self.device = torch.device(device or "cpu")
-        self.engine, self.architecture = engine, architecture
+        self.engine, self.architecture = engine, architecture or architecture_of(config)
         self.training = False
         self.watch: Watch = nobody
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.table = architecture.parameters(config)
+        self.table = self.architecture.parameters(config)
         self.parameters = {
             name: tensor.to(self.device, self.parameter_dtype)
             for name, tensor in initial(self.table, config.n_blocks, seed).items()
@@ -143,7 +143,7 @@ class CustomTransformer:
             x = self.architecture.embedding_forward(new_tokens, at, caches[0].length)
             for i, cache in enumerate(caches):
                 x = stack.cached_block(x, at / f"blocks.{i}", self.config, cache)
-            x = at.forward("final_norm", self.architecture.norm, x)
+            x = self.architecture.final_norm_forward(x, at, self.config)
             return self.engine.head.last_logits(x, head_weight)
 
     def _dropout(self) -> Dropout | None:

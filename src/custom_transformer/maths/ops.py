@@ -122,6 +122,31 @@ def layer_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tenso
     return dx.to(x.dtype), dweight, dbias
 
 
+# ----------------------------------------------------------------------------------------------- rms norm
+
+
+def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Saved]:
+    """y = w ∘ x̂,    x̂ = x r,    r = (mean x² + ε)^−½        (Zhang & Sennrich 2019, eq. 4)
+
+    The mean runs over the last axis. x (..., D), weight (D,) -> y (..., D)
+    """
+    x_wide = x.to(_wide(x.dtype))
+    r = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+    return (x_wide * r * weight).to(x.dtype), (x, weight, r)
+
+
+def rms_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+    """dx = r (dx̂ − x̂ mean(dx̂ ∘ x̂)),    dx̂ = dy ∘ w;    dw = Σ_rows dy ∘ x̂
+
+    The mean is the path through r: δr = −r³ mean(x ∘ δx), so Σ dx̂ ∘ x δr = −r² Σ dx̂ ∘ x̂ · mean(x ∘ δx).
+    """
+    x, weight, r = saved
+    dy_wide, x_hat = dy.to(r.dtype), x * r
+    dx_hat = dy_wide * weight
+    dx = r * (dx_hat - x_hat * (dx_hat * x_hat).mean(-1, keepdim=True))
+    return dx.to(x.dtype), (dy_wide * x_hat).flatten(0, -2).sum(0).to(weight.dtype)
+
+
 # --------------------------------------------------------------------------------------------------- gelu
 
 _GELU_SCALE = math.sqrt(2 / math.pi)
@@ -144,6 +169,23 @@ def gelu_backward(dy: Tensor, saved: Saved) -> Tensor:
     du = _GELU_SCALE * (1 + 3 * _GELU_CUBIC * x_wide.square())
     dx = dy * (0.5 * (1 + tau) + 0.5 * x_wide * (1 - tau.square()) * du)
     return dx.to(x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- swiglu
+
+
+def swiglu_forward(x: Tensor) -> tuple[Tensor, Saved]:
+    """y = a σ(a) ∘ b        (Shazeer 2020, eq. 6)        x (..., 2·F), the gate a beside b -> y (..., F)"""
+    a, b = x.to(_wide(x.dtype)).chunk(2, -1)
+    return (a * torch.sigmoid(a) * b).to(x.dtype), (x,)
+
+
+def swiglu_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """da = dy ∘ b ∘ σ (1 + a (1 − σ)),    db = dy ∘ a σ        since σ′ = σ (1 − σ)"""
+    (x,) = saved
+    a, b = x.to(_wide(x.dtype)).chunk(2, -1)
+    s = torch.sigmoid(a)
+    return torch.cat([dy * b * s * (1 + a * (1 - s)), dy * a * s], -1).to(x.dtype)
 
 
 # ------------------------------------------------------------------------------------------------ dropout
@@ -224,6 +266,78 @@ def causal_attention_backward(dy: Tensor, saved: Saved) -> Tensor:
     dq = d_scores @ k
     dk = d_scores.transpose(-2, -1) @ q
     return merge_heads(dq, dk, dv)
+
+
+def attention_probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """P, for observation.        q (B, H, T, K), k (B, G, T, K), G heads of keys -> (B, H, T, T), float32 or wider"""
+    scores = attention_scores(q, shared_by_queries(k, q))
+    return torch.exp(scores - torch.logsumexp(scores, -1, keepdim=True))
+
+
+# ---------------------------------------------------------------------- attention with turns and shared keys
+
+
+def rotate(x: Tensor, start: int, base: float, direction: int = 1) -> Tensor:
+    """Each pair (x_i, x_{i + K/2}) turned by t · base^(−2i/K)        (Su et al. 2021, eq. 34)
+
+    x (B, H, T, K), whose first token stands at position t = `start`. So Q Kᵀ depends on distances only. A turn is
+    orthogonal: the transpose, through which a gradient goes back, is the turn by −1 times the angle (`direction`).
+    """
+    half = x.shape[-1] // 2
+    rates = base ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
+    angles = torch.outer(torch.arange(start, start + x.shape[-2], dtype=torch.float64, device=x.device), rates)
+    wide = _wide(x.dtype)
+    cos, sin = angles.cos().to(wide), direction * angles.sin().to(wide)
+    a, b = x.to(wide).chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
+
+
+def split_groups(
+    qkv: Tensor, n_heads: int, n_kv_heads: int, base: float, start: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, (H + 2·G)·K) -> turned queries (B, H, T, K), turned keys and plain values (B, G, T, K)"""
+    heads = qkv.unflatten(-1, (n_heads + 2 * n_kv_heads, -1)).transpose(1, 2)
+    q, k, v = heads.split([n_heads, n_kv_heads, n_kv_heads], 1)
+    return rotate(q, start, base), rotate(k, start, base), v
+
+
+def shared_by_queries(shared: Tensor, q: Tensor) -> Tensor:
+    """Keys or values (B, G, T, K) as the H query heads use them: R = H / G neighbours share one -> (B, H, T, K)"""
+    return shared.repeat_interleave(q.shape[1] // shared.shape[1], 1)
+
+
+def rotary_attention_forward(
+    qkv: Tensor, n_heads: int, n_kv_heads: int, base: float, keep: Tensor | None, dropout: float
+) -> tuple[Tensor, Saved]:
+    """As `causal_attention_forward` on turned queries and keys; each group of queries shares its key and value.
+
+    Grouped queries: Ainslie et al. 2023. qkv (B, T, (H + 2·G)·K), keep (B, H, T, T) bool or None -> y (B, T, H·K)
+    """
+    q, k, v = split_groups(qkv, n_heads, n_kv_heads, base)
+    scores = attention_scores(q, shared_by_queries(k, q))
+    lse = torch.logsumexp(scores, -1, keepdim=True)
+    probabilities, _ = dropout_forward(torch.exp(scores - lse), keep, dropout)
+    y = merge_heads(probabilities.to(v.dtype) @ shared_by_queries(v, q))
+    return y, (qkv, lse, n_heads, n_kv_heads, base, keep, dropout)
+
+
+def rotary_attention_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """As `causal_attention_backward`; a shared key's gradients add over its queries, and the turns are undone."""
+    qkv, lse, n_heads, n_kv_heads, base, keep, dropout = saved
+    q, k, v = split_groups(qkv, n_heads, n_kv_heads, base)
+    k_each, v_each = shared_by_queries(k, q), shared_by_queries(v, q)
+    dy_heads = dy.unflatten(-1, (n_heads, -1)).transpose(1, 2)  # (B, H, T, K)
+
+    probabilities = torch.exp(attention_scores(q, k_each) - lse)
+    dropped, drop = dropout_forward(probabilities, keep, dropout)
+    dv_each = dropped.to(v.dtype).transpose(-2, -1) @ dy_heads
+    d_probabilities = dropout_backward((dy_heads @ v_each.transpose(-2, -1)).to(lse.dtype), drop)
+    inner = (d_probabilities * probabilities).sum(-1, keepdim=True)
+    d_scores = (probabilities * (d_probabilities - inner) / math.sqrt(q.shape[-1])).to(q.dtype)
+    dq, dk_each = d_scores @ k_each, d_scores.transpose(-2, -1) @ q
+    dk, dv = (d.unflatten(1, (n_kv_heads, -1)).sum(2) for d in (dk_each, dv_each))
+    heads = torch.cat([rotate(dq, 0, base, -1), rotate(dk, 0, base, -1), dv], 1)
+    return heads.transpose(1, 2).flatten(2)
 
 
 # ----------------------------------------------------------------------------------------------- the loss
@@ -316,7 +430,10 @@ lookup = Op(lookup_forward, lookup_backward, ("",))
 positions = Op(positions_forward, positions_backward, ("",))
 linear = Op(linear_forward, linear_backward, ("weight", "bias"))
 layer_norm = Op(layer_norm_forward, layer_norm_backward, ("weight", "bias"))
+rms_norm = Op(rms_norm_forward, rms_norm_backward, ("weight",))
 gelu = Op(gelu_forward, gelu_backward)
+swiglu = Op(swiglu_forward, swiglu_backward)
 dropout = Op(dropout_forward, dropout_backward)
 causal_attention = Op(causal_attention_forward, causal_attention_backward)
+rotary_attention = Op(rotary_attention_forward, rotary_attention_backward)
 linear_cross_entropy = Op(linear_cross_entropy_forward, linear_cross_entropy_backward)

@@ -36,12 +36,12 @@ def stack_forward(architecture: Architecture, x: Tensor, at: Scope, config: Cust
     for i in range(config.n_blocks):
         x = architecture.block_forward(x, at / f"blocks.{i}", config)
         at.watch(f"blocks.{i}", x)
-    return at.forward("final_norm", architecture.norm, x)
+    return architecture.final_norm_forward(x, at, config)
 
 
 def stack_backward(architecture: Architecture, dx: Tensor, at: Scope, config: CustomTransformerConfig) -> Tensor:
     """dx (B, T, D) -> (B, T, D)"""
-    dx = at.backward("final_norm", architecture.norm, dx)
+    dx = architecture.final_norm_backward(dx, at)
     for i in reversed(range(config.n_blocks)):
         at.watch(f"d blocks.{i}", dx)
         dx = architecture.block_backward(dx, at / f"blocks.{i}")

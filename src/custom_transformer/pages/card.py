@@ -9,7 +9,7 @@ from typing import Any
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.errors import one_line
-from custom_transformer.maths.architecture import GPT2
+from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.parameters import count
 
 _CARD = Template("""\
@@ -45,7 +45,7 @@ what is true.
 def model_card(config: CustomTransformerConfig, origin: Mapping[str, Any], folder: Path) -> str:
     """The card as Markdown. origin: facts by their names; folder: of the model."""
     return _CARD.substitute(
-        parameters=f"{count(GPT2.parameters(config)):,}",
+        parameters=f"{count(architecture_of(config).parameters(config)):,}",
         n_blocks=config.n_blocks,
         d_model=config.d_model,
         n_heads=config.n_heads,

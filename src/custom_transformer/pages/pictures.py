@@ -136,11 +136,13 @@ def activation_figure(metrics: Path) -> Figure:
     """Statistics of each block's activations, over the steps."""
     columns = _columns(metrics / "activations.csv")
     blocks = sorted({int(block) for block in columns["block"]})
+    units = next(name.removesuffix("_off") for name in columns if name.endswith("_off"))
+    shown = {"gelu": "GELU", "silu": "SiLU"}.get(units, units)
     panels = {
         "residual_rms": ("Residual stream after the block", "root mean square"),
         "attention_entropy": ("Entropy of the attention", "nats"),
-        "gelu_off": ("GELU off", "% of all activations"),
-        "gelu_dead": ("GELU off at every token", "% of units"),
+        f"{units}_off": (f"{shown} off", "% of all activations"),
+        f"{units}_dead": (f"{shown} off at every token", "% of units"),
     }
     figure = Figure(figsize=(WIDTH, 6.0))
     grid = figure.subplots(2, 2).flat

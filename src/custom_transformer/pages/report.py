@@ -51,9 +51,9 @@ PICTURES = {
         "Measured at each validation, on the same few validation texts. Residual stream: the root mean square of its "
         "values. It grows from block to block and with training, but should level off. Attention entropy: the mean "
         "over tokens and heads. It is 0 if each token attends to one token only, and ln n if it attends to n tokens "
-        "equally. It falls as heads specialise; at 0 they no longer learn. GELU off: the share of activations with an "
-        "input below −3, where GELU passes almost no value and no gradient. Some are off because units specialise. A "
-        "unit that is off at every token is dead and no longer learns.",
+        "equally. It falls as heads specialise; at 0 they no longer learn. GELU (or SiLU) off: the share of "
+        "activations with an input so low that almost no value and no gradient passes. Some are off because units "
+        "specialise. A unit that is off at every token is dead and no longer learns.",
     ),
     "loss_by_position": (
         "Loss by context",

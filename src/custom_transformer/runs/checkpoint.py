@@ -19,7 +19,7 @@ from custom_transformer.config import CustomTransformerConfig, TrainingParams
 from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.fast.choose import prepare
 from custom_transformer.files import atomic_write, check_regular
-from custom_transformer.maths.architecture import GPT2, flops_per_token
+from custom_transformer.maths.architecture import ARCHITECTURES, GPT2, architecture_of, flops_per_token
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.parameters import count
@@ -52,7 +52,7 @@ class Checkpoint:
 
     def model_for(self, training: TrainingParams, tokens: int) -> CustomTransformer:
         """A model with these weights that is about to see `tokens` tokens, on the device that `training` names."""
-        flops = flops_per_token(GPT2, self.config, self.config.max_seq_len) / 3 * tokens
+        flops = flops_per_token(self.config, self.config.max_seq_len) / 3 * tokens
         return self.build_model(*prepare(training, flops))
 
 
@@ -60,7 +60,7 @@ def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mappin
     """Writes {"state_dict", "config", "metadata"}; equal contents give equal bytes, whatever the file's name.
 
     `metadata` takes plain values: str, int, float, bool, None, and lists and dictionaries of them. Raises ValueError
-    for any other, and for a model of another architecture than GPT-2: the file could not be loaded again.
+    for any other, and for an architecture that is not in ARCHITECTURES: the file could not be loaded again.
     """
     content = checkpoint_content(model, metadata)
     with atomic_write(path) as file:
@@ -71,12 +71,16 @@ def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mappin
 def checkpoint_content(model: CustomTransformer, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds, for torch.save; on the CPU the tensors are the model's own. Raises ValueError as
     `save_checkpoint` does."""
-    if model.architecture is not GPT2:
-        raise ValueError(f"a checkpoint holds a model of the architecture gpt2, not {model.architecture.name}")
+    if model.architecture is not ARCHITECTURES.get(model.architecture.name):
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"{model.architecture.name} is no architecture of this project ({known}), so no file holds it")
+    config = model.config.model_dump()
+    if model.architecture is GPT2:
+        del config["architecture"]  # files of GPT-2 were written before there were others, and keep their bytes
     dtype = str(model.dtype).removeprefix("torch.")
     return {
         "state_dict": {name: p.cpu() for name, p in model.parameters.items()},
-        "config": {**model.config.model_dump(), "dtype": dtype},
+        "config": {**config, "dtype": dtype},
         "metadata": _plain("metadata", dict(metadata)),
     }
 
@@ -214,10 +218,11 @@ def _check_pickle(pickled: bytes) -> None:
 
 def _check_state(path: Path, state: dict[Any, Any], config: CustomTransformerConfig, dtype: torch.dtype) -> None:
     # Before the table is built: a hostile config could ask for a billion blocks.
-    one = GPT2.parameters(config.model_copy(update={"n_blocks": 1}))
+    parameters = architecture_of(config).parameters
+    one = parameters(config.model_copy(update={"n_blocks": 1}))
     if config.n_blocks * sum(name.startswith("blocks.") for name in one) > len(state):
         raise UserError(f"{path}: config names {config.n_blocks} blocks, the file holds {len(state)} tensors")
-    table = GPT2.parameters(config)
+    table = parameters(config)
     if wrong := sorted(set(table) ^ {name if isinstance(name, str) else shown(name) for name in state}):
         side = "missing" if wrong[0] in table else "unknown"
         raise UserError(f"{path}: state_dict does not fit its config: {one_line(wrong[0])[:80]} is {side}")

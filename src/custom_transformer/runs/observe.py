@@ -13,13 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from custom_transformer.maths import ops
 from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
-
-# Below this input GELU passes almost no value and no gradient: at −3 they are −0.004 and −0.012.
-GELU_OFF = -3.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class BlockView:
 
     stream: Tensor  # (B, T, D) the residual stream after the block
     attention: Tensor  # (B, H, T, T) how much each query (row) takes from each key
-    gelu_input: Tensor  # (B, T, F)
+    unit_input: Tensor  # (B, T, F) what the feed-forward units' function is given
 
 
 @torch.no_grad()
@@ -44,10 +40,8 @@ def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
     for i in range(model.config.n_blocks):
         seen.clear()
         x = model.architecture.block_forward(x, block := at / f"blocks.{i}", model.config)
-        q, k, _ = ops.split_heads(seen[f"{block.prefix}qkv"], model.config.n_heads)
-        scores = ops.attention_scores(q, k)
-        attention = torch.exp(scores - torch.logsumexp(scores, -1, keepdim=True))
-        yield BlockView(x, attention, seen[f"{block.prefix}up"])
+        results = {name.removeprefix(block.prefix): tensor for name, tensor in seen.items()}
+        yield BlockView(x, *model.architecture.inside(results, model.config))
 
 
 def activation_statistics(model: CustomTransformer, tokens: Tensor) -> list[dict[str, float | int]]:
@@ -55,17 +49,19 @@ def activation_statistics(model: CustomTransformer, tokens: Tensor) -> list[dict
 
     residual_rms: the root mean square of the residual stream after the block
     attention_entropy: of a query's attention over its keys, in nats, the mean over queries and heads
-    gelu_off: the share of feed-forward activations whose GELU is off, its input below GELU_OFF
+    gelu_off: the share of feed-forward activations that are off: GELU's input is below −3. For llama it is silu_off,
+        SiLU's input below −6, and so with the next
     gelu_dead: the share of feed-forward units that are off at every token
     """
+    units, threshold = model.architecture.units
     rows = []
     for i, view in enumerate(views(model, tokens)):
-        off = view.gelu_input < GELU_OFF
+        off = view.unit_input < threshold
         statistics = {
             "residual_rms": view.stream.square().mean().sqrt(),
             "attention_entropy": torch.special.entr(view.attention).sum(-1).mean(),
-            "gelu_off": off.float().mean(),
-            "gelu_dead": off.flatten(0, 1).all(0).float().mean(),
+            f"{units}_off": off.float().mean(),
+            f"{units}_dead": off.flatten(0, 1).all(0).float().mean(),
         }
         rows.append({"block": i} | {name: value.item() for name, value in statistics.items()})
     return rows
