@@ -15,6 +15,7 @@ import pytest
 
 from custom_transformer.errors import UserError
 from custom_transformer.text.datasets import download
+from custom_transformer.text.local_files import local_files
 from tests.text.making import data
 
 TEXTS = [f"text number {i}" for i in range(40)]
@@ -118,3 +119,53 @@ def test_a_row_without_text_is_named(tmp_path: Path, name: str, content: bytes, 
     with pytest.raises(UserError) as error:
         read(tmp_path / name, tmp_path / "raw")
     assert words in str(error.value)
+
+
+# --------------------------------------------------------------------------------------- which files are meant
+
+
+def put(path: Path, texts: list[str] = TEXTS) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(texts), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["corpus[1].txt", "what?.txt", "a*.txt", "[!a].txt", "a[.txt", "x[1]/[2]/a.txt", "**/a.txt"]
+)
+def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path, name: str) -> None:
+    put(tmp_path / name)
+    for other in ("corpus1.txt", "whats.txt", "abc.txt", "b.txt", "x1/2/a.txt", "y/a.txt"):
+        put(tmp_path / other, ["another text", "and one more"])
+    assert read(tmp_path / name, tmp_path / "raw") == TEXTS
+
+
+@pytest.mark.parametrize("pattern", ["*.txt", "**/*.txt", "b[0-9].txt", "b?.txt"])
+@pytest.mark.parametrize("folder", ["texts [1]", "a*", "c?/d"])
+def test_a_pattern_in_a_folder_whose_name_looks_like_one(tmp_path: Path, folder: str, pattern: str) -> None:
+    put(tmp_path / folder / "b1.txt")
+    put(tmp_path / "ax/b1.txt", ["another text", "and one more"])
+    assert read(tmp_path / folder / pattern, tmp_path / "raw") == TEXTS
+
+
+def test_a_pattern_that_a_folder_happens_to_be_named_like_still_finds_files(tmp_path: Path) -> None:
+    (tmp_path / "part[12]").mkdir()
+    put(tmp_path / "part1/a.txt", TEXTS[:20])
+    put(tmp_path / "part2/a.txt", TEXTS[20:])
+    assert read(tmp_path / "part[12]/*.txt", tmp_path / "raw") == TEXTS
+
+
+@pytest.mark.parametrize("name", ["texts/a[1].txt", "texts/*.txt", "texts/a*.txt"])
+def test_files_of_a_repository_in_a_folder_with_brackets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An experiment in a temporary copy, which does not have the files, finds them in the repository."""
+    repository = tmp_path / "clone [v1]"
+    put(repository / "texts/a[1].txt")
+    copy = repository / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    monkeypatch.chdir(copy)
+    assert [path.name for path in local_files(name)] == ["a[1].txt"]
+    monkeypatch.chdir(repository)
+    assert [path.name for path in local_files(name)] == ["a[1].txt"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -68,15 +69,15 @@ def _listed(names: Iterable[str]) -> str:
 def local_files(pattern: str) -> list[Path]:
     """The files that a path or glob names, sorted, looked for here and then under the repository's root.
 
-    Raises UserError if one of them has an unknown suffix.
+    A path that exists is taken as it is written, whatever brackets, stars and question marks are in it. Raises
+    UserError if one of the files has an unknown suffix.
     """
     try:
-        expanded = str(Path(pattern).expanduser())
+        expanded = Path(pattern).expanduser()
     except RuntimeError:
         raise UserError(f"data.dataset {pattern}: there is no such user's folder; correct the path") from None
     for root in (Path(), project_root()):
-        names = glob.glob(str(root / expanded), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        paths = sorted(path for path in map(Path, names) if path.is_file())
+        paths = sorted(path for path in _matches(root, expanded) if path.is_file())
         if paths:
             break
     else:
@@ -87,6 +88,21 @@ def local_files(pattern: str) -> list[Path]:
         if path.suffix not in LOCAL_SUFFIXES:
             raise UserError(f"{path}: cannot be read as text; give {', '.join(LOCAL_SUFFIXES)}")
     return paths
+
+
+def _matches(root: Path, pattern: Path) -> list[Path]:
+    """What `pattern` names under `root`; as much of it as exists under its very name is no pattern."""
+    literal, parts = root, list(pattern.parts)
+    while parts and os.path.lexists(literal / parts[0]):
+        literal /= parts.pop(0)
+    if not parts:
+        return [literal]
+    return _glob(literal, Path(*parts)) or _glob(root, pattern)
+
+
+def _glob(folder: Path, pattern: Path) -> list[Path]:
+    # Path.glob takes no absolute pattern.
+    return [folder / name for name in glob.glob(str(pattern), root_dir=folder, recursive=True)]  # noqa: PTH207
 
 
 def read_rows(path: Path, reading: Reading, suffix: str | None = None) -> Iterator[Row]:
