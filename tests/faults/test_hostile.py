@@ -328,13 +328,20 @@ def test_a_record_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refused(lambda: download(data(dataset=str(tmp_path / "a.csv")), 0, tmp_path / "raw"), "is a quote open")
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
 def test_one_line_of_a_gigabyte(tmp_path: Path, name: str) -> None:
     with (tmp_path / name).open("wb") as file:
-        file.write(b"text\n" if name == "a.csv" else b"x\n\n" if name == "a.txt" else b"")
+        file.write(b"text\n" if name == "a.csv" else b'{"text": "')
         for _ in range(64):
             file.write(b"x" * (16 << 20))
     refused(lambda: download(data(dataset=str(tmp_path / name)), 0, tmp_path / "raw"), "longer than 64 MiB")
+
+
+def test_a_gigabyte_that_was_compressed_to_a_megabyte(tmp_path: Path) -> None:
+    with pa.output_stream(str(tmp_path / "a.txt.gz"), compression="gzip") as file:
+        for _ in range(64):
+            file.write(b" " * (16 << 20))
+    refused(lambda: download(data(dataset=str(tmp_path / "a.txt.gz")), 0, tmp_path / "raw"), "0 document")
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "/etc/passwd", "../../../../../../etc/passwd", ".."])

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from custom_transformer.errors import UserError
+from custom_transformer.text import local_files, plain_text
 from custom_transformer.text.datasets import download
-from custom_transformer.text.local_files import local_files
 from tests.text.making import data
 
 TEXTS = [f"text number {i}" for i in range(40)]
@@ -166,6 +166,229 @@ def test_files_of_a_repository_in_a_folder_with_brackets(
     copy.mkdir(parents=True)
     monkeypatch.setenv("DVC_ROOT", str(repository))
     monkeypatch.chdir(copy)
-    assert [path.name for path in local_files(name)] == ["a[1].txt"]
+    assert [path.name for path in local_files.local_files(name)] == ["a[1].txt"]
     monkeypatch.chdir(repository)
-    assert [path.name for path in local_files(name)] == ["a[1].txt"]
+    assert [path.name for path in local_files.local_files(name)] == ["a[1].txt"]
+
+
+# ------------------------------------------------------------------------------- kinds, compression, encodings
+
+
+def as_json(texts: list[str]) -> bytes:
+    return json.dumps([{"text": text, "n": i} for i, text in enumerate(texts)], indent=1).encode()
+
+
+def as_csv(texts: list[str], delimiter: str = ",") -> bytes:
+    return "".join(f'{i}{delimiter}"{text}"\r\n' for i, text in enumerate(["text", *texts])).encode()
+
+
+def as_json_lines(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+KINDS: dict[str, bytes] = {
+    "txt": "\n\n".join(TEXTS).encode(),
+    "TXT": "\n\n".join(TEXTS).encode(),
+    "text": "\n\n".join(TEXTS).encode(),
+    "md": "\n\n".join(TEXTS).encode(),
+    "jsonl": as_json_lines(TEXTS),
+    "ndjson": as_json_lines(TEXTS),
+    "json": as_json(TEXTS),
+    "csv": as_csv(TEXTS),
+    "tsv": as_csv(TEXTS, "\t"),
+}
+
+
+def compressed(content: bytes, codec: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, codec) as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+CODECS = {"": None, ".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".GZ": "gzip"}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_files(tmp_path: Path, kind: str, codec: str) -> None:
+    path = tmp_path / f"some.texts.{kind}{codec}"
+    path.write_bytes(compressed(KINDS[kind], CODECS[codec]) if codec else KINDS[kind])
+    assert read(path, tmp_path / "raw") == TEXTS
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_byte_order_mark_names_the_encoding(tmp_path: Path, kind: str, encoding: str) -> None:
+    texts = [f"{text}, naïve 素朴 🙂" for text in TEXTS]
+    made = {"json": as_json, "csv": as_csv, "jsonl": as_json_lines, "ndjson": as_json_lines}
+    content = (
+        made[kind](texts) if kind in made else as_csv(texts, "\t") if kind == "tsv" else "\n\n".join(texts).encode()
+    )
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    (tmp_path / f"a.{kind}").write_bytes((mark + content.decode()).encode(encoding))
+    assert read(tmp_path / f"a.{kind}", tmp_path / "raw") == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", "one\n\ntwo".encode("utf-16-le"), "UTF-16LE without a byte order mark: iconv -f UTF-16LE -t UTF-8 "),
+        ("a.csv", "text\n1\n2".encode("utf-16-be"), "UTF-16BE without a byte order mark: iconv -f UTF-16BE -t UTF-8 "),
+        ("a.jsonl", "один два".encode("utf-16-le"), "UTF-16LE without a byte order mark: iconv"),
+        ("a.txt", b"one\n\ntwo\xe9\n", "line 3 is not UTF-8 text"),
+        ("a.txt", b"one\rtwo\r\nthree\n" * 9000 + b"caf\xe9", "line 27001 is not UTF-8 text"),
+        ("a.jsonl", b'{"text": "a"}\n' * 5000 + b'\n{"text": "caf\xe9"}\n', "line 5002 is not UTF-8 text"),
+        ("a.csv", "text\ncafé\n".encode("latin-1"), "line 2 is not UTF-8 text (invalid continuation byte); convert"),
+        ("a.txt", "one\n\ntwo".encode("utf-16")[:-1], "line 3 is not UTF-16 text (truncated data)"),
+        ("a.txt", b"one\n\0\x01two", "line 2 holds a zero byte; is it a binary file?"),
+        ("a.txt.gz", compressed(b"one\n\ntwo", "gzip")[:-4], "damaged, or not compressed as gzip"),
+        ("a.jsonl.zst", b'{"text": "a"}\n', "damaged, or not compressed as zstd"),
+        ("a.parquet.gz", b"", "cannot be read as text; give .txt, "),
+        ("a.json", b'[{"text": "a"}, {"text": "b"}', "the list does not end"),
+        ("a.json", b'[{"text": "a"},\n {"text": "b"},\n {"text": c}]', "line 3 is not JSON: Expecting value"),
+        ("a.json", b'{"text": "a"}\n{"text": "b"', "line 2 is not JSON"),
+        ("a.json", b'[{"text": "a"}]\n[{"text": "b"}]', "line 2 goes on after the end of the list"),
+        ("a.json", b'{"data": [{"text": "a"}]}', "has no such column; there are data"),
+        ("a.json", b'[["a"], ["b"]]', "line 1 is list, not an object"),
+        ("a.json", b"[" * 100_000, "not JSON|is list"),
+    ],
+)
+def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / name, tmp_path / "raw")
+    assert any(some in str(error.value) for some in words.split("|"))
+
+
+def test_json_may_be_larger_than_what_is_read_at_once(tmp_path: Path) -> None:
+    texts = [f"{i}: " + 'a "quoted" {brace} [list], é\n' * 40_000 for i in range(6)]
+    for name, content in (("a.json", as_json(texts)), ("b.json", as_json_lines(texts)), ("c.json", json.dumps(texts))):
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        assert read(tmp_path / name, tmp_path / "raw") == texts
+
+
+def test_broken_json_is_found_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "a"},\n{"text" "b"},\n' + '{"text": "c"},\n' * 300_000 + "]")
+    with pytest.raises(UserError, match="line 2 is not JSON"):
+        read(tmp_path / "a.json", tmp_path / "raw")
+
+
+def test_all_files_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "texts"
+    put(folder / "a.txt", TEXTS[:10])
+    put(folder / "b/c.MD", TEXTS[10:20])
+    (folder / "d.jsonl").write_bytes(as_json_lines(TEXTS[20:]))
+    put(folder / ".hidden.txt", ["hidden"])
+    put(folder / ".git/a.txt", ["hidden"])
+    put(folder / "e.pdf", ["%PDF"])
+    for name in (folder, f"{folder}/"):
+        assert read(name, tmp_path / "raw") == TEXTS
+    assert "not read, as they are of other kinds: e.pdf\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["empty", ".", "..", "/"])
+def test_a_folder_without_texts_or_with_the_repository(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"can be read as text; give|holds the repository"):
+        read(tmp_path / name if name == "empty" else name, tmp_path / "raw")
+
+
+# ---------------------------------------------------------------------------------------- what parts documents
+
+LF = "a\nb\n\nc\n\n\nd\n"
+PARTED: dict[str, tuple[str, list[str], str]] = {
+    "blank lines": (LF, ["a\nb", "c", "d"], "blank lines and the ends of files part the documents"),
+    "carriage returns": (LF.replace("\n", "\r"), ["a\nb", "c", "d"], "sed G FILE > NEW"),
+    "both": (LF.replace("\n", "\r\n"), ["a\nb", "c", "d"], "blank lines"),
+    "blanks in blank lines": ("\n \n  a\n b \n \t\n\u3000\nc\n  \n", ["  a\n b ", "c"], "blank lines"),
+    "one text a line": ("Ann\nBob\nCid\n", ["Ann", "Bob", "Cid"], "each line is a document"),
+    "one text a line, by carriage return": ("Ann\rBob\rCid", ["Ann", "Bob", "Cid"], "put blank lines between"),
+    "blank lines around": ("\n\nAnn\nBob\n\n\n", ["Ann", "Bob"], "each line is a document"),
+    "end tokens": (
+        "Once.\n\nMore.\n<|endoftext|>\n\nTwice.\n\n  More.\n\n<|endoftext|>\nThrice.\n",
+        ["Once.\n\nMore.", "Twice.\n\n  More.", "Thrice."],
+        "<|endoftext|> parts the documents",
+    ),
+    "end tokens at the ends of lines": (
+        "One.<|endoftext|>\nTwo.\nMore.<|endoftext|>",
+        ["One.", "Two.\nMore."],
+        "parts",
+    ),
+    "end tokens at the beginnings": ("<|endoftext|>One.\n\nMore.<|endoftext|>Two.", ["One.\n\nMore.", "Two."], "parts"),
+    "start tokens": (
+        "<|startoftext|>\nOne.\n\nMore.\n<|endoftext|>\n<|startoftext|>\nTwo.\n<|endoftext|>\n",
+        ["One.\n\nMore.", "Two."],
+        "parts",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARTED)
+def test_what_parts_documents_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    content, texts, words = PARTED[case]
+    (tmp_path / "a.txt").write_bytes(content.encode())
+    assert read(tmp_path / "a.txt", tmp_path / "raw") == texts
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a.txt: ")]
+    assert len(said) == 1
+    assert words in said[0]
+
+
+def test_one_of_several_files_without_blank_lines_is_a_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"a poem\nof {name}\n")
+    assert read(tmp_path / "*.txt", tmp_path / "raw") == [f"a poem\nof {name}" for name in "abc"]
+    assert "a.txt and 2 others: blank lines and the ends of files part the documents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", "only this", "1 document(s) cannot be divided into two splits; a.txt: each line is a document"),
+        ("a.txt", "same\n\nsame\n\nsame", "every text to train on equals one to validate on; a.txt: blank lines"),
+        ("a.jsonl", '{"text": "same"}\n' * 9, "every text to train on equals one to validate on; give more text"),
+    ],
+)
+def test_texts_that_cannot_be_divided_say_what_parts_them(tmp_path: Path, name: str, content: str, words: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / name, tmp_path / "raw")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("border", ["\n\n", "\n \n\n", "<|endoftext|>\n"])
+@pytest.mark.parametrize("shift", [0, 1, 2, 5, 12, 14])
+def test_a_border_where_one_block_ends_and_the_next_begins(tmp_path: Path, border: str, shift: int) -> None:
+    first = "x" * (plain_text.MAX_DOCUMENT - shift)
+    (tmp_path / "a.txt").write_text(first + border + "y\n" + border + "z" + border)
+    assert read(tmp_path / "a.txt", tmp_path / "raw") == [first, "y", "z"]
+
+
+# ----------------------------------------------------------------------------------------------- long lines
+
+
+def test_a_long_line_is_read_in_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as the text8 corpus: 100 MB of words in one line."""
+    text = "".join(f" anarchism originated {i} times" for i in range(2_200_000))
+    assert len(text) > local_files.MAX_LINE_BYTES
+    (tmp_path / "a.txt").write_text(text)
+    texts = read(tmp_path / "a.txt", tmp_path / "raw", val_fraction=0.05)
+    assert "".join(texts) == text
+    assert max(map(len, texts)) <= plain_text.MAX_DOCUMENT
+    assert all(part.startswith(" ") for part in texts)
+    assert f"documents of more than 1,048,576 characters are cut into several, {len(texts) - 1} times" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 3_000_000, "あ" * 3_000_000, "a line\n" * 400_000, " " + "b" * 3_000_000 + " c"]
+)
+def test_a_long_document_loses_nothing_where_it_is_cut(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(f"first\n\n{text}\n\nlast", "utf-8")
+    texts = read(tmp_path / "a.txt", tmp_path / "raw")
+    assert (texts[0], texts[-1]) == ("first", "last")
+    assert 2 < len(texts) < 8
+    assert "".join("".join(texts[1:-1]).split()) == "".join(text.split())

@@ -19,13 +19,22 @@ from custom_transformer.errors import UserError, shown
 from custom_transformer.files import sha256_file, staged_folders, write_json, writing
 from custom_transformer.progress import Progress
 from custom_transformer.text.documents import batches
-from custom_transformer.text.local_files import MAX_LINE_BYTES, Reading, Row, local_files, read_parquet, read_rows
+from custom_transformer.text.local_files import (
+    MAX_LINE_BYTES,
+    Reading,
+    Row,
+    kind_of,
+    local_files,
+    read_parquet,
+    read_rows,
+)
 
 if TYPE_CHECKING:
     from custom_transformer.text.hub import HubFiles
 
 ROWS_A_BATCH = 1000
 PRIMER_TEXTS = {"train": 20_000, "validation": 1_000}
+HUB_KINDS = {"parquet": (".parquet",), "json": (".json", ".jsonl", ".ndjson"), "csv": (".csv", ".tsv")}
 MAX_BATCH = 64 << 20  # characters in one batch for the writer
 
 
@@ -60,9 +69,9 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
     """Writes train.parquet, validation.parquet (column `text`, and the primer's others) and source.json to `out`.
 
     If a source has no validation split, the last `val_fraction` of its documents becomes one, and training texts that
-    equal one of those are left out. Empty documents are always left out. Prints which columns are left out. Returns
-    source.json's content. Raises UserError if a split cannot be complete, OSError for a full disk; then `out` is
-    unchanged.
+    equal one of those are left out. Empty documents are always left out. Prints what parts the documents of text files,
+    and which columns are left out. Returns source.json's content. Raises UserError if a split cannot be complete,
+    OSError for a full disk; then `out` is unchanged.
     """
     source = open_source(data, seed)
     with staged_folders(out) as (folder,):
@@ -77,6 +86,11 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
                     validation, islice(_documents(source.validation), data.val_subset_size), progress
                 )
         for split in ("train", "validation"):
+            if not facts[f"{split}_rows"] and facts.get("left_out_of_training"):
+                raise UserError(
+                    f"data.dataset {data.dataset}: every text to train on equals one to validate on; "
+                    f"{source.reading.explanation()}"
+                )
             if not facts[f"{split}_rows"]:
                 raise UserError(f"data.dataset {data.dataset}: no text for the {split} split; is the source empty?")
         facts["files"] = {path.name: sha256_file(path) for path in source.files}
@@ -94,7 +108,7 @@ def open_source(data: DataParams, seed: int) -> Source:
         known = REGISTERED[data.dataset]
         return _hub(known.id, data.text_column or known.text_column, data)
     if paths := local_files(data.dataset):
-        reading = Reading(data.text_column or "text")
+        reading = Reading(data.text_column or "text", alone=len(paths) == 1)
         rows = (row for path in paths for row in read_rows(path, reading))
         return Source(rows, None, reading, {"kind": "files"}, paths)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.dataset) or ".." in data.dataset:
@@ -135,9 +149,10 @@ def _hub(dataset: str, text_column: str, data: DataParams) -> Source:
 
 
 def _hub_rows(files: HubFiles, reading: Reading) -> Iterator[Row]:
-    if files.format == "parquet":
+    """The texts of the files. `datasets` reads those that it alone knows, but would guess the types of all columns."""
+    if all(kind_of(path) in HUB_KINDS.get(files.format, ()) for path in files.paths):
         for path in files.paths:
-            yield from read_parquet(path, reading)
+            yield from read_rows(path, reading)
     else:
         for row in files.rows():
             yield reading.row(row, f"split {files.split}")
@@ -170,7 +185,10 @@ def _write_divided(source: Source, data: DataParams, train: Path, validation: Pa
     with Progress("download", None, "documents") as progress:
         total = write_rows(everything, islice(_documents(source.train), wanted), progress)
     if total < 2:
-        raise UserError(f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits")
+        raise UserError(
+            f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits; "
+            f"{source.reading.explanation()}"
+        )
     kept = total - max(1, round(total * data.val_fraction))
     with Progress("divide", total, "documents") as progress:
         held = {_fingerprint(row["text"]) for row in islice(read_parquet(everything), kept, None)}

@@ -1,4 +1,4 @@
-"""Local files: those that a path or glob names, and their texts, streamed in bounded memory.
+"""Local files: those that a path, a folder or a glob names, and their texts, streamed in bounded memory.
 
 Of a table, only the column of the text is read. A type guessed for another column cannot make the text unreadable.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,10 +21,25 @@ import pyarrow.parquet as pq
 from custom_transformer.errors import UserError, one_line
 from custom_transformer.paths import project_root
 from custom_transformer.text.documents import rows_at_once
+from custom_transformer.text.json_values import decoded, json_values
+from custom_transformer.text.plain_text import (
+    BLANK_LINES,
+    COMPRESSIONS,
+    END_TOKENS,
+    LINES,
+    MAX_DOCUMENT,
+    documents,
+    lines,
+    what_parts,
+)
 
-LOCAL_SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 MAX_LINE_BYTES = 64 << 20  # a longer line is taken for a mistake that would fill the memory
 
+PARTED = {
+    END_TOKENS: "<|endoftext|> parts the documents",
+    BLANK_LINES: "blank lines and the ends of files part the documents; to make each line one, run sed G FILE > NEW",
+    LINES: "each line is a document, as there are no blank lines; to make longer ones, put blank lines between them",
+}
 MAX_NAMES = 100  # of columns left out that are remembered
 MAX_NAME = 60  # characters of a column's name in a message
 
@@ -36,7 +51,10 @@ class Reading:
     """Which column holds the text, and what the user should know about the files when they have been read."""
 
     column: str = "text"
+    alone: bool = False  # whether it is of one file only
     left_out: dict[str, None] = field(default_factory=dict)  # the other columns' names, in order
+    parted: dict[re.Pattern[str], list[str]] = field(default_factory=dict)  # text files by what parts their documents
+    cut: int = 0  # how often a long document was cut
 
     def row(self, values: Row, where: str) -> Row:
         """The column's value, as `text`. Raises UserError if there is no such column, or no text or null in it."""
@@ -59,6 +77,15 @@ class Reading:
         """What to tell the user, line by line."""
         if self.left_out:
             yield f"only the column {self.column} is kept; left out: {_listed(self.left_out)}"
+        for separator, names in self.parted.items():
+            others = f" and {len(names) - 1:,} others" if len(names) > 1 else ""
+            yield f"{_listed(names[:1])}{others}: {PARTED[separator]}"
+        if self.cut:
+            yield f"documents of more than {MAX_DOCUMENT:,} characters are cut into several, {self.cut:,} times in all"
+
+    def explanation(self) -> str:
+        """What makes the documents what they are, for an error about them."""
+        return "; ".join(self.notes()) or "give more text"
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -67,27 +94,48 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def local_files(pattern: str) -> list[Path]:
-    """The files that a path or glob names, sorted, looked for here and then under the repository's root.
+    """The files that a path, a folder or a glob names, sorted, looked for here and then under the repository's root.
 
-    A path that exists is taken as it is written, whatever brackets, stars and question marks are in it. Raises
-    UserError if one of the files has an unknown suffix.
+    A path that exists is taken as it is written, whatever brackets, stars and question marks are in it. Of a folder,
+    and those in it, all files are taken that can be read as text and are not hidden; others are named in a line.
+    Raises UserError if a file that is named otherwise cannot be read as text.
     """
     try:
         expanded = Path(pattern).expanduser()
     except RuntimeError:
         raise UserError(f"data.dataset {pattern}: there is no such user's folder; correct the path") from None
+    folder: Path | None = None
     for root in (Path(), project_root()):
-        paths = sorted(path for path in _matches(root, expanded) if path.is_file())
+        found = _matches(root, expanded)
+        if len(found) == 1 and found[0].is_dir():
+            folder = found[0]
+            paths = _files_in(folder)
+        else:
+            paths = sorted(path for path in found if path.is_file())
         if paths:
             break
     else:
-        if Path(pattern).suffix in LOCAL_SUFFIXES or any(c in pattern for c in "*?["):
+        if folder is not None:
+            raise UserError(f"data.dataset {pattern}: no file in this folder can be read as text; give {KINDS}")
+        if kind_of(Path(pattern)) or any(c in pattern for c in "*?["):
             raise UserError(f"data.dataset {pattern}: no such file")
         return []
     for path in paths:
-        if path.suffix not in LOCAL_SUFFIXES:
-            raise UserError(f"{path}: cannot be read as text; give {', '.join(LOCAL_SUFFIXES)}")
+        if kind_of(path) is None:
+            raise UserError(f"{path}: cannot be read as text; give {KINDS}")
     return paths
+
+
+def _files_in(folder: Path) -> list[Path]:
+    if any(root.resolve().is_relative_to(folder.resolve()) for root in (Path(), project_root())):
+        raise UserError(
+            f"data.dataset {folder}: holds the repository, so it cannot be read as text; name another folder"
+        )
+    files = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+    shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if others := [str(path.relative_to(folder)) for path in shown if kind_of(path) is None]:
+        print(f"{folder}: not read, as they are of other kinds: {_listed(others)}")
+    return [path for path in shown if kind_of(path)]
 
 
 def _matches(root: Path, pattern: Path) -> list[Path]:
@@ -105,74 +153,62 @@ def _glob(folder: Path, pattern: Path) -> list[Path]:
     return [folder / name for name in glob.glob(str(pattern), root_dir=folder, recursive=True)]  # noqa: PTH207
 
 
-def read_rows(path: Path, reading: Reading, suffix: str | None = None) -> Iterator[Row]:
+def kind_of(path: Path) -> str | None:
+    """The suffix, among READERS, that says how the file is read; None if it cannot be read as text."""
+    name = path.name.lower()
+    inner = name.removesuffix(path.suffix.lower()) if path.suffix.lower() in COMPRESSIONS else name
+    suffix = Path(inner).suffix
+    return None if suffix not in READERS or (suffix == ".parquet" and inner != name) else suffix
+
+
+def read_rows(path: Path, reading: Reading) -> Iterator[Row]:
     """The texts of one file, streamed, each as a row {"text": str or None}.
 
-    suffix: of what kind the file is; by default its own. Raises UserError naming the file, the line and what is wrong.
+    Raises UserError naming the file, the line and what is wrong there.
     """
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": read_parquet}
-    suffix = suffix or path.suffix
-    if suffix not in readers:
-        raise UserError(f"{path}: cannot be read as text; give {', '.join(readers)}")
-    try:
-        yield from readers[suffix](path, reading)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it first") from None
+    kind = kind_of(path)
+    if kind is None:
+        raise UserError(f"{path}: cannot be read as text; give {KINDS}")
+    yield from READERS[kind](path, reading)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise UserError(f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; break it up")
-            if b"\0" in line:
-                raise UserError(f"{path}: line {number} holds a zero byte; is it a binary file?")
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-
-
-def _read_txt(path: Path, reading: Reading) -> Iterator[Row]:
-    """Documents are separated by blank lines."""
-    document: list[str] = []
-    size = 0
-    for number, line in _lines(path):
-        line = line.rstrip("\r\n")
-        if line.strip():
-            document.append(line)
-            size += len(line)
-            if size > MAX_LINE_BYTES:
-                raise UserError(
-                    f"{path}: the document that ends after line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; "
-                    "put blank lines between documents"
-                )
-        elif document:
-            yield {"text": "\n".join(document)}
-            document, size = [], 0
-    if document:
-        yield {"text": "\n".join(document)}
+def _read_text(path: Path, reading: Reading) -> Iterator[Row]:
+    separator = what_parts(path, reading.alone)
+    reading.parted.setdefault(separator, []).append(path.name)
+    for text, cut in documents(path, separator):
+        reading.cut += cut
+        yield {"text": text}
 
 
 def _read_jsonl(path: Path, reading: Reading) -> Iterator[Row]:
-    for number, line in _lines(path):
+    for number, line in lines(path, MAX_LINE_BYTES):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_int=float)  # which has no limit on digits
+            value = decoded(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is not JSON: {one_line(error)[:100]}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is {type(row).__name__}, not an object with a text column")
-        yield reading.row(row, f"{path}, line {number},")
+        yield _row(value, path, number, reading)
 
 
-def _read_csv(path: Path, reading: Reading) -> Iterator[Row]:
+def _read_json(path: Path, reading: Reading) -> Iterator[Row]:
+    for number, value in json_values(path, MAX_LINE_BYTES):
+        yield {"text": value} if isinstance(value, str) else _row(value, path, number, reading)
+
+
+def _row(value: Any, path: Path, number: int, reading: Reading) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: line {number} is {type(value).__name__}, not an object with a text column")
+    return reading.row(value, f"{path}, line {number},")
+
+
+def _read_csv(path: Path, reading: Reading, delimiter: str = ",") -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE_BYTES)
     size = 0  # of the record so far: an unclosed quote could make it as long as the file
 
-    def lines() -> Iterator[str]:
+    def counted() -> Iterator[str]:
         nonlocal size
-        for number, line in _lines(path):
+        for number, line in lines(path, MAX_LINE_BYTES, newline=""):
             size += len(line)
             if size > MAX_LINE_BYTES:
                 raise UserError(
@@ -180,7 +216,7 @@ def _read_csv(path: Path, reading: Reading) -> Iterator[Row]:
                 )
             yield line
 
-    reader = csv.DictReader(lines(), strict=True)
+    reader = csv.DictReader(counted(), strict=True, delimiter=delimiter)
     try:
         if (names := list(reader.fieldnames or ())).count(reading.column) > 1:
             raise UserError(
@@ -193,6 +229,10 @@ def _read_csv(path: Path, reading: Reading) -> Iterator[Row]:
             size = 0
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: {one_line(error)}") from None
+
+
+def _read_tsv(path: Path, reading: Reading) -> Iterator[Row]:
+    return _read_csv(path, reading, "\t")
 
 
 def read_parquet(path: Path, reading: Reading | None = None) -> Iterator[Row]:
@@ -214,3 +254,17 @@ def read_parquet(path: Path, reading: Reading | None = None) -> Iterator[Row]:
                     yield reading.row({column: text.as_py()}, f"{path}")
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged or not a parquet file ({one_line(error)[:100]})") from None
+
+
+READERS: dict[str, Callable[[Path, Reading], Iterator[Row]]] = {
+    ".txt": _read_text,
+    ".text": _read_text,
+    ".md": _read_text,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": read_parquet,
+}
+KINDS = f"{', '.join(READERS)}, also {', '.join(COMPRESSIONS)} of any but .parquet"
