@@ -316,6 +316,12 @@ PARTED: dict[str, tuple[str, list[str], str]] = {
         "parts",
     ),
     "end tokens at the beginnings": ("<|endoftext|>One.\n\nMore.<|endoftext|>Two.", ["One.\n\nMore.", "Two."], "parts"),
+    "end tokens between texts": ("One.\n\nMore<|endoftext|>Two.\n\nMore.", ["One.\n\nMore", "Two.\n\nMore."], "parts"),
+    "end tokens as a topic": (
+        "The token `<|endoftext|>` ends.\n\nA token <|endoftext|> is one.\n\n('<|endoftext|>', \"<|endoftext|>\").",
+        ["The token `<|endoftext|>` ends.", "A token <|endoftext|> is one.", "('<|endoftext|>', \"<|endoftext|>\")."],
+        "blank lines",
+    ),
     "start tokens": (
         "<|startoftext|>\nOne.\n\nMore.\n<|endoftext|>\n<|startoftext|>\nTwo.\n<|endoftext|>\n",
         ["One.\n\nMore.", "Two."],

@@ -32,6 +32,8 @@ LOOK = 64 << 20  # characters that decide what parts a file's documents
 END_TOKENS = re.compile(r"<\|(?:end|start)oftext\|>")
 BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 LINES = re.compile(r"\n")
+# At the border of a line, or of a text: a sentence that names the token does not part anything.
+_BORDER = re.compile(rf"(?:\n[^\S\n]*|[\w.!?…。！？]){END_TOKENS.pattern}|{END_TOKENS.pattern}[^\S\n]*\n")
 _BETWEEN_TEXTS = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S")
 
 
@@ -82,19 +84,19 @@ def blocks(path: Path) -> Iterator[str]:
 def what_parts(path: Path, alone: bool) -> re.Pattern[str]:
     """What parts the file's documents, by its beginning, which is all of it up to LOOK characters.
 
-    END_TOKENS if it has any; else BLANK_LINES; but LINES if there is no blank line between two texts and the file is
-    `alone`: one of several may be one document.
+    END_TOKENS if one begins or ends a line, or ends a text; else BLANK_LINES; but LINES if there is no blank line
+    between two texts and the file is `alone`: one of several may be one document.
     """
-    rest, seen, blank = "", 0, False
-    for block in blocks(path):
+    rest, seen, blank = "\n", 0, False
+    for block in chain(blocks(path), "\n"):
         rest += block
-        if END_TOKENS.search(rest):
+        if _BORDER.search(rest):
             return END_TOKENS
         blank = blank or _BETWEEN_TEXTS.search(rest) is not None
         seen += len(block)
         if seen >= LOOK:
             break
-        rest = rest[max(0, len(rest.rstrip()) - 16) :][-MAX_DOCUMENT:]  # where a border may have begun
+        rest = rest[max(0, len(rest.rstrip()) - 20) :][-MAX_DOCUMENT:]  # where a border may have begun
     return BLANK_LINES if blank or not alone else LINES
 
 
