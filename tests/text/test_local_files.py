@@ -398,3 +398,45 @@ def test_a_long_document_loses_nothing_where_it_is_cut(tmp_path: Path, text: str
     assert (texts[0], texts[-1]) == ("first", "last")
     assert 2 < len(texts) < 8
     assert "".join("".join(texts[1:-1]).split()) == "".join(text.split())
+
+
+# ------------------------------------------------------------------------------------------- lines of CSV files
+
+GOOD = 'text,n\n"first\nof two lines",1\n\n'  # lines 1 to 4
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("a\n", "line 5 has 1 field where the header has 2"),
+        ("a,1,2\n", "line 5 has 3 fields where the header has 2"),
+        ('"a\nb"\n', "lines 5 to 6 have 1 field where the header has 2"),
+        ('a,1\n"a" b,1\n', "line 6: "),
+        ('"a\n" b,1\n', "lines 5 to 6: "),
+        ('a,1\n"abc\nd\ne\n', "lines 6 to 8: "),
+        ('a,1\n"abc', "line 6: unexpected end of data; is a quote open?"),
+        ("a,1\n" * 3 + "b\n", "line 8 has 1 field"),
+        ("a,1\n\n\n\nb\n", "line 9 has 1 field"),
+        ("a,1\nb,\0\n", "line 6 holds a zero byte"),
+    ],
+)
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_an_error_in_csv_names_its_line(tmp_path: Path, end: str, words: str, ends: str, suffix: str) -> None:
+    content = (GOOD + end).replace("\n", ends)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes((content if suffix == "csv" else content.replace(",", "\t")).encode())
+    with pytest.raises(UserError) as error:
+        read(path, tmp_path / "raw")
+    assert f"{path}: {words}" in str(error.value)
+
+
+def test_a_header_that_cannot_be_read_is_line_1(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"text" x,n\na,1\n')
+    with pytest.raises(UserError, match=r"a\.csv: line 1: "):
+        read(tmp_path / "a.csv", tmp_path / "raw")
+
+
+def test_line_ends_in_fields_stay_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'text\r\n"a\r\nb"\r\n"c\nd"\r\n"e\rf"\r\n')
+    assert read(tmp_path / "a.csv", tmp_path / "raw") == ["a\r\nb", "c\nd", "e\rf"]

@@ -204,31 +204,40 @@ def _row(value: Any, path: Path, number: int, reading: Reading) -> Row:
 
 def _read_csv(path: Path, reading: Reading, delimiter: str = ",") -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    size = 0  # of the record so far: an unclosed quote could make it as long as the file
+    first = last = 0  # lines of the record that is being read
+    size = 0  # of that record: an unclosed quote could make it as long as the file
 
     def counted() -> Iterator[str]:
-        nonlocal size
+        nonlocal first, last, size
         for number, line in lines(path, MAX_LINE_BYTES, newline=""):
+            first, last = first or number, number
             size += len(line)
             if size > MAX_LINE_BYTES:
                 raise UserError(
-                    f"{path}: the record at line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; is a quote open?"
+                    f"{path}: the record at line {first} is longer than {MAX_LINE_BYTES >> 20} MiB; is a quote open?"
                 )
             yield line
 
-    reader = csv.DictReader(counted(), strict=True, delimiter=delimiter)
+    def place() -> str:
+        return f"line {first}" if first == last else f"lines {first} to {last}"
+
+    header: list[str] | None = None
     try:
-        if (names := list(reader.fieldnames or ())).count(reading.column) > 1:
-            raise UserError(
-                f"{path}: names the column {reading.column} {names.count(reading.column)} times; rename one"
-            )
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(f"{path}: line {reader.line_num} has more or fewer fields than the header")
-            yield reading.row(row, f"{path}, line {reader.line_num},")
-            size = 0
+        for record in csv.reader(counted(), strict=True, delimiter=delimiter):
+            if header is None and record:
+                header = record
+                if (count := header.count(reading.column)) > 1:
+                    raise UserError(f"{path}: names the column {reading.column} {count} times; rename one")
+            elif record and header:
+                if len(record) != len(header):
+                    fields = "1 field" if len(record) == 1 else f"{len(record):,} fields"
+                    have = "has" if first == last else "have"
+                    raise UserError(f"{path}: {place()} {have} {fields} where the header has {len(header):,}; mend it")
+                yield reading.row(dict(zip(header, record, strict=True)), f"{path}, {place()},")
+            first = size = 0
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: {one_line(error)}") from None
+        hint = "; is a quote open?" if "unexpected end" in str(error) else "; mend it"
+        raise UserError(f"{path}: {place()}: {one_line(error)}{hint}") from None
 
 
 def _read_tsv(path: Path, reading: Reading) -> Iterator[Row]:
