@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from custom_transformer.errors import UserError
+from custom_transformer.files import sha256_file
 from custom_transformer.text import local_files, plain_text
-from custom_transformer.text.datasets import download
+from custom_transformer.text.datasets import digests_of, download
 from tests.text.making import data
 
 TEXTS = [f"text number {i}" for i in range(40)]
@@ -440,3 +441,25 @@ def test_a_header_that_cannot_be_read_is_line_1(tmp_path: Path) -> None:
 def test_line_ends_in_fields_stay_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'text\r\n"a\r\nb"\r\n"c\nd"\r\n"e\rf"\r\n')
     assert read(tmp_path / "a.csv", tmp_path / "raw") == ["a\r\nb", "c\nd", "e\rf"]
+
+
+# --------------------------------------------------------------------------------------------------- digests
+
+
+@pytest.mark.parametrize("pattern", ["*/a.txt", "**/*.txt", ""])
+def test_files_of_equal_name_have_each_their_digest(tmp_path: Path, pattern: str) -> None:
+    parts = {"one/a.txt": TEXTS[:20], "two/a.txt": TEXTS[20:]}
+    for name, texts in parts.items():
+        put(tmp_path / "texts" / name, texts)
+    read(tmp_path / "texts" / pattern, tmp_path / "raw")
+    source = json.loads((tmp_path / "raw/source.json").read_text())
+    assert source["files"] == {name: sha256_file(tmp_path / "texts" / name) for name in parts}
+
+
+def test_digests_do_not_name_where_the_files_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "here/texts/a.txt")
+    put(tmp_path / "here/texts/b.txt", ["more"])
+    monkeypatch.chdir(tmp_path / "here")
+    for pattern in ("texts/*.txt", str(tmp_path / "here/texts/*.txt"), "texts", "./texts/../texts/*.txt"):
+        assert list(digests_of(local_files.local_files(pattern))) == ["a.txt", "b.txt"]
+    assert list(digests_of(local_files.local_files("texts/a.txt"))) == ["a.txt"]

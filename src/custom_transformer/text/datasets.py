@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -93,11 +94,20 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
                 )
             if not facts[f"{split}_rows"]:
                 raise UserError(f"data.dataset {data.dataset}: no text for the {split} split; is the source empty?")
-        facts["files"] = {path.name: sha256_file(path) for path in source.files}
+        facts["files"] = digests_of(source.files)
         write_json(folder / "source.json", facts)
     for note in source.reading.notes():
         print(note)
     return facts
+
+
+def digests_of(paths: list[Path]) -> dict[str, str]:
+    """The SHA-256 of each file, by its path within the folder that holds them all: names alone may be equal."""
+    if not paths:
+        return {}
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 (a link keeps its name)
+    folder = os.path.commonpath([path.parent for path in absolute])
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in absolute}
 
 
 def open_source(data: DataParams, seed: int) -> Source:
