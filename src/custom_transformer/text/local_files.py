@@ -109,9 +109,10 @@ def local_files(pattern: str) -> list[Path]:
         found = _matches(root, expanded)
         if len(found) == 1 and found[0].is_dir():
             folder = found[0]
-            paths = _files_in(folder)
+            files = _files_in(folder)
+            paths = [path for path in files if kind_of(path)]
         else:
-            paths = sorted(path for path in found if path.is_file())
+            files = paths = sorted(path for path in found if path.is_file())
         if paths:
             break
     else:
@@ -123,6 +124,8 @@ def local_files(pattern: str) -> list[Path]:
     for path in paths:
         if kind_of(path) is None:
             raise UserError(f"{path}: cannot be read as text; give {KINDS}")
+    if others := [path.name for path in files if kind_of(path) is None]:
+        print(f"data.dataset {pattern}: not read, as they are of other kinds: {_listed(others)}")
     return paths
 
 
@@ -132,10 +135,7 @@ def _files_in(folder: Path) -> list[Path]:
             f"data.dataset {folder}: holds the repository, so it cannot be read as text; name another folder"
         )
     files = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
-    shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if others := [str(path.relative_to(folder)) for path in shown if kind_of(path) is None]:
-        print(f"{folder}: not read, as they are of other kinds: {_listed(others)}")
-    return [path for path in shown if kind_of(path)]
+    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _matches(root: Path, pattern: Path) -> list[Path]:

@@ -34,7 +34,7 @@ BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 LINES = re.compile(r"\n")
 # At the border of a line, or of a text: a sentence that names the token does not part anything.
 _BORDER = re.compile(rf"(?:\n[^\S\n]*|[\w.!?…。！？]){END_TOKENS.pattern}|{END_TOKENS.pattern}[^\S\n]*\n")
-_BETWEEN_TEXTS = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S")
+_BLANK_THEN_TEXT = re.compile(r"\n[^\S\n]*\n\s*\S")
 
 
 def pieces(path: Path, most: int, newline: str | None = None) -> Iterator[tuple[int, str]]:
@@ -87,12 +87,12 @@ def what_parts(path: Path, alone: bool) -> re.Pattern[str]:
     END_TOKENS if one begins or ends a line, or ends a text; else BLANK_LINES; but LINES if there is no blank line
     between two texts and the file is `alone`: one of several may be one document.
     """
-    rest, seen, blank = "\n", 0, False
+    rest, seen, blank = "", 0, False
     for block in chain(blocks(path), "\n"):
-        rest += block
-        if _BORDER.search(rest):
+        rest = rest + block if rest.strip() else "\n" + block.lstrip()  # blank lines before any text part nothing
+        if "oftext|>" in rest and _BORDER.search(rest):
             return END_TOKENS
-        blank = blank or _BETWEEN_TEXTS.search(rest) is not None
+        blank = blank or _BLANK_THEN_TEXT.search(rest) is not None
         seen += len(block)
         if seen >= LOOK:
             break
