@@ -68,7 +68,7 @@ class DataParams(Section):
     """Where the text comes from and how it becomes tokens."""
 
     dataset: Text
-    """primer, a registered name (tiny-textbooks, tinystories, …), a Hub id, or a path or glob of local files."""
+    """primer, a registered name (tiny-textbooks, tinystories, …), a Hub id, or a path, folder or glob of files."""
     revision: Text | None
     """Branch, tag or commit of a Hub dataset; null: its main branch."""
     text_column: Text | None

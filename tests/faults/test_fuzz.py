@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import resource
@@ -159,9 +160,15 @@ def json_lines(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
+def json_text(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
 FILES = {
-    "a.txt": st.binary() | damaged("one\n\ntwo\n\nthrée".encode()),
+    "a.txt": st.binary() | damaged("one\n\ntwo\n\nthrée".encode()) | damaged("one\n\ntwo".encode("utf-16")),
+    "a.txt.gz": st.binary() | damaged(gzip.compress(b"one\n\ntwo\n\nthree")),
     "a.jsonl": st.binary() | damaged(json_lines(ROWS)) | st.lists(replaced(ROWS[2]), max_size=4).map(json_lines),
+    "a.json": st.binary() | damaged(json.dumps(ROWS).encode()) | st.lists(replaced(ROWS[2])).map(json_text),
     "a.csv": st.binary() | damaged(b'text,n\n"one, two",1\n"three ""3""\n",2\n'),
     "a.parquet": st.binary() | damaged(parquet()),
 }

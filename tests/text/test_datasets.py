@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import subprocess
@@ -99,7 +100,6 @@ BAD_FILES: dict[str, tuple[str, bytes]] = {
     "ragged CSV": ("a.csv", b"text,n\na,1\nb\n"),
     "truncated parquet": ("a.parquet", parquet(text=DOCUMENTS)[:-20]),
     "unknown kind": ("a.pdf", b"%PDF"),
-    "columns that change": ("a.jsonl", b'{"text": "a", "n": 1}\n{"text": "b", "n": "x"}\n'),
 }
 
 
@@ -181,21 +181,39 @@ def refused(done: subprocess.CompletedProcess[str], folder: Path, words: str) ->
 
 @pytest.mark.processes
 def test_a_registered_dataset(hub: HubServer, tmp_path: Path) -> None:
-    succeeded(fetch(hub, tmp_path), hub, tmp_path)
-    assert "idx" in pq.read_schema(tmp_path / "raw/train.parquet").names
+    done = fetch(hub, tmp_path)
+    succeeded(done, hub, tmp_path)
+    assert pq.read_schema(tmp_path / "raw/train.parquet").names == ["text"]
+    assert "only the column textbook is kept; left out: idx\n" in done.stdout
     source = json.loads((tmp_path / "raw/source.json").read_text())
     assert source["commit"] == hub.commit(NAME)
 
 
+def in_format(suffix: str, texts: list[str]) -> bytes:
+    """The texts beside a column that is null in the first half and a word afterwards."""
+    rows = [{"text": text, "author": None if i < len(texts) / 2 else "Ann"} for i, text in enumerate(texts)]
+    if suffix == "json":
+        return json.dumps(rows).encode()
+    if suffix == "csv":
+        return "".join(
+            f"{row['text']},{row['author'] or ''}\n" for row in [{"text": "text", "author": "a"}, *rows]
+        ).encode()
+    if suffix == "txt":
+        return "\n".join(texts).encode()
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return gzip.compress(lines) if suffix.endswith("gz") else lines
+
+
 @pytest.mark.processes
-def test_a_dataset_of_json_lines(tmp_path: Path) -> None:
-    lines = {
-        f"{split}.jsonl": b"".join(json.dumps({"text": t}).encode() + b"\n" for t in part)
-        for split, part in (("train", DOCUMENTS[:30]), ("test", DOCUMENTS[30:]))
-    }
-    with HubServer({"datasets/some/lines": lines}) as hub:
-        assert fetch(hub, tmp_path, dataset="some/lines").returncode == 0
-    assert texts(tmp_path / "raw/train.parquet") == DOCUMENTS[:30]
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json", "csv", "txt"])
+def test_a_dataset_in_another_format(tmp_path: Path, suffix: str) -> None:
+    splits = {"train": ["NA", "007", *DOCUMENTS[:30]], "test": DOCUMENTS[30:]}
+    files = {f"{split}.{suffix}": in_format(suffix, part) for split, part in splits.items()}
+    with HubServer({"datasets/some/lines": files}) as hub:
+        done = fetch(hub, tmp_path, dataset="some/lines")
+    assert done.returncode == 0, done.stderr
+    assert texts(tmp_path / "raw/train.parquet") == splits["train"]
+    assert texts(tmp_path / "raw/validation.parquet") == splits["test"]
 
 
 @pytest.mark.processes

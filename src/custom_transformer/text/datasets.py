@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custom_transformer.config import DataParams
-from custom_transformer.errors import UserError, one_line, shown
+from custom_transformer.errors import UserError, shown
 from custom_transformer.files import sha256_file, staged_folders, write_json, writing
 from custom_transformer.progress import ProgressBar
 from custom_transformer.text.documents import batches
-from custom_transformer.text.local_files import MAX_LINE_BYTES, Row, local_files, read_parquet, read_rows
+from custom_transformer.text.local_files import (
+    MAX_LINE_BYTES,
+    Reading,
+    Row,
+    kind_of,
+    local_files,
+    read_parquet,
+    read_rows,
+)
+
+if TYPE_CHECKING:
+    from custom_transformer.text.hub import HubFiles
 
 ROWS_A_BATCH = 1000
 PRIMER_TEXTS = {"train": 20_000, "validation": 1_000}
-MAX_BATCH = 64 << 20  # characters in one batch for the writer; other columns count by their repr
-MAX_COLUMNS = 1000
-MAX_NESTING = 32  # a parquet file of columns that nest much deeper cannot be read again
+HUB_KINDS = {"parquet": (".parquet",), "json": (".json", ".jsonl", ".ndjson"), "csv": (".csv", ".tsv")}
+MAX_BATCH = 64 << 20  # characters in one batch for the writer
 
 
 @dataclass(frozen=True)
@@ -50,17 +61,18 @@ class Source:
 
     train: Iterable[Row]
     validation: Iterable[Row] | None  # None: a part of the training rows
-    text_column: str
+    reading: Reading
     facts: dict[str, Any] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
 
 
 def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
-    """Writes train.parquet, validation.parquet (column `text`, and the source's others) and source.json to `out`.
+    """Writes train.parquet, validation.parquet (column `text`, and the primer's others) and source.json to `out`.
 
     If a source has no validation split, the last `val_fraction` of its documents becomes one, and training texts that
-    equal one of those are left out. Empty documents are always left out. Returns source.json's content. Raises
-    UserError if a split cannot be complete, OSError for a full disk; then `out` is unchanged.
+    equal one of those are left out. Empty documents are always left out. Prints what parts the documents of text files,
+    and which columns are left out. Returns source.json's content. Raises UserError if a split cannot be complete,
+    OSError for a full disk; then `out` is unchanged.
     """
     source = open_source(data, seed)
     with staged_folders(out) as (folder,):
@@ -70,20 +82,32 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
             facts |= _write_divided(source, data, train, validation)
         else:
             with ProgressBar("download", None, "documents") as progress:
-                facts["train_rows"] = write_rows(
-                    train, islice(_documents(source.train, source.text_column), data.subset_size), progress
-                )
+                facts["train_rows"] = write_rows(train, islice(_documents(source.train), data.subset_size), progress)
                 facts["validation_rows"] = write_rows(
-                    validation,
-                    islice(_documents(source.validation, source.text_column), data.val_subset_size),
-                    progress,
+                    validation, islice(_documents(source.validation), data.val_subset_size), progress
                 )
         for split in ("train", "validation"):
+            if not facts[f"{split}_rows"] and facts.get("left_out_of_training"):
+                raise UserError(
+                    f"data.dataset {data.dataset}: every text to train on equals one to validate on; "
+                    f"{source.reading.explanation()}"
+                )
             if not facts[f"{split}_rows"]:
                 raise UserError(f"data.dataset {data.dataset}: no text for the {split} split; is the source empty?")
-        facts["files"] = {path.name: sha256_file(path) for path in source.files}
+        facts["files"] = digests_of(source.files)
         write_json(folder / "source.json", facts)
+    for note in source.reading.notes():
+        print(note)
     return facts
+
+
+def digests_of(paths: list[Path]) -> dict[str, str]:
+    """The SHA-256 of each file, by its path within the folder that holds them all: names alone may be equal."""
+    if not paths:
+        return {}
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 (a link keeps its name)
+    folder = os.path.commonpath([path.parent for path in absolute])
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in absolute}
 
 
 def open_source(data: DataParams, seed: int) -> Source:
@@ -94,9 +118,9 @@ def open_source(data: DataParams, seed: int) -> Source:
         known = REGISTERED[data.dataset]
         return _hub(known.id, data.text_column or known.text_column, data)
     if paths := local_files(data.dataset):
-        column = data.text_column or "text"
-        rows = (row for path in paths for row in read_rows(path))
-        return Source(rows, None, column, {"kind": "files"}, paths)
+        reading = Reading(data.text_column or "text", alone=len(paths) == 1)
+        rows = (row for path in paths for row in read_rows(path, reading))
+        return Source(rows, None, reading, {"kind": "files"}, paths)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.dataset) or ".." in data.dataset:
         raise UserError(f"data.dataset {data.dataset}: no such file, and no name that the Hub could know")
     return _hub(data.dataset, data.text_column or "text", data)
@@ -115,7 +139,7 @@ def _primer(data: DataParams, seed: int) -> Source:
     return Source(
         rows("train", data.subset_size),
         rows("validation", data.val_subset_size),
-        "text",
+        Reading(),
         {"kind": "primer", "seed": seed},
     )
 
@@ -123,38 +147,40 @@ def _primer(data: DataParams, seed: int) -> Source:
 def _hub(dataset: str, text_column: str, data: DataParams) -> Source:
     from custom_transformer.text import hub
 
+    reading = Reading(text_column)
     train = hub.fetch(dataset, data.revision, data.train_split)
     facts = {"kind": "hub", "id": dataset, "revision": data.revision, "commit": train.commit}
     files, validation = list(train.paths), None
     if data.val_split is not None:
         fetched = hub.fetch(dataset, train.commit, data.val_split)
         files += fetched.paths
-        validation = fetched.rows()
-    return Source(train.rows(), validation, text_column, facts, files)
+        validation = _hub_rows(fetched, reading)
+    return Source(_hub_rows(train, reading), validation, reading, facts, files)
 
 
-def _documents(rows: Iterable[Row], text_column: str) -> Iterator[Row]:
-    """The rows that have text, in the column `text`; another column of that name becomes `source_text`."""
+def _hub_rows(files: HubFiles, reading: Reading) -> Iterator[Row]:
+    """The texts of the files. `datasets` reads those that it alone knows, but would guess the types of all columns."""
+    if all(kind_of(path) in HUB_KINDS.get(files.format, ()) for path in files.paths):
+        for path in files.paths:
+            yield from read_rows(path, reading)
+    else:
+        for row in files.rows():
+            yield reading.row(row, f"split {files.split}")
+
+
+def _documents(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows that have text."""
     for row in rows:
-        if len(row) > MAX_COLUMNS:
-            raise UserError(f"data.dataset: a document of {len(row):,} columns; {MAX_COLUMNS:,} are the most")
-        if text_column not in row:
-            raise UserError(
-                f"data.text_column {text_column}: no such column; there are {', '.join(map(str, row))[:300]}"
-            )
-        text = row[text_column]
-        if text is None or text == "":
+        text = row["text"]
+        if not text:
             continue
-        if not isinstance(text, str):
-            raise UserError(f"data.text_column {text_column}: holds {type(text).__name__}, not text")
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UserError(f"data.text_column {text_column}: {shown(text)} is not valid Unicode text") from None
+            raise UserError(f"data.dataset: a text is not valid Unicode: {shown(text)}; mend it") from None
         if len(text) > MAX_LINE_BYTES:
-            raise UserError(f"data.text_column {text_column}: a text beyond {MAX_LINE_BYTES >> 20} MiB; break it up")
-        others = {("source_text" if name == "text" else name): v for name, v in row.items() if name != text_column}
-        yield {"text": text} | others
+            raise UserError(f"data.dataset: a text beyond {MAX_LINE_BYTES >> 20} MiB; break it up")
+        yield row
 
 
 # ----------------------------------------------------------------------------------------------- writing
@@ -167,9 +193,12 @@ def _write_divided(source: Source, data: DataParams, train: Path, validation: Pa
         wanted = math.ceil(data.subset_size / (1 - data.val_fraction))
     everything = train.with_name("all.parquet")
     with ProgressBar("download", None, "documents") as progress:
-        total = write_rows(everything, islice(_documents(source.train, source.text_column), wanted), progress)
+        total = write_rows(everything, islice(_documents(source.train), wanted), progress)
     if total < 2:
-        raise UserError(f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits")
+        raise UserError(
+            f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits; "
+            f"{source.reading.explanation()}"
+        )
     kept = total - max(1, round(total * data.val_fraction))
     with ProgressBar("divide", total, "documents") as progress:
         held = {_fingerprint(row["text"]) for row in islice(read_parquet(everything), kept, None)}
@@ -190,24 +219,11 @@ def write_rows(path: Path, rows: Iterable[Row], progress: ProgressBar) -> int:
     count = 0
     writer = None
     try:
-        for batch in batches(rows, _size, ROWS_A_BATCH, MAX_BATCH):
-            where = f"documents {count + 1:,} to {count + len(batch):,}"
-            try:
-                table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
-                if any(_nesting(column.type) > MAX_NESTING for column in table.schema):
-                    raise UserError(f"{where}: a column nests more than {MAX_NESTING} levels deep; leave it out")
-                with writing(path):
-                    writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-                    writer.write_table(table)
-            except UnicodeEncodeError:
-                raise UserError(f"{where}: a column's name or value is not valid Unicode text; leave it out") from None
-            except RecursionError:
-                raise UserError(f"{where}: a column nests more than {MAX_NESTING} levels deep; leave it out") from None
-            except (pa.ArrowException, TypeError, OverflowError) as error:
-                raise UserError(
-                    f"{where}: a column's values cannot be stored as one type ({one_line(error)[:100]}); keep only the "
-                    "text column, or make them alike"
-                ) from None
+        for batch in batches(rows, lambda row: len(row["text"]), ROWS_A_BATCH, MAX_BATCH):
+            table = pa.Table.from_pylist(batch)
+            with writing(path):
+                writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+                writer.write_table(table)
             count += len(batch)
             progress.update(count)
     finally:
@@ -215,14 +231,3 @@ def write_rows(path: Path, rows: Iterable[Row], progress: ProgressBar) -> int:
             with writing(path):
                 writer.close()
     return count
-
-
-def _size(row: Row) -> int:
-    try:
-        return sum(len(value if isinstance(value, str) else repr(value)) for value in row.values())
-    except RecursionError:
-        raise UserError(f"a column nests more than {MAX_NESTING} levels deep; leave it out") from None
-
-
-def _nesting(kind: pa.DataType) -> int:
-    return 1 + max((_nesting(kind.field(i).type) for i in range(kind.num_fields)), default=0)
