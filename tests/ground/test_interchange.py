@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from custom_transformer import CustomTransformer
 from custom_transformer.errors import UserError
 from custom_transformer.interchange import (
     CHECKPOINT,
@@ -30,7 +32,20 @@ from custom_transformer.text.tokenization import load_tokenizer
 from tests.helpers import random_model, random_tokens
 from tests.text.making import make
 
-VARIANTS = pytest.mark.parametrize(("tie_embeddings", "bias"), list(itertools.product([True, False], repeat=2)))
+LLAMA = {"architecture": "llama", "n_heads": 6, "d_model": 36, "rope_base": 100.0, "norm_eps": 1e-6}
+VARIANTS = pytest.mark.parametrize(
+    "changes",
+    [
+        {"tie_embeddings": True},
+        {"tie_embeddings": True, "bias": False},
+        {"tie_embeddings": False},
+        {"tie_embeddings": False, "bias": False},
+        LLAMA | {"tie_embeddings": True, "n_kv_heads": 2},
+        LLAMA | {"tie_embeddings": False, "n_kv_heads": 1},
+        LLAMA | {"tie_embeddings": False},
+    ],
+    ids=lambda changes: "-".join(f"{name}={value}" for name, value in changes.items()),
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +55,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_tokenizer(folder / "tokenizer")
 
 
+def model_of(tokenizer: Any, **changes: Any) -> CustomTransformer:
+    return random_model(torch.float32, vocab_size=len(tokenizer), max_seq_len=24, **changes)
+
+
 @pytest.fixture(scope="module")
 def exported(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "huggingface"
-    model = random_model(torch.float32, vocab_size=len(tokenizer), max_seq_len=24)
-    export_huggingface(model, tokenizer, folder, "# A card\n")
+    export_huggingface(model_of(tokenizer), tokenizer, folder, "# A card\n")
     return folder
 
 
@@ -54,19 +72,39 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @VARIANTS
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_logits_are_the_same_there_and_back(tie_embeddings: bool, bias: bool, dtype: torch.dtype, bound: float) -> None:
-    model, tokens = random_model(dtype, tie_embeddings=tie_embeddings, bias=bias), random_tokens()
+def test_logits_are_the_same_there_and_back(changes: dict[str, Any], dtype: torch.dtype, bound: float) -> None:
+    model, tokens = random_model(dtype, **changes), random_tokens()
     expected = model.forward(tokens)
-    theirs = to_huggingface(model)
-    assert isinstance(theirs, GPT2LMHeadModel)
+    theirs = in_float64(to_huggingface(model))
+    assert isinstance(theirs, LlamaForCausalLM if "architecture" in changes else GPT2LMHeadModel)
     with torch.no_grad():
         found = theirs(tokens).logits
     assert found.dtype == dtype
     assert (found - expected).abs().max() < bound * expected.abs().max()
     again = from_huggingface(theirs)
-    assert again.config.tie_embeddings is tie_embeddings
-    same = model if bias else with_zero_biases(model)
+    assert again.config == model.config.model_copy(update={"bias": True, "n_kv_heads": again.config.n_kv_heads})
+    assert again.config.kv_heads == model.config.kv_heads
+    same = with_zero_biases(model) if "bias" in changes else model
     assert torch.equal(again.forward(tokens), same.forward(tokens))
+
+
+def in_float64(theirs: Any) -> Any:
+    """transformers' Llama computes norms and angles in float32 whatever its dtype; here in float64."""
+    if isinstance(theirs, LlamaForCausalLM) and theirs.dtype == torch.float64:
+        for module in theirs.modules():
+            if type(module).__name__ == "LlamaRMSNorm":
+                module.forward = partial(
+                    F.rms_norm, normalized_shape=module.weight.shape, weight=module.weight, eps=module.variance_epsilon
+                )
+        size = theirs.config.hidden_size // theirs.config.num_attention_heads
+        rates = theirs.config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+
+        def turns(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            angles = torch.cat([position_ids[..., None] * rates] * 2, -1)
+            return angles.cos(), angles.sin()
+
+        theirs.model.rotary_emb.forward = turns
+    return theirs
 
 
 def with_zero_biases(model: Any) -> Any:
@@ -79,31 +117,36 @@ def with_zero_biases(model: Any) -> Any:
 
 
 @VARIANTS
-def test_gradients_of_a_model_taken_over_are_autograds(tie_embeddings: bool, bias: bool) -> None:
-    theirs = to_huggingface(random_model(tie_embeddings=tie_embeddings, bias=bias)).double()
+def test_gradients_of_a_model_taken_over_are_autograds(changes: dict[str, Any]) -> None:
+    theirs = in_float64(to_huggingface(random_model(**changes)))
     model, tokens, labels = from_huggingface(theirs), random_tokens(seed=1), random_tokens(seed=2)
     loss = model.loss(tokens, labels)
     model.loss_backward()
     logits = theirs(tokens).logits
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    gradients = from_huggingface_gradients(theirs, model)
+    gradients = from_huggingface_gradients(theirs)
     assert gradients.keys() == model.gradients.keys()
     for name, gradient in model.gradients.items():
         assert (gradient - gradients[name]).abs().max() <= 1e-9 * gradient.abs().max(), name
 
 
-def from_huggingface_gradients(theirs: Any, model: Any) -> dict[str, torch.Tensor]:
+def from_huggingface_gradients(theirs: Any) -> dict[str, torch.Tensor]:
     """Autograd's gradients under the names of ours, by a model whose weights are those gradients."""
-    holder = GPT2LMHeadModel(theirs.config).double()
+    holder = type(theirs)(theirs.config).double()
     with torch.no_grad():
         for mine, other in zip(holder.parameters(), theirs.parameters(), strict=True):
             mine.copy_(other.grad)
     return from_huggingface(holder).parameters
 
 
-def test_transformers_loads_the_folder_and_says_the_same(exported: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize("changes", [{}, LLAMA | {"n_kv_heads": 3, "tie_embeddings": False}], ids=["gpt2", "llama"])
+def test_transformers_loads_the_folder_and_says_the_same(
+    changes: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    exported = tmp_path / "exported"
+    export_huggingface(model_of(tokenizer, **changes), tokenizer, exported, "# A card\n")
     theirs, theirs_tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
     model = from_huggingface(theirs)
     ids = theirs_tokenizer(theirs_tokenizer.eos_token + "The 3", return_tensors="pt").input_ids
@@ -111,14 +154,13 @@ def test_transformers_loads_the_folder_and_says_the_same(exported: Path, tokeniz
     expected = generate(model, ids, 20, temperature=0, eos_token_id=tokenizer.eos_token_id)
     found = theirs.generate(ids, max_length=20, do_sample=False)
     assert torch.equal(found, expected[:, : found.shape[1]])
-    assert theirs_tokenizer.model_max_length == theirs.config.n_positions == 24
+    assert theirs_tokenizer.model_max_length == theirs.config.max_position_embeddings == 24
     assert (exported / "README.md").read_text() == "# A card\n"
     assert {path.stat().st_mode & 0o777 for path in exported.iterdir()} == {0o644}
 
 
 def test_equal_models_give_equal_bytes_and_replace_older_ones(exported: Path, tokenizer: Any, tmp_path: Path) -> None:
-    model = random_model(torch.float32, vocab_size=len(tokenizer), max_seq_len=24)
-    folder = tmp_path / "again"
+    model, folder = model_of(tokenizer), tmp_path / "again"
     folder.mkdir()
     (folder / "old").touch()
     export_huggingface(model, tokenizer, folder, "# A card\n")
@@ -194,17 +236,17 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (changed_config(n_embd="x"), "config.json: "),
     (changed_config(n_layer=3), "missing keys: transformer.h.2."),
     (changed_config(n_layer=1), "unexpected keys: transformer.h.1."),
-    (changed_config(n_inner=23), "no weights of GPT-2 that could be read"),
-    (changed_config(vocab_size=7), "no weights of GPT-2 that could be read"),
+    (changed_config(n_inner=23), "no weights that could be read"),
+    (changed_config(vocab_size=7), "no weights that could be read"),
     (changed_weights(lambda state: state.pop("transformer.ln_f.bias")), "missing keys: transformer.ln_f.bias"),
     (changed_weights(lambda state: state.update(extra=torch.ones(2))), "unexpected keys: extra"),
     (
         changed_weights(lambda state: state["transformer.ln_f.bias"].fill_(float("nan"))),
         "transformer.ln_f.bias holds NaN",
     ),
-    (truncated, "no weights of GPT-2 that could be read"),
-    (hostile, "no weights of GPT-2 that could be read"),
-    (lambda folder: (folder / "model.safetensors").unlink(), "no weights of GPT-2 that could be read"),
+    (truncated, "no weights that could be read"),
+    (hostile, "no weights that could be read"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "no weights that could be read"),
     (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer that could be read"),
     (lambda folder: (folder / "tokenizer.json").write_text("{}"), "no tokenizer that could be read"),
 ]
@@ -226,6 +268,22 @@ def test_what_is_unusual_or_damaged_is_named_and_nothing_is_left(
     assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     assert not Path("/tmp/custom_transformer_was_here").exists()
+
+
+LLAMA_THERE: list[tuple[dict[str, Any], str]] = [
+    ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_type is 'linear'"),
+    ({"attention_bias": True}, "attention_bias is True"),
+    ({"mlp_bias": True}, "mlp_bias is True"),
+    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ({"head_dim": 8}, r"head_dim \(8\) times num_attention_heads \(3\) is not hidden_size \(18\)"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), LLAMA_THERE, ids=[words[:20] for _, words in LLAMA_THERE])
+def test_a_llama_that_has_more_than_ours_is_refused(changes: dict[str, Any], words: str) -> None:
+    sizes = {"hidden_size": 18, "intermediate_size": 22, "num_hidden_layers": 1, "num_attention_heads": 3}
+    with pytest.raises(ValueError, match=words):
+        from_huggingface(LlamaForCausalLM(LlamaConfig(vocab_size=37, **sizes | changes)))
 
 
 def test_a_model_that_has_more_than_ours_is_refused_by_the_python_interface() -> None:

@@ -1,0 +1,222 @@
+"""GPT-2 and Llama as the transformers library has them: keys of configurations, names and layouts of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.errors import shown
+from custom_transformer.maths.architecture import architecture_of
+
+State = dict[str, Tensor]
+
+# In the library's names {i} is the number of a block.
+_GPT2 = {
+    "token_embedding": "transformer.wte.weight",
+    "position_embedding": "transformer.wpe.weight",
+    "blocks.{i}.norm_1": "transformer.h.{i}.ln_1",
+    "blocks.{i}.qkv": "transformer.h.{i}.attn.c_attn",
+    "blocks.{i}.projection": "transformer.h.{i}.attn.c_proj",
+    "blocks.{i}.norm_2": "transformer.h.{i}.ln_2",
+    "blocks.{i}.up": "transformer.h.{i}.mlp.c_fc",
+    "blocks.{i}.down": "transformer.h.{i}.mlp.c_proj",
+    "final_norm": "transformer.ln_f",
+    "head.weight": "lm_head.weight",
+}
+# One matrix here is several there: those are side by side here, and stand as (D_out, D_in) there.
+_LLAMA = {
+    "token_embedding": ("model.embed_tokens.weight",),
+    "blocks.{i}.norm_1.weight": ("model.layers.{i}.input_layernorm.weight",),
+    "blocks.{i}.qkv.weight": tuple(f"model.layers.{{i}}.self_attn.{part}_proj.weight" for part in "qkv"),
+    "blocks.{i}.projection.weight": ("model.layers.{i}.self_attn.o_proj.weight",),
+    "blocks.{i}.norm_2.weight": ("model.layers.{i}.post_attention_layernorm.weight",),
+    "blocks.{i}.gate_up.weight": tuple(f"model.layers.{{i}}.mlp.{part}_proj.weight" for part in ("gate", "up")),
+    "blocks.{i}.down.weight": ("model.layers.{i}.mlp.down_proj.weight",),
+    "final_norm.weight": ("model.norm.weight",),
+    "head.weight": ("lm_head.weight",),
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One architecture there.
+
+    model_class: the library's name of it
+    only: keys of its configuration that change the mathematics, and the only values that this project computes
+    settings: the library's configuration of one of ours
+    config: ours of the library's, whose keys are all there
+    state: the library's tensors of ours, new ones
+    parameters: ours of the library's; raises KeyError with the name of a missing one
+    ignored: ends of names that files may hold besides
+    """
+
+    model_class: str
+    only: Mapping[str, tuple[Any, ...]]
+    settings: Callable[[CustomTransformerConfig], dict[str, Any]]
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    state: Callable[[Mapping[str, Tensor], CustomTransformerConfig], State]
+    parameters: Callable[[Mapping[str, Tensor], CustomTransformerConfig], State]
+    ignored: tuple[str, ...] = ()
+
+
+def _numbered(name: str) -> tuple[str, str]:
+    """blocks.3.qkv.weight -> blocks.{i}.qkv.weight, 3"""
+    if not name.startswith("blocks."):
+        return name, ""
+    _, i, rest = name.split(".", 2)
+    return f"blocks.{{i}}.{rest}", i
+
+
+# ----------------------------------------------------------------------------------------------------- GPT-2
+
+
+def _gpt2_name(name: str) -> str:
+    general, i = _numbered(name)
+    if general in _GPT2:
+        return _GPT2[general].format(i=i)
+    layer, _, kind = general.rpartition(".")
+    return f"{_GPT2[layer].format(i=i)}.{kind}"
+
+
+def _gpt2_settings(config: CustomTransformerConfig) -> dict[str, Any]:
+    return {
+        "n_positions": config.max_seq_len,
+        "n_embd": config.d_model,
+        "n_layer": config.n_blocks,
+        "n_head": config.n_heads,
+        "n_inner": config.d_ffn,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+    }
+
+
+def _gpt2_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    if theirs["n_embd"] % theirs["n_head"]:
+        raise ValueError(f"n_embd ({theirs['n_embd']}) is no multiple of n_head ({theirs['n_head']})")
+    dropouts = {theirs[key] for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    return {
+        "max_seq_len": theirs["n_positions"],
+        "n_blocks": theirs["n_layer"],
+        "n_heads": theirs["n_head"],
+        "d_model": theirs["n_embd"],
+        "d_ffn": theirs["n_inner"] or 4 * theirs["n_embd"],
+        "dropout": float(dropouts.pop()) if len(dropouts) == 1 else 0.0,
+    }
+
+
+def _gpt2_state(parameters: Mapping[str, Tensor], config: CustomTransformerConfig) -> State:
+    """Biases that the model does not have are zeros, since the library's always has them."""
+    table = architecture_of(config).parameters(config.model_copy(update={"bias": True}))
+    dtype = parameters["token_embedding"].dtype
+    return {
+        _gpt2_name(name): parameters.get(name, torch.zeros(shape)).to("cpu", dtype, copy=True)
+        for name, (shape, _) in table.items()
+    }
+
+
+def _gpt2_parameters(state: Mapping[str, Tensor], config: CustomTransformerConfig) -> State:
+    return {name: state[_gpt2_name(name)] for name in architecture_of(config).parameters(config)}
+
+
+# ----------------------------------------------------------------------------------------------------- Llama
+
+
+def _llama_settings(config: CustomTransformerConfig) -> dict[str, Any]:
+    return {
+        "max_position_embeddings": config.max_seq_len,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ffn,
+        "num_hidden_layers": config.n_blocks,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "attention_dropout": config.dropout,
+    }
+
+
+def _llama_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    heads, width = theirs["num_attention_heads"], theirs["hidden_size"]
+    if (size := theirs.get("head_dim")) and size * heads != width:
+        raise ValueError(f"head_dim ({size}) times num_attention_heads ({heads}) is not hidden_size ({width})")
+    # Older files have rope_theta and rope_scaling instead.
+    turns = theirs.get("rope_parameters") or {}
+    scaling = theirs.get("rope_scaling") or {}
+    kind = turns.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind != "default":
+        raise ValueError(f"rope_type is {shown(kind)}, here it is 'default'")
+    return {
+        "max_seq_len": theirs["max_position_embeddings"],
+        "n_blocks": theirs["num_hidden_layers"],
+        "n_heads": heads,
+        "n_kv_heads": theirs["num_key_value_heads"],
+        "d_model": width,
+        "d_ffn": theirs["intermediate_size"],
+        "dropout": float(theirs["attention_dropout"]),
+        "rope_base": float(turns.get("rope_theta") or theirs.get("rope_theta") or 10_000.0),
+        "norm_eps": theirs["rms_norm_eps"],
+    }
+
+
+def _llama_names(name: str) -> list[str]:
+    general, i = _numbered(name)
+    return [part.format(i=i) for part in _LLAMA[general]]
+
+
+def _llama_state(parameters: Mapping[str, Tensor], config: CustomTransformerConfig) -> State:
+    d, f, kv = config.d_model, config.d_ffn, config.kv_heads * config.head_size
+    sizes = {"qkv": [d, kv, kv], "gate_up": [f, f]}
+    state: State = {}
+    for name, parameter in parameters.items():
+        theirs, tensor = _llama_names(name), parameter.detach().cpu()
+        if name.startswith("blocks.") and tensor.ndim == 2:
+            layer = name.split(".")[2]
+            parts = tensor.split(sizes[layer], 1) if layer in sizes else (tensor,)
+            state |= {their: part.T.clone() for their, part in zip(theirs, parts, strict=True)}
+        else:
+            state[theirs[0]] = tensor.clone()
+    return state
+
+
+def _llama_parameters(state: Mapping[str, Tensor], config: CustomTransformerConfig) -> State:
+    ours: State = {}
+    for name, (shape, _) in architecture_of(config).parameters(config).items():
+        parts = [state[their] for their in _llama_names(name)]
+        matrix = name.startswith("blocks.") and len(shape) == 2
+        ours[name] = torch.cat([part.T for part in parts], 1) if matrix else parts[0]
+    return ours
+
+
+FORMS = {
+    "gpt2": Form(
+        "GPT2LMHeadModel",
+        {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "layer_norm_epsilon": (1e-5,),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,),
+        },
+        _gpt2_settings,
+        _gpt2_config,
+        _gpt2_state,
+        _gpt2_parameters,
+        # Old files hold the causal mask of each block, and the tied head again.
+        (".attn.bias", ".attn.masked_bias", "lm_head.weight"),
+    ),
+    "llama": Form(
+        "LlamaForCausalLM",
+        {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
+        _llama_settings,
+        _llama_config,
+        _llama_state,
+        _llama_parameters,
+        (".rotary_emb.inv_freq", "lm_head.weight"),
+    ),
+}
