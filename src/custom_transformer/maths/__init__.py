@@ -1,1 +1,1 @@
-"""The model's mathematics: operations with their gradients, the architecture, the update, the proof."""
+"""The model's mathematics: operations with their gradients, the architectures, the update, the proof."""
