@@ -92,10 +92,10 @@ def _random_problem(
     model.training = True
     # The initial weights (norms all 1, biases all 0) would hide a missing factor or term.
     for parameter in model.parameters.values():
-        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu"))
     time = max(1, config.max_seq_len - 2)
-    tokens = torch.randint(config.vocab_size, (BATCH, time), generator=generator)
-    labels = torch.randint(config.vocab_size, (BATCH, time), generator=generator)
+    tokens = torch.randint(config.vocab_size, (BATCH, time), generator=generator, device="cpu")
+    labels = torch.randint(config.vocab_size, (BATCH, time), generator=generator, device="cpu")
     labels[0, : time // 3] = IGNORE_INDEX
     return model, tokens, labels
 
@@ -114,9 +114,9 @@ def _finite_differences(
     five-point stencil's error is h⁴/30 · L⁽⁵⁾, far below the rounding of a two-point one.
     """
     parameter = model.parameters[name]
-    direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device="cpu")
     directions = [direction / direction.norm()]
-    for index in torch.randperm(parameter.numel(), generator=generator)[:ELEMENTS]:
+    for index in torch.randperm(parameter.numel(), generator=generator, device="cpu")[:ELEMENTS]:
         one = torch.zeros_like(parameter)
         one.view(-1)[index] = 1
         directions.append(one)
@@ -166,10 +166,11 @@ def gpt2_hidden(
     def drop(h: Tensor) -> Tensor:
         if not config.dropout:
             return h
-        return h * (torch.rand(h.shape, generator=generator) >= config.dropout) / (1 - config.dropout)
+        kept = torch.rand(h.shape, generator=generator, dtype=torch.float32, device="cpu") >= config.dropout
+        return h * kept / (1 - config.dropout)
 
     time = tokens.shape[1]
-    causal = torch.ones(time, time, dtype=torch.bool).tril()
+    causal = torch.ones(time, time, dtype=torch.bool, device="cpu").tril()
     x = drop(p["token_embedding"][tokens] + p["position_embedding"][:time])
     for block in (f"blocks.{i}" for i in range(config.n_blocks)):
         q, k, v = (

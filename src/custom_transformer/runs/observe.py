@@ -17,6 +17,7 @@ from custom_transformer.maths import ops
 from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
+from custom_transformer.maths.settings import own_settings
 
 # Below this input GELU passes almost no value and no gradient: at −3 they are −0.004 and −0.012.
 GELU_OFF = -3.0
@@ -31,7 +32,6 @@ class BlockView:
     gelu_input: Tensor  # (B, T, F)
 
 
-@torch.no_grad()
 def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
     """A view of each block, the first first, as `tokens` (B, T) int64 pass without dropout.
 
@@ -40,13 +40,15 @@ def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
     model.check_tokens(tokens)
     seen: dict[str, Tensor] = {}
     at = Scope(model.in_products(), watch=seen.__setitem__)
-    x = model.architecture.embedding_forward(tokens, at, 0)
+    with own_settings(model.device):
+        x = model.architecture.embedding_forward(tokens, at, 0)
     for i in range(model.config.n_blocks):
         seen.clear()
-        x = model.architecture.block_forward(x, block := at / f"blocks.{i}", model.config)
-        q, k, _ = ops.split_heads(seen[f"{block.prefix}qkv"], model.config.n_heads)
-        scores = ops.attention_scores(q, k)
-        attention = torch.exp(scores - torch.logsumexp(scores, -1, keepdim=True))
+        with own_settings(model.device):
+            x = model.architecture.block_forward(x, block := at / f"blocks.{i}", model.config)
+            q, k, _ = ops.split_heads(seen[f"{block.prefix}qkv"], model.config.n_heads)
+            scores = ops.attention_scores(q, k)
+            attention = torch.exp(scores - torch.logsumexp(scores, -1, keepdim=True))
         yield BlockView(x, attention, seen[f"{block.prefix}up"])
 
 
