@@ -30,7 +30,7 @@ def random_model(
     model = CustomTransformer({**SIZES, **changes}, dtype=dtype, seed=seed, engine=engine)
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters.values():
-        p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
+        p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64, device="cpu").to(p.dtype))
     return model
 
 

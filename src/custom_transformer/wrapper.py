@@ -11,7 +11,7 @@ from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.fast.choose import choose_engine
-from custom_transformer.maths import ops
+from custom_transformer.maths import checks, ops
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.optim import SGD
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -27,6 +27,9 @@ class CustomTransformerWrapper:
     compile: whether it computes with the fast functions, which takes some seconds of compiling the first time.
     own: `architecture` ("gpt2", "llama") and that architecture's own keys, as in CustomTransformerConfig.
     It starts in training mode (dropout active), as PyTorch's modules do.
+
+    Every method checks all its arguments before it computes and raises ValueError for what does not fit, alike with
+    and without `compile`. input_ids and labels are (B, T) int64 tensors on any device and of any strides.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class CustomTransformerWrapper:
             tie_embeddings=tie_embeddings,
             **own,
         )
+        if pad_token_id is not None:
+            pad_token_id = checks.check_count("pad_token_id", pad_token_id, -(2**63), 2**63)
         self.pad_token_id = pad_token_id
         device = _device(device)
         engine = choose_engine(compile, device, flops=math.inf)
@@ -80,11 +85,13 @@ class CustomTransformerWrapper:
 
         The label of position t is labels[:, t + 1]; those that are -100 or pad_token_id are left out.
         """
+        checks.check_ids("input_ids", input_ids)
+        shifted = None if labels is None else self._shifted(input_ids, labels)
         logits = self.model.forward(input_ids.to(self.device))
-        if labels is None:
+        if shifted is None:
             return {"logits": logits}
-        with torch.no_grad():
-            loss, _ = ops.cross_entropy_forward(logits[:, :-1], self._shifted(labels))
+        with self.model.computing():
+            loss, _ = ops.cross_entropy_forward(logits[:, :-1], shifted)
         return {"logits": logits, "loss": loss}
 
     def train_step(
@@ -94,9 +101,11 @@ class CustomTransformerWrapper:
 
         Returns loss (nats per counted label), status ("ok", "nan_detected" for the loss, "nan_gradient"),
         grad_norm as applied and grad_norm_before_clip; model.gradients are those before clipping. Unless the status
-        is "ok" no parameter has changed.
+        is "ok" no parameter has changed. Raises ValueError, also, for a learning rate that is negative or not finite
+        and for a max_grad_norm that is not above 0.
         """
-        batch = (input_ids.to(self.device)[:, :-1], self._shifted(labels))
+        checks.check_ids("input_ids", input_ids)
+        batch = (input_ids.to(self.device)[:, :-1], self._shifted(input_ids, labels))
         result = training_step(self.model, SGD({}, self.model.engine.rules.sgd), [batch], learning_rate, max_grad_norm)
         return {
             "loss": result.loss,
@@ -105,11 +114,17 @@ class CustomTransformerWrapper:
             "grad_norm_before_clip": result.grad_norm_before_clip,
         }
 
-    def _shifted(self, labels: Tensor) -> Tensor:
+    def _shifted(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """The label of each input but the last."""
+        checks.check_ids("labels", labels)
+        checks.check_same_shape("labels", labels, "input_ids", input_ids)
+        if labels.shape[1] < 2:
+            raise ValueError(f"labels {tuple(labels.shape)}: at least 2 tokens in a row are needed to predict one")
         shifted = labels.to(self.device)[:, 1:]
-        if self.pad_token_id is None:
-            return shifted
-        return shifted.masked_fill(shifted == self.pad_token_id, ops.IGNORE_INDEX)
+        if self.pad_token_id is not None:
+            shifted = shifted.masked_fill(shifted == self.pad_token_id, ops.IGNORE_INDEX)
+        checks.check_labels_in_vocabulary(shifted, self.model.config.vocab_size)
+        return shifted
 
     # -- generation
 
@@ -124,6 +139,7 @@ class CustomTransformerWrapper:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Continues input_ids (B, T) to at most `max_length` tokens, the prompt included; see generation.generate."""
+        checks.check_ids("input_ids", input_ids)
         return generate(
             self.model,
             input_ids.to(self.device),
@@ -196,4 +212,6 @@ class CustomTransformerWrapper:
 
 
 def _device(device: torch.device | str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return checks.usable_device(device)

@@ -335,6 +335,35 @@ def test_a_kernel_refuses_tensors_it_would_misread() -> None:
         square(torch.ones(3, dtype=torch.float64), 3)
     with pytest.raises(ValueError, match="contiguous"):
         square(torch.ones(3, 2).T, 6)
+    with pytest.raises(ValueError, match=r"sum_of_squares: g: .* of 7 elements .* not .*6"):
+        square(torch.ones(6), 7)
+    with pytest.raises(ValueError, match="NoneType"):
+        square(None, 6)
+
+
+def test_no_kernel_takes_a_tensor_that_is_one_element_short() -> None:
+    """Of every kernel, each pointer in turn; a pointer that may be null may also be left out."""
+    sizes = dict.fromkeys(["time", "keys", "capacity"], 4) | {"length": 2, "first": 0, "part_index": 0}
+    dtypes = {"T*": torch.float64, "W*": torch.float64} | kernels._DTYPE_OF
+    for name, (_, parameters) in kernels._signatures().items():
+        index = {p.name: sizes.get(p.name, 2) for p in parameters if p.kind == "Index"}
+
+        def arguments(
+            wrong: str = "", add: int = 0, parameters: Any = parameters, index: dict[str, int] = index
+        ) -> list[Any]:
+            made: list[Any] = []
+            for p in parameters:
+                count = math.prod(int(size) if size.isdigit() else index[size] for size in p.sizes)
+                count += add * (p.name == wrong)
+                made.append(torch.ones(count, dtype=dtypes[p.kind]) if p.kind in dtypes else index.get(p.name, 0.5))
+            return made
+
+        kernel = kernels.kernel(name, torch.float64)
+        kernel(*arguments())
+        for p in parameters:
+            for add in (-1, 1) if p.kind in dtypes else ():
+                with pytest.raises(ValueError, match=f"^{name}: {p.name}: .* elements"):
+                    kernel(*arguments(p.name, add))
 
 
 def test_each_exported_kernel_has_a_signature_of_the_types_it_is_called_with() -> None:
@@ -343,11 +372,15 @@ def test_each_exported_kernel_has_a_signature_of_the_types_it_is_called_with() -
     signatures = kernels._signatures()
     assert signatures.keys() == exported
     assert len(exported) > 10
-    known = {"T*", "W*", *kernels._DTYPE_OF, "W", *kernels._NUMBERS} - {"void"}
-    for name, (result, kinds) in signatures.items():
+    pointers, numbers = {"T*", "W*", *kernels._DTYPE_OF}, {"W", *kernels._NUMBERS} - {"void"}
+    for name, (result, parameters) in signatures.items():
         assert result in ("void", "double"), name
-        assert kinds, name
-        assert set(kinds) <= known, name
+        assert parameters, name
+        sizes = {parameter.name for parameter in parameters if parameter.kind == "Index"}
+        for parameter in parameters:
+            assert parameter.kind in pointers | numbers, name
+            assert bool(parameter.sizes) == (parameter.kind in pointers), f"{name}: the sizes of {parameter.name}"
+            assert all(size.isdigit() or size in sizes for size in parameter.sizes), name
 
 
 def kernel_calls() -> list[tuple[str, list[ast.expr]]]:

@@ -24,7 +24,7 @@ MANY_ROWS = 16  # from here on a product is arithmetic rather than reading, and 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """x (B, D_in), weight (D_in, D_out) -> (B, D_out), in the weight's dtype"""
-    y = torch.empty(len(x), weight.shape[1], dtype=weight.dtype)
+    y = torch.empty(len(x), weight.shape[1], dtype=weight.dtype, device=x.device)
     kernel("few_rows_product", weight.dtype)(x, weight, len(x), *weight.shape, y)
     return y
 
@@ -39,7 +39,7 @@ def cached_block_forward(x: Tensor, at: Scope, config: CustomTransformerConfig, 
     rows = x.reshape(batch, d)
     rows, h, _ = add_norm_forward(rows, None, None, None, 0.0, at["norm_1.weight"], at.get("norm_1.bias"), dtype)
     qkv, a = _product(h, weight), torch.empty_like(h)
-    cache.reserve(batch, n_heads, size, qkv)
+    cache.reserve(batch, n_heads, new, size, qkv)
     sizes = (batch, n_heads, size, cache.capacity, cache.length)
     kernel("attend_cached", dtype)(qkv, at.get("qkv.bias"), cache.keys, cache.values, *sizes, size**-0.5, a)
     cache.length += 1
@@ -59,6 +59,6 @@ def last_logits(x: Tensor, weight: Tensor) -> Tensor:
     if len(x) >= MANY_ROWS:
         return ops.last_logits(x, weight)
     rows = x[:, -1].to(weight.dtype).contiguous()
-    logits = torch.empty(len(x), len(weight), dtype=weight.dtype)
+    logits = torch.empty(len(x), len(weight), dtype=weight.dtype, device=x.device)
     kernel("few_rows_logits", weight.dtype)(rows, weight, len(x), x.shape[2], len(weight), logits)
     return logits

@@ -53,7 +53,7 @@ def _chunk(
     top = torch.full_like(share, -math.inf)
     total, label_logit = torch.zeros_like(share), torch.zeros_like(share)
     rescale = torch.empty_like(share)
-    dx = torch.zeros(rows, d, dtype=share.dtype)
+    dx = torch.zeros(rows, d, dtype=share.dtype, device=x.device)
     tiles = []
     for start in range(0, vocab, TILE):
         tile_weight = weight[start : start + TILE]

@@ -6,7 +6,9 @@
 // bits.
 //
 // T is the type of the matrix products (float, bfloat16 or double), W the type of parameters, residual stream and
-// arithmetic (float, or double for double). Matrices are contiguous, one row after the other.
+// arithmetic (float, or double for double). Matrices are contiguous, one row after the other. The comment behind a
+// pointer gives its sizes by the names of the other arguments; ? says that it may be null. kernels.py reads these
+// comments and refuses a tensor of any other size.
 //
 // Shapes: N rows, D d_model, F d_ffn, B batch, H heads, K head size, V vocabulary.
 
@@ -104,8 +106,10 @@ template <typename W> class ColumnSums {
 
 // x_sum = x + dropout(h + h_bias);  y = layer norm of x_sum. Without h: x_sum is x and is not written.
 template <typename T, typename W>
-void add_norm_forward(const W* x, const T* h, const W* h_bias, const std::uint8_t* keep, W keep_scale, const W* weight,
-                      const W* bias, W eps, Index rows, Index D, W* x_sum, T* y, W* mean, W* rstd) {
+void add_norm_forward(const W* x /* rows D */, const T* h /* rows D? */, const W* h_bias /* D? */,
+                      const std::uint8_t* keep /* rows D? */, W keep_scale, const W* weight /* D */,
+                      const W* bias /* D? */, W eps, Index rows, Index D, W* x_sum /* rows D */, T* y /* rows D */,
+                      W* mean /* rows */, W* rstd /* rows */) {
 #pragma omp parallel
   {
     std::vector<W> row(D);
@@ -136,8 +140,8 @@ void add_norm_forward(const W* x, const T* h, const W* h_bias, const std::uint8_
 
 // y = layer norm of x_sum, from its saved mean and rstd
 template <typename T, typename W>
-void norm_again(const W* x_sum, const W* weight, const W* bias, const W* mean, const W* rstd, Index rows, Index D,
-                T* y) {
+void norm_again(const W* x_sum /* rows D */, const W* weight /* D */, const W* bias /* D? */, const W* mean /* rows */,
+                const W* rstd /* rows */, Index rows, Index D, T* y /* rows D */) {
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
     Index n = part.first;
@@ -151,9 +155,10 @@ void norm_again(const W* x_sum, const W* weight, const W* bias, const W* mean, c
 // dx = d_residual + the norm's gradient: the gradient of x and, through dropout, of h, whose column sums are h_bias's.
 // dh: null where there was no h, or where it equals dx (no dropout, T = W).
 template <typename T, typename W>
-void add_norm_backward(const T* dy, const W* d_residual, const W* x_sum, const W* weight, const W* mean, const W* rstd,
-                       const std::uint8_t* keep, W keep_scale, Index rows, Index D, W* dx, T* dh, W* dweight, W* dbias,
-                       W* dh_bias) {
+void add_norm_backward(const T* dy /* rows D */, const W* d_residual /* rows D? */, const W* x_sum /* rows D */,
+                       const W* weight /* D */, const W* mean /* rows */, const W* rstd /* rows */,
+                       const std::uint8_t* keep /* rows D? */, W keep_scale, Index rows, Index D, W* dx /* rows D */,
+                       T* dh /* rows D? */, W* dweight /* D */, W* dbias /* D? */, W* dh_bias /* D? */) {
   ColumnSums<W> sums(3 * D);
 #pragma omp parallel
   {
@@ -197,7 +202,8 @@ void add_norm_backward(const T* dy, const W* d_residual, const W* x_sum, const W
 // ------------------------------------------------------------------------------------------------------- gelu
 
 // y = gelu(h + bias)
-template <typename T, typename W> void gelu_forward(const T* h, const W* bias, Index rows, Index F, T* y) {
+template <typename T, typename W> void gelu_forward(const T* h /* rows F */, const W* bias /* F? */, Index rows,
+                                                    Index F, T* y /* rows F */) {
   const W scale = std::sqrt(W(2) / W(M_PI)), cubic = W(0.044715);
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
@@ -213,7 +219,8 @@ template <typename T, typename W> void gelu_forward(const T* h, const W* bias, I
 
 // h becomes y = gelu(h + bias) again, dy becomes dh = dy ∘ gelu′(h + bias); dbias its column sums.
 template <typename T, typename W>
-void gelu_backward(T* dy, T* h, const W* bias, Index rows, Index F, W* dbias) {
+void gelu_backward(T* dy /* rows F */, T* h /* rows F */, const W* bias /* F? */, Index rows, Index F,
+                   W* dbias /* F? */) {
   const W scale = std::sqrt(W(2) / W(M_PI)), cubic = W(0.044715);
   ColumnSums<W> sums(F);
 #pragma omp parallel
@@ -240,7 +247,8 @@ void gelu_backward(T* dy, T* h, const W* bias, Index rows, Index F, W* dbias) {
 
 // qkv (B, time, 3, H, K) + bias (3, H, K) -> heads (3, B, H, time, K)
 template <typename T, typename W>
-void split_heads(const T* qkv, const W* bias, Index B, Index time, Index H, Index K, T* heads) {
+void split_heads(const T* qkv /* B time 3 H K */, const W* bias /* 3 H K? */, Index B, Index time, Index H, Index K,
+                 T* heads /* 3 B H time K */) {
 #pragma omp parallel
   for (Part part(B * time); part.first < part.last; part.first++) {
     Index b = part.first / time, t = part.first % time;
@@ -260,8 +268,8 @@ void split_heads(const T* qkv, const W* bias, Index B, Index time, Index H, Inde
 // heads (B, H, count, K), the times from `first` on -> columns `part` of parts of rows (B, time, parts, H, K); where
 // bias is given, the columns' sums are added to it.
 template <typename T, typename W>
-void merge_heads(const T* heads, Index B, Index H, Index count, Index K, Index first, Index time, Index parts,
-                 Index part_index, T* rows, W* bias) {
+void merge_heads(const T* heads /* B H count K */, Index B, Index H, Index count, Index K, Index first, Index time,
+                 Index parts, Index part_index, T* rows /* B time parts H K */, W* bias /* H K? */) {
   ColumnSums<W> sums(H * K);
 #pragma omp parallel
   {
@@ -287,8 +295,9 @@ void merge_heads(const T* heads, Index B, Index H, Index count, Index K, Index f
 // scores (BH, queries, keys), query q standing at first + q, become probabilities: softmax of scale · scores over the
 // keys up to the query's own place, 0 beyond. With keep (BH, time, time): dropped = probabilities ∘ keep · keep_scale.
 template <typename T, typename W>
-void softmax_forward(T* scores, W scale, const std::uint8_t* keep, W keep_scale, Index BH, Index queries, Index keys,
-                     Index first, Index time, T* dropped) {
+void softmax_forward(T* scores /* BH queries keys */, W scale, const std::uint8_t* keep /* BH time time? */,
+                     W keep_scale, Index BH, Index queries, Index keys, Index first, Index time,
+                     T* dropped /* BH queries keys */) {
 #pragma omp parallel
   {
     std::vector<W> exponentials(keys);
@@ -318,8 +327,9 @@ void softmax_forward(T* scores, W scale, const std::uint8_t* keep, W keep_scale,
 
 // d_probabilities (of the dropped ones) become d_scores = scale · P ∘ (dP − Σ_keys dP ∘ P).
 template <typename T, typename W>
-void softmax_backward(T* d_probabilities, const T* probabilities, W scale, const std::uint8_t* keep, W keep_scale,
-                      Index BH, Index queries, Index keys, Index first, Index time) {
+void softmax_backward(T* d_probabilities /* BH queries keys */, const T* probabilities /* BH queries keys */, W scale,
+                      const std::uint8_t* keep /* BH time time? */, W keep_scale, Index BH, Index queries, Index keys,
+                      Index first, Index time) {
 #pragma omp parallel
   for (Part part(BH * queries); part.first < part.last; part.first++) {
     Index bh = part.first / queries, q = first + part.first % queries, visible = q + 1;
@@ -344,8 +354,9 @@ void softmax_backward(T* d_probabilities, const T* probabilities, W scale, const
 // rescale (rows) is what earlier tiles' exponentials are to be multiplied by for the new top; tile_top (rows) = top;
 // label_logit (rows) is written where the row's label lies in the tile.
 template <typename T, typename W>
-void loss_tile(T* logits, const Index* labels, Index rows, Index width, Index first, W* top, W* sum, W* rescale,
-               W* tile_top, W* label_logit) {
+void loss_tile(T* logits /* rows width */, const Index* labels /* rows */, Index rows, Index width, Index first,
+               W* top /* rows */, W* sum /* rows */, W* rescale /* rows */, W* tile_top /* rows */,
+               W* label_logit /* rows */) {
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
     Index n = part.first;
@@ -370,7 +381,7 @@ void loss_tile(T* logits, const Index* labels, Index rows, Index width, Index fi
 
 // sum (rows, D) = sum ∘ rescale + add
 template <typename T, typename W>
-void rescale_add(W* sum, const W* rescale, const T* add, Index rows, Index D) {
+void rescale_add(W* sum /* rows D */, const W* rescale /* rows */, const T* add /* rows D */, Index rows, Index D) {
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
     Index n = part.first;
@@ -379,7 +390,8 @@ void rescale_add(W* sum, const W* rescale, const T* add, Index rows, Index D) {
 }
 
 // y (rows, D) = x ∘ factor, row by row
-template <typename T, typename W> void scale_rows(const T* x, const W* factor, Index rows, Index D, T* y) {
+template <typename T, typename W> void scale_rows(const T* x /* rows D */, const W* factor /* rows */, Index rows,
+                                                  Index D, T* y /* rows D */) {
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
     Index n = part.first;
@@ -392,7 +404,8 @@ template <typename T, typename W> void scale_rows(const T* x, const W* factor, I
 
 // y (rows, N) = x (rows, K) · weight (K, N)
 template <typename T, typename W>
-void few_rows_product(const T* x, const T* weight, Index rows, Index K, Index N, T* y) {
+void few_rows_product(const T* x /* rows K */, const T* weight /* K N */, Index rows, Index K, Index N,
+                      T* y /* rows N */) {
   ColumnSums<W> sums(rows * N);
 #pragma omp parallel
   {
@@ -423,7 +436,8 @@ void few_rows_product(const T* x, const T* weight, Index rows, Index K, Index N,
 
 // logits (rows, V) = x (rows, D) · weight (V, D) transposed
 template <typename T, typename W>
-void few_rows_logits(const T* x, const T* weight, Index rows, Index D, Index V, T* logits) {
+void few_rows_logits(const T* x /* rows D */, const T* weight /* V D */, Index rows, Index D, Index V,
+                     T* logits /* rows V */) {
 #pragma omp parallel
   for (Part part(V); part.first < part.last; part.first++) {
     const T* w = weight + part.first * D;
@@ -439,8 +453,9 @@ void few_rows_logits(const T* x, const T* weight, Index rows, Index D, Index V, 
 // The new token's keys and values, of qkv (B, 3, H, K) + bias (3, H, K), join the `length` before them in keys and
 // values (B, H, capacity, K); its queries attend to all of them: y (B, H, K).
 template <typename T, typename W>
-void attend_cached(const T* qkv, const W* bias, T* keys, T* values, Index B, Index H, Index K, Index capacity,
-                   Index length, W scale, T* y) {
+void attend_cached(const T* qkv /* B 3 H K */, const W* bias /* 3 H K? */, T* keys /* B H capacity K */,
+                   T* values /* B H capacity K */, Index B, Index H, Index K, Index capacity, Index length, W scale,
+                   T* y /* B H K */) {
 #pragma omp parallel
   {
     std::vector<W> room(length + 1 + 2 * K);
@@ -479,7 +494,7 @@ void attend_cached(const T* qkv, const W* bias, T* keys, T* values, Index B, Ind
 
 // Σ g², in double; each thread's part in blocks, whose sums lose less than one long sum would. The parts are the same
 // whether or not one thread does them all.
-template <typename W> double sum_of_squares(const W* g, Index count) {
+template <typename W> double sum_of_squares(const W* g /* count */, Index count) {
   Index threads = omp_get_max_threads();
   std::vector<double> sums(threads, 0.0);
 #pragma omp parallel for schedule(static, 1) if (count >= FEW)
@@ -501,7 +516,8 @@ template <typename W> double sum_of_squares(const W* g, Index count) {
 }
 
 // θ ← (1 − lr λ) θ − lr · scale · g
-template <typename W> void sgd_update(W* parameter, const W* gradient, W shrink, W rate, Index count) {
+template <typename W> void sgd_update(W* parameter /* count */, const W* gradient /* count */, W shrink, W rate,
+                                      Index count) {
 #pragma omp parallel if (count >= FEW)
   {
     Part part(count);
@@ -512,8 +528,8 @@ template <typename W> void sgd_update(W* parameter, const W* gradient, W shrink,
 
 // AdamW on scale · g. The β come from Python as they are used: 1 − β in float would lose digits. rate = lr / (1 − β₁ᵗ), correction = (1 − β₂ᵗ)^½.
 template <typename W>
-void adamw_update(W* parameter, const W* gradient, W* m, W* v, W scale, W one_minus_beta1, W beta2, W one_minus_beta2,
-                  W eps, W shrink, W rate, W correction, Index count) {
+void adamw_update(W* parameter /* count */, const W* gradient /* count */, W* m /* count */, W* v /* count */, W scale,
+                  W one_minus_beta1, W beta2, W one_minus_beta2, W eps, W shrink, W rate, W correction, Index count) {
 #pragma omp parallel if (count >= FEW)
   {
     Part part(count);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import re
@@ -13,7 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ _SOURCE = Path(__file__).with_name("kernels.cpp")
 # The compiler may not reorder sums on its own (-ffast-math): a NaN stays one, and equal runs give equal bits.
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
 
-# The parameters' types in kernels.cpp: T is the products' type and W the arithmetic's. A pointer may be null.
+# The parameters' types in kernels.cpp: T is the products' type and W the arithmetic's.
 _DTYPE_OF = {"std::uint8_t*": torch.bool, "Index*": torch.int64}
 _NUMBERS = {"Index": ctypes.c_int64, "double": ctypes.c_double, "float": ctypes.c_float, "void": None}
 
@@ -82,47 +83,93 @@ def _key(compiler: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+class _Parameter(NamedTuple):
+    """Of a kernel, as kernels.cpp declares it: `Index rows`, or a pointer such as `const T* h /* rows D? */`.
+
+    sizes: whose product is the number of elements behind a pointer: numbers and names of other parameters.
+    """
+
+    kind: str
+    name: str
+    sizes: tuple[str, ...] = ()
+    nullable: bool = False
+
+
 @functools.cache
-def _signatures() -> dict[str, tuple[str, list[str]]]:
-    """Of each exported kernel the type of its result and those of its parameters, as kernels.cpp writes them."""
+def _signatures() -> dict[str, tuple[str, list[_Parameter]]]:
+    """Of each exported kernel the type of its result, and its parameters."""
     source = _SOURCE.read_text(encoding="utf-8")
     exported = set(re.findall(r"(?<!define )EXPORT\w*\((\w+)\)", source))
     return {
-        name: (result, [re.sub(r"const |\s*\w+$", "", parameter.strip()) for parameter in parameters.split(",")])
+        name: (result, [_parameter(text) for text in parameters.split(",")])
         for result, name, parameters in re.findall(r"\b(void|double) (\w+)\(([^()]*)\) {", source)
         if name in exported
     }
+
+
+def _parameter(text: str) -> _Parameter:
+    found = re.fullmatch(r"(?:const )?([\w:]+\*?) (\w+)(?: /\* ([\w ]+)(\??) \*/)?", text.strip())
+    assert found is not None, text
+    kind, name, sizes, nullable = found.groups()
+    return _Parameter(kind, name, tuple((sizes or "").split()), bool(nullable))
 
 
 @functools.cache
 def kernel(name: str, dtype: torch.dtype) -> Callable[..., float | None]:
     """The kernel `name` for products in `dtype`; its arguments as in kernels.cpp.
 
-    Raises ValueError for a tensor of another dtype than the kernel's, not contiguous, or not on the CPU.
+    Raises ValueError for a tensor of another dtype or size than the kernel's, not contiguous, or not on the CPU.
     """
     suffix = str(dtype).removeprefix("torch.")
     wide = torch.promote_types(dtype, torch.float32)
     dtypes = _DTYPE_OF | {"T*": dtype, "W*": wide}
     numbers = _NUMBERS | {"W": _NUMBERS["double" if wide == torch.float64 else "float"]}
-    result, kinds = _signatures()[name]
+    result, parameters = _signatures()[name]
     address = ctypes.c_void_p.in_dll(library(), f"{name}_{suffix}").value
     assert address is not None
-    types: list[Any] = [ctypes.c_void_p if kind in dtypes else numbers[kind] for kind in kinds]
+    types: list[Any] = [ctypes.c_void_p if p.kind in dtypes else numbers[p.kind] for p in parameters]
     function = ctypes.CFUNCTYPE(numbers[result], *types)(address)
-    expected = [dtypes.get(kind) for kind in kinds]
+    count, place_of = len(parameters), {p.name: place for place, p in enumerate(parameters)}
+    # Of each pointer: its place among the arguments, its dtype, whether it may be null, and its sizes: the product of
+    # the numbers, and the places of the others.
+    pointers = [
+        (
+            place,
+            dtypes[p.kind],
+            p.nullable,
+            math.prod(int(size) for size in p.sizes if size.isdigit()),
+            [place_of[size] for size in p.sizes if not size.isdigit()],
+        )
+        for place, p in enumerate(parameters)
+        if p.kind in dtypes
+    ]
 
     def call(*arguments: Tensor | float | int | None) -> float | None:
-        return function(*(_plain(a, dtype) for a, dtype in zip(arguments, expected, strict=True)))
+        if len(arguments) != count:
+            raise ValueError(f"{name} takes {count} arguments, not {len(arguments)}")
+        plain: list[Any] = list(arguments)
+        for place, needed, nullable, elements, others in pointers:
+            tensor = plain[place]
+            if tensor is None and nullable:
+                continue
+            for other in others:
+                elements *= plain[other]
+            if not (
+                isinstance(tensor, Tensor)
+                and tensor.dtype == needed
+                and tensor.numel() == elements
+                and tensor.is_cpu
+                and tensor.is_contiguous()
+            ):
+                raise ValueError(f"{name}: {parameters[place].name}: {_refused(tensor, needed, elements)}")
+            plain[place] = tensor.data_ptr()
+        return function(*plain)
 
     return call
 
 
-def _plain(argument: Tensor | float | int | None, dtype: torch.dtype | None) -> float | int | None:
-    if not isinstance(argument, Tensor):
-        return argument
-    if argument.dtype != dtype or not argument.is_contiguous() or argument.device.type != "cpu":
-        raise ValueError(
-            f"a kernel needs a contiguous {dtype} tensor on the CPU here, not {argument.dtype} "
-            f"{tuple(argument.shape)} with strides {argument.stride()} on {argument.device}"
-        )
-    return argument.data_ptr()
+def _refused(tensor: object, dtype: torch.dtype, elements: int) -> str:
+    needed = f"a kernel needs a contiguous {dtype} tensor of {elements} elements on the CPU here"
+    if not isinstance(tensor, Tensor):
+        return f"{needed}, not {type(tensor).__name__}"
+    return f"{needed}, not {tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"

@@ -17,18 +17,23 @@ class KeyValues:
 
     def __init__(self, capacity: int):
         self.capacity, self.length = capacity, 0  # T
-        self.keys = self.values = torch.empty(0)
+        self.keys = self.values = torch.empty(0, device="cpu")
 
-    def reserve(self, batch: int, n_heads: int, size: int, like: Tensor) -> None:
-        """Makes room at the first token."""
+    def reserve(self, batch: int, n_heads: int, new: int, size: int, like: Tensor) -> None:
+        """Makes room at the first token; raises ValueError if `new` further tokens of as many rows do not fit."""
+        shape = (batch, n_heads, self.capacity, size)
         if not self.length:
-            shape = (batch, n_heads, self.capacity, size)
             self.keys, self.values = (torch.empty(shape, dtype=like.dtype, device=like.device) for _ in range(2))
+        if self.length + new > self.capacity or self.keys.shape != shape:
+            raise ValueError(
+                f"{new} tokens after {self.length}, in {batch} rows, do not fit into keys and values of the shape "
+                f"{tuple(self.keys.shape)}"
+            )
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Those of all tokens, the new ones' k and v (B, H, T_new, K) included."""
         batch, n_heads, new, size = k.shape
-        self.reserve(batch, n_heads, size, k)
+        self.reserve(batch, n_heads, new, size, k)
         start, self.length = self.length, self.length + new
         self.keys[:, :, start : self.length], self.values[:, :, start : self.length] = k, v
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]

@@ -96,10 +96,10 @@ def _random_problem(
     model.training = True
     # The initial weights (norms all 1, biases all 0) would hide a missing factor or term.
     for parameter in model.parameters.values():
-        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu"))
     time = max(1, config.max_seq_len - 2)
-    tokens = torch.randint(config.vocab_size, (BATCH, time), generator=generator)
-    labels = torch.randint(config.vocab_size, (BATCH, time), generator=generator)
+    tokens = torch.randint(config.vocab_size, (BATCH, time), generator=generator, device="cpu")
+    labels = torch.randint(config.vocab_size, (BATCH, time), generator=generator, device="cpu")
     labels[0, : time // 3] = IGNORE_INDEX
     return model, tokens, labels
 
@@ -118,9 +118,9 @@ def _finite_differences(
     five-point stencil's error is h⁴/30 · L⁽⁵⁾, far below the rounding of a two-point one.
     """
     parameter = model.parameters[name]
-    direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device="cpu")
     directions = [direction / direction.norm()]
-    for index in torch.randperm(parameter.numel(), generator=generator)[:ELEMENTS]:
+    for index in torch.randperm(parameter.numel(), generator=generator, device="cpu")[:ELEMENTS]:
         one = torch.zeros_like(parameter)
         one.view(-1)[index] = 1
         directions.append(one)
@@ -157,7 +157,8 @@ def _drop(config: CustomTransformerConfig, generator: torch.Generator, h: Tensor
     """Drawn from `generator` as the model draws it."""
     if not config.dropout:
         return h
-    return h * (torch.rand(h.shape, generator=generator) >= config.dropout) / (1 - config.dropout)
+    kept = torch.rand(h.shape, generator=generator, dtype=torch.float32, device="cpu") >= config.dropout
+    return h * kept / (1 - config.dropout)
 
 
 def gpt2_hidden(
@@ -175,7 +176,7 @@ def gpt2_hidden(
         return F.layer_norm(h, h.shape[-1:], p[f"{name}.weight"], p.get(f"{name}.bias"))
 
     time = tokens.shape[1]
-    causal = torch.ones(time, time, dtype=torch.bool).tril()
+    causal = torch.ones(time, time, dtype=torch.bool, device="cpu").tril()
     x = _drop(config, generator, p["token_embedding"][tokens] + p["position_embedding"][:time])
     for block in (f"blocks.{i}" for i in range(config.n_blocks)):
         q, k, v = (
@@ -195,7 +196,8 @@ def llama_hidden(
 ) -> Tensor:
     """As `gpt2_hidden`; the turns are products of complex numbers.        tokens (B, T) int64 -> (B, T, D)"""
     half, time = config.head_size // 2, tokens.shape[1]
-    angles = torch.arange(time)[:, None, None] * config.rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
+    steps, rates = (torch.arange(n, dtype=torch.float64, device="cpu") for n in (time, half))
+    angles = steps[:, None, None] * config.rope_base ** (-rates / half)
     turns = torch.polar(torch.ones_like(angles), angles)
     heads = [config.n_heads, config.kv_heads, config.kv_heads]
 
@@ -206,7 +208,7 @@ def llama_hidden(
         z = torch.complex(h[..., :half], h[..., half:]) * turns
         return torch.cat([z.real, z.imag], -1)
 
-    causal = torch.ones(time, time, dtype=torch.bool).tril()
+    causal = torch.ones(time, time, dtype=torch.bool, device="cpu").tril()
     x = _drop(config, generator, p["token_embedding"][tokens])
     for block in (f"blocks.{i}" for i in range(config.n_blocks)):
         qkv = (norm(x, f"{block}.norm_1") @ p[f"{block}.qkv.weight"]).unflatten(-1, (-1, config.head_size))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from custom_transformer.config import TrainingParams
+from custom_transformer.maths import checks
 from custom_transformer.maths.parameters import Tensors
 
 
@@ -62,6 +63,9 @@ class Optimizer(Protocol):
     """Changes parameters in place, by `scale` times gradients of the same names and shapes; remembers what it must.
 
     weight_decay: λ of each parameter, by name; 0 for those not named.
+
+    `update` raises ValueError, and changes nothing, for a gradient that is missing or does not fit its parameter, and
+    for a learning rate that is negative or not finite.
     """
 
     state: dict[str, Tensors]
@@ -77,6 +81,7 @@ class SGD:
         self.state: dict[str, Tensors] = {}
 
     def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None:
+        lr, scale = _checked(parameters, lr, scale, gradient=gradients)
         for name, parameter in parameters.items():
             self.rule(parameter, gradients[name], scale, lr, self.weight_decay.get(name, 0.0))
 
@@ -93,18 +98,34 @@ class AdamW:
         rule: Callable[..., None] = adamw_update,
     ):
         self.betas, self.weight_decay, self.eps, self.rule = betas, weight_decay, eps, rule
-        self.state: dict[str, Tensors] = {
-            "m": {name: torch.zeros_like(p) for name, p in parameters.items()},
-            "v": {name: torch.zeros_like(p) for name, p in parameters.items()},
-            "t": {"t": torch.zeros((), dtype=torch.int64)},
-        }
+        with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode cannot be changed outside
+            self.state: dict[str, Tensors] = {
+                "m": {name: torch.zeros_like(p) for name, p in parameters.items()},
+                "v": {name: torch.zeros_like(p) for name, p in parameters.items()},
+                "t": {"t": torch.zeros((), dtype=torch.int64, device="cpu")},
+            }
 
     def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None:
+        lr, scale = _checked(parameters, lr, scale, gradient=gradients, m=self.state["m"], v=self.state["v"])
         t = int(self.state["t"]["t"].add_(1))
         for name, parameter in parameters.items():
             m, v = self.state["m"][name], self.state["v"][name]
             decay = self.weight_decay.get(name, 0.0)
             self.rule(parameter, gradients[name], m, v, t, scale, lr, self.betas, decay, self.eps)
+
+
+def _checked(parameters: Tensors, lr: float, scale: float, **tensors: Tensors) -> tuple[float, float]:
+    """lr and scale as floats, where each of `tensors` has a tensor like each parameter."""
+    lr, scale = checks.check_learning_rate(lr), checks.check_number("scale", scale, 0, checks.LARGEST)
+    for name, p in parameters.items():
+        for kind, by_name in tensors.items():
+            t = by_name.get(name)
+            if t is None or t.shape != p.shape or t.dtype != p.dtype or t.device != p.device:
+                found = "missing" if t is None else f"{tuple(t.shape)} {t.dtype} on {t.device}"
+                raise ValueError(
+                    f"{name} is {tuple(p.shape)} {p.dtype} on {p.device}, its {kind} in this update is {found}"
+                )
+    return lr, scale
 
 
 def build_optimizer(

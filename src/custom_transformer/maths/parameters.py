@@ -52,9 +52,9 @@ def initial(table: Mapping[str, Parameter], n_blocks: int, seed: int) -> Tensors
     deviation["into_stream"] = INIT_STD / math.sqrt(2 * n_blocks)
     constant: dict[Role, float] = {"gain": 1.0, "bias": 0.0}
     return {
-        name: torch.full(shape, constant[role])
+        name: torch.full(shape, constant[role], dtype=torch.float32, device="cpu")
         if role in constant
-        else torch.randn(shape, generator=generator) * deviation[role]
+        else torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") * deviation[role]
         for name, (shape, role) in table.items()
     }
 

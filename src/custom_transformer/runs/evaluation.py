@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from custom_transformer.maths import ops
+from custom_transformer.maths import checks, ops
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.text.tokens import TokenSplit, eval_windows
 
@@ -26,8 +26,11 @@ if TYPE_CHECKING:  # transformers takes a second to import
 def score(model: CustomTransformer, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of each label in nats (0 where it is IGNORE_INDEX), and whether it was the likeliest token.
 
-    input_ids, labels (B, T) int64 -> losses (B, T) float64, correct (B, T) bool, both on the CPU
+    input_ids, labels (B, T) int64 -> losses (B, T) float64, correct (B, T) bool, both on the CPU. Raises ValueError for
+    what the model does not take.
     """
+    checks.check_ids("input_ids", input_ids)
+    checks.check_ids("labels", labels)
     labels = labels.to(model.device)
     losses, predicted = model.scores(input_ids.to(model.device), labels)
     return losses.to("cpu", torch.float64), (predicted == labels).cpu()
@@ -35,6 +38,7 @@ def score(model: CustomTransformer, input_ids: Tensor, labels: Tensor) -> tuple[
 
 def validation_loss(model: CustomTransformer, split: TokenSplit, length: int, batch_size: int) -> float:
     """The mean loss of every token of `split`, in nats, over non-overlapping windows of `length`."""
+    _check_windows(model, split, length, batch_size)
     total, count = 0.0, 0
     for input_ids, labels in eval_windows(split, length, batch_size):
         total += score(model, input_ids, labels)[0].sum().item()
@@ -51,8 +55,11 @@ def evaluate(
     bytes. If the split knows the probability of its texts, bits_per_byte_floor and loss_floor are what a model that
     knew the grammar itself would reach on them.
     """
-    loss_sums = torch.zeros(length, dtype=torch.float64)
-    counts = torch.zeros(length, dtype=torch.int64)
+    _check_windows(model, split, length, batch_size)
+    if max_batches is not None:
+        checks.check_count("max_batches", max_batches, 1)
+    loss_sums = torch.zeros(length, dtype=torch.float64, device="cpu")
+    counts = torch.zeros(length, dtype=torch.int64, device="cpu")
     correct_count = 0
     for input_ids, labels in islice(eval_windows(split, length, batch_size), max_batches):
         losses, correct = score(model, input_ids, labels)
@@ -80,6 +87,13 @@ def evaluate(
     return metrics, by_position
 
 
+def _check_windows(model: CustomTransformer, split: TokenSplit, length: int, batch_size: int) -> None:
+    checks.check_count("length", length, 1, model.config.max_seq_len + 1)
+    checks.check_count("batch_size", batch_size, 1)
+    if split.n_tokens < 2:
+        raise ValueError(f"the split must have at least 2 tokens, not {split.n_tokens}: there is nothing to predict")
+
+
 def held_out_accuracy(
     model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Cloze]
 ) -> float:
@@ -98,6 +112,6 @@ def _answer(model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, questi
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     longest = max(map(len, rows))
-    input_ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-    labels = torch.tensor([[*row, *[ops.IGNORE_INDEX] * (longest - len(row))] for row in rows])
+    input_ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device="cpu")
+    labels = torch.tensor([[*row, *[ops.IGNORE_INDEX] * (longest - len(row))] for row in rows], device="cpu")
     return input_ids[:, :-1], labels[:, 1:]

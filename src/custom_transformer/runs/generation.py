@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from custom_transformer.config import GenerationParams
+from custom_transformer.errors import shown
+from custom_transformer.maths import checks
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.model import CustomTransformer
 
@@ -39,12 +42,17 @@ def continuation(
     produced `eos_token_id` are filled up with it; generation ends early once all have. Beyond max_seq_len the model
     sees the last max_seq_len tokens. The cache changes the speed, not the tokens: learned positions move once that
     window slides, so from there on each step computes it whole. Raises ValueError for an empty prompt, a token outside
-    the vocabulary, and settings that are out of range.
+    the vocabulary, and settings that are out of range, also where nothing is left to generate.
     """
-    if input_ids.shape[-1] == 0:
-        raise ValueError("an empty prompt: give at least one token (the end token starts a new text)")
     tokens, window = input_ids, model.config.max_seq_len
-    model.check_tokens(tokens[:, -window:])
+    if isinstance(tokens, Tensor) and tokens.shape[-1:] == (0,):
+        raise ValueError("an empty prompt: give at least one token (the end token starts a new text)")
+    checks.check_ids("input_ids", tokens, model.parameter_device)
+    checks.check_tokens_in_vocabulary(tokens, model.config.vocab_size)
+    max_length = checks.check_count("max_length", max_length, 0)
+    if eos_token_id is not None:
+        eos_token_id = checks.check_count("eos_token_id", eos_token_id, 0, model.config.vocab_size)
+    _check_sampling(temperature, top_k, top_p, generator, tokens.device)
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     capacity = min(window, max(max_length, tokens.shape[1]))
     caches = [KeyValues(capacity) for _ in range(model.config.n_blocks)]
@@ -81,24 +89,39 @@ def sample(
     """Draws one token a row: logits (B, V) -> (B,) int64. Temperature 0 takes the likeliest.
 
     top_k keeps the k likeliest tokens (Fan et al. 2018); top_p then keeps the fewest whose probabilities add up
-    to p (Holtzman et al. 2020).
+    to p (Holtzman et al. 2020). Raises ValueError for settings that are out of range.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(f"temperature ≥ 0, top_k ≥ 1 and 0 < top_p ≤ 1, not {temperature}, {top_k} and {top_p}")
+    checks.check_tensor("logits", logits, "(B, V) of floating-point numbers")
+    if logits.ndim != 2 or not logits.numel() or not logits.is_floating_point():
+        raise ValueError(f"logits must be (B, V) floating-point, not {tuple(logits.shape)} {logits.dtype}")
+    _check_sampling(temperature, top_k, top_p, generator, logits.device)
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     tiny = torch.finfo(z.dtype).tiny  # what is smaller may be 0 in this dtype
     if temperature < tiny:
         return z.argmax(-1)
     # The largest is moved to 0, so that no temperature makes it infinite.
-    z, order = ((z - z.amax(-1, keepdim=True)) / temperature).sort(stable=True, dim=-1, descending=True)
+    z, order = ((z - z.amax(-1, keepdim=True)) / float(temperature)).sort(stable=True, dim=-1, descending=True)
     if top_k is not None:
-        z = z[:, :top_k]
+        z = z[:, : min(int(top_k), z.shape[1])]
     probabilities = torch.softmax(z, -1)
     if top_p is not None:
         before = probabilities.cumsum(-1) - probabilities  # the mass of all likelier tokens
-        probabilities = torch.where(before < max(top_p, tiny), probabilities, 0.0)
+        probabilities = torch.where(before < max(float(top_p), tiny), probabilities, 0.0)
     rank = torch.multinomial(probabilities, 1, generator=generator)
     return order.gather(-1, rank).squeeze(-1)
+
+
+def _check_sampling(
+    temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None, device: torch.device
+) -> None:
+    fits = isinstance(temperature, Real) and 0 <= temperature <= checks.LARGEST
+    fits &= top_k is None or (isinstance(top_k, Integral) and top_k >= 1)
+    fits &= top_p is None or (isinstance(top_p, Real) and 0 < top_p <= 1)
+    if not fits:
+        given = f"{shown(temperature)}, {shown(top_k)} and {shown(top_p)}"
+        raise ValueError(f"temperature ≥ 0 and finite, a whole top_k ≥ 1 and 0 < top_p ≤ 1, not {given}")
+    if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == device.type):
+        raise ValueError(f"generator must be a torch.Generator on {device} as the model is, not {shown(generator)}")
 
 
 @dataclass(frozen=True)

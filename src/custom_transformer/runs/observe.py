@@ -16,6 +16,7 @@ from torch import Tensor
 from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
+from custom_transformer.maths.settings import own_settings
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ class BlockView:
     unit_input: Tensor  # (B, T, F) what the feed-forward units' function is given
 
 
-@torch.no_grad()
 def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
     """A view of each block, the first first, as `tokens` (B, T) int64 pass without dropout.
 
@@ -36,12 +36,15 @@ def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
     model.check_tokens(tokens)
     seen: dict[str, Tensor] = {}
     at = Scope(model.in_products(), watch=seen.__setitem__)
-    x = model.architecture.embedding_forward(tokens, at, 0)
+    with own_settings(model.device):
+        x = model.architecture.embedding_forward(tokens, at, 0)
     for i in range(model.config.n_blocks):
         seen.clear()
-        x = model.architecture.block_forward(x, block := at / f"blocks.{i}", model.config)
-        results = {name.removeprefix(block.prefix): tensor for name, tensor in seen.items()}
-        yield BlockView(x, *model.architecture.inside(results, model.config))
+        with own_settings(model.device):
+            x = model.architecture.block_forward(x, block := at / f"blocks.{i}", model.config)
+            results = {name.removeprefix(block.prefix): tensor for name, tensor in seen.items()}
+            view = BlockView(x, *model.architecture.inside(results, model.config))
+        yield view
 
 
 def activation_statistics(model: CustomTransformer, tokens: Tensor) -> list[dict[str, float | int]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
+from custom_transformer.maths import checks
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.ops import IGNORE_INDEX
 from custom_transformer.maths.optim import Optimizer, build_optimizer, clip_scale, learning_rate_at
@@ -39,8 +40,28 @@ def training_step(
     """One update from one or more batches, the same as from all their rows in one batch.
 
     Each batch's mean loss is weighed by its share of the labels that count. A loss or gradient that is NaN or
-    infinite leaves parameters and optimiser as they were.
+    infinite leaves parameters and optimiser as they were. Raises ValueError, and changes no parameter, for batches that
+    the model does not take, a learning rate that is negative or not finite, and a max_grad_norm that is not above 0.
     """
+    learning_rate, max_grad_norm = checks.check_learning_rate(learning_rate), checks.check_max_grad_norm(max_grad_norm)
+    if not batches:
+        raise ValueError("batches must be at least one pair of input_ids and labels, not none")
+    for input_ids, labels in batches:
+        # Their values are looked at one batch after another: on a GPU that waits for it.
+        checks.check_ids("input_ids", input_ids, model.parameter_device)
+        checks.check_ids("labels", labels, model.parameter_device)
+        checks.check_same_shape("labels", labels, "input_ids", input_ids)
+    with model.computing():
+        return _step(model, optimizer, batches, learning_rate, max_grad_norm)
+
+
+def _step(
+    model: CustomTransformer,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    learning_rate: float,
+    max_grad_norm: float | None,
+) -> StepResult:
     counts = [int((labels != IGNORE_INDEX).sum()) for _, labels in batches]
     loss = 0.0
     gradients: Tensors = {}
