@@ -18,7 +18,7 @@ from custom_transformer.files import link_or_copy, sha256_file
 from custom_transformer.runs.serving import CHECKPOINT, TOKENIZER, TextModel
 
 # What the package imports to serve a model, and MLflow itself.
-REQUIREMENTS = "filelock mlflow numpy psutil pyarrow pydantic pyyaml rich tokenizers torch transformers".split()
+REQUIREMENTS = "filelock mlflow numpy psutil pyarrow pydantic rich ruamel.yaml tokenizers torch transformers".split()
 
 
 def save_model(folder: Path, checkpoint: Path, tokenizer: Path, defaults: GenerationParams) -> str:
