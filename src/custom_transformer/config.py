@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from custom_transformer.errors import UserError, one_line, shown
+from custom_transformer.errors import UserError, escaped, one_line, shown
 from custom_transformer.files import read_text
 from custom_transformer.paths import PARAMS
 from custom_transformer.plain_yaml import FLOAT, load_yaml
@@ -23,8 +22,9 @@ MODEL_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
 def _printable(text: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-        raise ValueError(f"{shown(text)} holds control characters or half a surrogate pair; remove them")
+    if escaped(text) != text:
+        held = "control characters, overrides of direction or half a surrogate pair"
+        raise ValueError(f"{shown(text)} holds {held}; remove them")
     return text
 
 
@@ -223,7 +223,7 @@ class GenerationParams(SamplingParams):
             try:
                 prompt.encode()
             except UnicodeEncodeError:
-                raise ValueError(f"prompt {prompt!a} is not valid Unicode text") from None
+                raise ValueError(f"prompt {shown(prompt)} is not valid Unicode text") from None
         return self
 
 

@@ -18,6 +18,8 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
+from custom_transformer.errors import shown
+
 MAX_ALIASED = 100  # characters that an alias may stand for
 FLOAT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$", re.ASCII)
 
@@ -59,9 +61,13 @@ class _Composer(Composer):
 
 class _Constructor(SafeConstructor):
     def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
-        if key in mapping:
-            raise ConstructorError(problem=f"key {key_node.value!r} stands twice", problem_mark=key_node.start_mark)
-        return True
+        if not isinstance(key_node, ScalarNode):
+            problem = "an unhashable key; only a word can be one"
+        elif key in mapping:
+            problem = f"key {shown(key_node.value)} stands twice"
+        else:
+            return True
+        raise ConstructorError(problem=problem, problem_mark=key_node.start_mark)
 
 
 class _Resolver(VersionedResolver):

@@ -132,13 +132,16 @@ def test_the_floor_of_the_loss_is_drawn_where_there_is_one(
 class Pieces:
     """A tokenizer, as far as labels need one."""
 
+    texts = (" the", "\n\x1b", "<|endoftext|>", "unbelievableness", "\u00a0»", "می\u200cخوا", "\u3000", "👩\u200d👧")
+
     def decode(self, tokens: list[int]) -> str:
-        return [" the", "\n\x1b", "<|endoftext|>", "unbelievableness"][tokens[0]]
+        return self.texts[tokens[0]]
 
 
 def test_a_token_becomes_a_short_printable_label() -> None:
-    labels = token_labels(Pieces(), [0, 1, 2, 3])  # type: ignore[arg-type]
-    assert labels == ["·the", "\\n\\x1b", "<|endoftext|>", "unbelievable…"]
+    labels = token_labels(Pieces(), list(range(8)))  # type: ignore[arg-type]
+    assert labels[:4] == ["·the", "\\n\\x1b", "<|endoftext|>", "unbelievable…"]
+    assert labels[4:] == ["·»", "می\u200cخوا", "·", "👩\u200d👧"]
 
 
 def test_the_plots_of_dvc_read_columns_that_there_are(metrics: Path) -> None:
