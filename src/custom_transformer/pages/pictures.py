@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", 
 MARKERS = "osD^vPX"
 WIDTH = 9.6  # inches: 960 pixels of a page
 DPI = 200
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+MOST_TICKS = 10
 BLANK = FuncFormatter(lambda *_: "")
 
 STYLE: dict[str, Any] = {
@@ -44,6 +44,37 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "text.parse_math": False,  # a token may hold dollar signs
 }
+
+
+@FuncFormatter
+def PLAIN(value: float, _: int) -> str:
+    """0.5 or 1e+06; with more digits only where neighbours need them."""
+    return short if math.isclose(float(short := f"{value:g}"), value, rel_tol=1e-12) else f"{value:.12g}"
+
+
+class RoundNumbers(LogLocator):
+    """Two to ten round numbers on a logarithmic axis, however short or long it is."""
+
+    def tick_values(self, low: float, high: float) -> list[float]:
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for digits in ((1, 2, 3, 5), (1, 3), (1,)):
+            ticks = [digit * 10.0**e for e in exponents for digit in digits if low <= digit * 10.0**e <= high]
+            if len(ticks) <= MOST_TICKS:
+                break
+        if len(ticks) < 3:  # not even 1, 2, 3 or 2, 3, 5: the axis is so short that it is nearly linear
+            even = MaxNLocator(nbins=8, steps=[1, 2, 5, 10]).tick_values(low, high)
+            ticks = [tick for tick in even if low <= tick <= high]
+        return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
+
+
+class Powers(RoundNumbers):
+    """1, 2, 4, 8, … on a logarithmic axis of lengths."""
+
+    def tick_values(self, low: float, high: float) -> list[float]:
+        exponents = range(max(0, math.ceil(math.log2(low))), math.floor(math.log2(high)) + 1)
+        ticks = [2.0**e for e in exponents][:: math.ceil(len(exponents) / MOST_TICKS) or 1]
+        return ticks if len(ticks) > 1 else super().tick_values(low, high)
+
 
 # Of a large model, only some blocks and heads are drawn, and only some rows are labelled.
 MOST_BLOCKS, MOST_HEADS, MOST_ROWS = 4, 4, 60
@@ -110,8 +141,8 @@ def gradient_figure(metrics: Path) -> Figure:
     norms = np.array(columns["gradient_norm"]).reshape(len(steps), len(names)).T
     figure = Figure(figsize=(WIDTH, 1.2 + 0.19 * min(len(names), MOST_ROWS)))
     axes = figure.add_subplot()
-    shown = norms[norms > 0]
-    scale = LogNorm(*np.quantile(shown, [0.005, 0.995])) if len(shown) else None
+    shown = norms[(norms > 0) & np.isfinite(norms)]
+    scale = LogNorm(*_apart(*np.quantile(shown, [0.005, 0.995]))) if len(shown) else None
     image = axes.pcolormesh(_edges(steps), np.arange(len(names) + 1), norms, norm=scale)
     every = math.ceil(len(names) / MOST_ROWS)
     axes.set_yticks(np.arange(len(names))[::every] + 0.5, names[::every], fontsize=8)
@@ -122,7 +153,8 @@ def gradient_figure(metrics: Path) -> Figure:
         if _room(names[row]) != _room(names[row - 1]):
             axes.axhline(row, color="white", lw=1.5)
     _over_steps(axes)
-    bar = figure.colorbar(image, ax=axes, extend="both", pad=0.01, aspect=40, format=PLAIN)
+    ticks = RoundNumbers() if scale else None
+    bar = figure.colorbar(image, ax=axes, extend="both", pad=0.01, aspect=40, ticks=ticks, format=PLAIN)
     bar.set_label("gradient norm before clipping")
     return figure
 
@@ -176,7 +208,7 @@ def position_figure(metrics: Path) -> Figure:
     axes.axhline(mean, color=ORANGE, ls="--", lw=1.2, label=f"mean: {mean:.3f}")
     axes.set(xlabel="tokens of context", ylabel="loss (nats per token)", yscale="log", xscale="log")
     _plain_ticks(axes)
-    axes.xaxis.set_major_locator(LogLocator(2))
+    axes.xaxis.set_major_locator(Powers())
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(PLAIN)
     axes.legend()
@@ -224,7 +256,7 @@ def _edges(steps: Sequence[float]) -> np.ndarray:
     """Where the columns of a map begin and end, each around its step."""
     centres = np.array(steps)
     middles = (centres[1:] + centres[:-1]) / 2
-    first, last = (middles[0], middles[-1]) if len(middles) else (centres[0] + 0.5, centres[0] - 0.5)
+    first, last = (middles[0], middles[-1]) if len(middles) else (centres[0] + 1, centres[0] - 1)
     return np.array([2 * centres[0] - first, *middles, 2 * centres[-1] - last])
 
 
@@ -233,17 +265,23 @@ def _spread(n: int, most: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
 
 
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """The ends of a logarithmic axis, far enough from each other that numbers between them differ."""
+    return (low, high) if high > low * (1 + 1e-6) else (low * (1 - 1e-6), high * (1 + 1e-6))
+
+
 def _over_steps(axes: Axes) -> None:
     axes.set_xlabel("step")
+    low, high = axes.get_xlim()
+    if math.floor(high) <= math.ceil(low):  # a run of one step: room for the numbers beside it
+        axes.set_xlim(math.floor(low) - 0.5, math.ceil(high) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """0.5, 1, 2 on a logarithmic axis, instead of powers of ten."""
-    low, high = axes.get_ylim()
-    ticks = [m * 10.0**e for e in range(-12, 12) for m in (1, 2, 3, 5) if low <= m * 10.0**e <= high]
-    if ticks:
-        axes.set_yticks(ticks[:: math.ceil(len(ticks) / 10)])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    """0.5, 1, 2 on a logarithmic y axis, instead of powers of ten."""
+    axes.set_ylim(_apart(*axes.get_ylim()))
+    axes.yaxis.set_major_locator(RoundNumbers())
+    axes.yaxis.set_major_formatter(PLAIN)
     axes.yaxis.set_minor_formatter(BLANK)
