@@ -70,6 +70,7 @@ RUNS = {
     "nothing left to learn": ([1, 2, 3], [0.0, 0.0, 0.0], [0.0, 0.0]),
     "many decades": ([1, 100_000], [20.0, 1e-7], [1e-9, 0.0, 1e4]),
     "infinite": ([1, 2, 3], [2.0, 1.9, math.inf], [0.5, math.inf, math.nan]),
+    "the end of float64": ([1, 2], [1e308, 1e-320], [1e308, 1e-300]),
     "a long context": (list(range(1, 2049)), [9.0 - i / 1000 for i in range(2048)], [0.1]),
 }
 FIGURES = [
@@ -77,7 +78,7 @@ FIGURES = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Data has no positive values")
+@pytest.mark.filterwarnings("ignore:Data has no positive values", "ignore:overflow encountered")
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("draw", FIGURES, ids=[draw.__name__ for draw in FIGURES])
 def test_every_axis_has_at_least_two_numbers(tmp_path: Path, draw: Callable[[Path], Figure], run: str) -> None:

@@ -56,7 +56,7 @@ class RoundNumbers(LogLocator):
     """Two to ten round numbers on a logarithmic axis, however short or long it is."""
 
     def tick_values(self, low: float, high: float) -> list[float]:
-        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        exponents = range(math.floor(math.log10(low)), min(math.ceil(math.log10(high)), 308) + 1)
         for digits in ((1, 2, 3, 5), (1, 3), (1,)):
             ticks = [digit * 10.0**e for e in exponents for digit in digits if low <= digit * 10.0**e <= high]
             if len(ticks) <= MOST_TICKS:
@@ -64,7 +64,7 @@ class RoundNumbers(LogLocator):
         if len(ticks) < 3:  # not even 1, 2, 3 or 2, 3, 5: the axis is so short that it is nearly linear
             even = MaxNLocator(nbins=8, steps=[1, 2, 5, 10]).tick_values(low, high)
             ticks = [tick for tick in even if low <= tick <= high]
-        return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
+        return ticks[:: math.ceil(len(ticks) / MOST_TICKS) or 1]
 
 
 class Powers(RoundNumbers):
