@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from rich.cells import cell_len, set_cell_size
 
 from custom_transformer.config import Params
 from custom_transformer.errors import UserError, escaped, run_main
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
 SPACES = "[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]"  # of every width, also those at which no line may break
+WIDEST = 13  # label, in columns of a terminal: an ideograph takes two
 TOKENS_SHOWN = 16  # of the text whose attention is drawn: as many as can be read beside a map
 
 
@@ -61,7 +63,7 @@ def attention_of_sample(checkpoint: Checkpoint, params: Params) -> Attention:
 def token_labels(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> list[str]:
     """Each token's text with · for a space, short and on one line."""
     texts = [re.sub(SPACES, "·", escaped(str(tokenizer.decode([token])))) for token in tokens]
-    return [text if len(text) <= 13 else f"{text[:12]}…" for text in texts]
+    return [text if cell_len(text) <= WIDEST else set_cell_size(text, WIDEST - 1).rstrip() + "…" for text in texts]
 
 
 if __name__ == "__main__":

@@ -108,6 +108,11 @@ def test_hostile_texts_are_shown_as_they_are(metrics: Path, params: Params, draw
     assert "password" not in text
 
 
+def test_each_sample_has_its_own_direction(metrics: Path, params: Params, drawn: dict[str, bytes]) -> None:
+    boxes = [attributes for tag, attributes in Page(page(params, metrics, drawn)).tags if tag == "blockquote"]
+    assert boxes == [{"dir": "auto"}]
+
+
 def test_equal_files_give_equal_bytes(
     metrics: Path, attention: Attention, params: Params, drawn: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,16 +137,19 @@ def test_the_floor_of_the_loss_is_drawn_where_there_is_one(
 class Pieces:
     """A tokenizer, as far as labels need one."""
 
-    texts = (" the", "\n\x1b", "<|endoftext|>", "unbelievableness", "\u00a0»", "می\u200cخوا", "\u3000", "👩\u200d👧")
+    texts = (
+        *(" the", "\n\x1b", "<|endoftext|>", "unbelievableness"),
+        *("\u00a0»", "می\u200cخوا", "\u3000", "👩\u200d👧", "やうやう白くなりゆく山ぎは"),
+    )
 
     def decode(self, tokens: list[int]) -> str:
         return self.texts[tokens[0]]
 
 
 def test_a_token_becomes_a_short_printable_label() -> None:
-    labels = token_labels(Pieces(), list(range(8)))  # type: ignore[arg-type]
+    labels = token_labels(Pieces(), list(range(9)))  # type: ignore[arg-type]
     assert labels[:4] == ["·the", "\\n\\x1b", "<|endoftext|>", "unbelievable…"]
-    assert labels[4:] == ["·»", "می\u200cخوا", "·", "👩\u200d👧"]
+    assert labels[4:] == ["·»", "می\u200cخوا", "·", "👩\u200d👧", "やうやう白く…"]
 
 
 def test_the_plots_of_dvc_read_columns_that_there_are(metrics: Path) -> None:

@@ -22,6 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from rich.cells import cell_len
+
+from custom_transformer.pages.fonts import families_for
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 MARKERS = "osD^vPX"
@@ -103,7 +106,7 @@ def pictures(metrics: Path, attention: Attention) -> dict[str, bytes]:
 def png(draw: Callable[[], Figure]) -> bytes:
     """The figure of `draw` as a PNG in this module's style, without metadata of program or time."""
     with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a token in a script that the font lacks shows as a box
+        warnings.filterwarnings("ignore", message="Glyph")  # a token in a script that no font has shows as a box
         buffer = io.BytesIO()
         draw().savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
@@ -222,7 +225,8 @@ def attention_figure(attention: Attention) -> Figure:
     time = len(attention.tokens)
     size = min((WIDTH - 1.8) / len(heads), 3.0)  # of a map, in inches
     font = max(3.5, min(8.0, 60 * size / time))
-    labels = max(map(len, attention.tokens)) * font / 120
+    labels = max(map(cell_len, attention.tokens)) * font / 120
+    text: dict[str, Any] = {"fontsize": font, "fontfamily": families_for("".join(attention.tokens))}
     figure = Figure(figsize=(WIDTH, labels + 0.1 + len(blocks) * (size + 0.27)), layout="compressed")
     grid = figure.subplots(len(blocks), len(heads), squeeze=False)
     future = np.triu(np.ones((time, time), dtype=bool), 1)
@@ -233,8 +237,8 @@ def attention_figure(attention: Attention) -> Figure:
             image = axes.imshow(shown, norm=PowerNorm(0.5, vmin=0, vmax=1), aspect="equal", interpolation="nearest")
             axes.grid(False)
             axes.set_title(f"blocks.{block}, head {head}", fontsize=9)
-            axes.set_xticks(range(time), attention.tokens if i == len(blocks) - 1 else [], rotation=90, fontsize=font)
-            axes.set_yticks(range(time), attention.tokens if j == 0 else [], fontsize=font)
+            axes.set_xticks(range(time), attention.tokens if i == len(blocks) - 1 else [], rotation=90, **text)
+            axes.set_yticks(range(time), attention.tokens if j == 0 else [], **text)
             axes.tick_params(length=0, pad=1)
     bar = figure.colorbar(image, ax=grid, pad=0.01, aspect=30, shrink=0.8, ticks=[0, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "5%", "20%", "50%", "100%"])

@@ -111,7 +111,7 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> list[str]:
     for sample in samples:
         prompt, text = sample["prompt"], sample["text"] + ("" if sample["ended"] else " …")
         parts = [escape(lines_only(part)) for part in (text[: len(prompt)], text[len(prompt) :])]
-        lines.append("<blockquote><b>{}</b>{}</blockquote>".format(*parts))
+        lines.append('<blockquote dir="auto"><b>{}</b>{}</blockquote>'.format(*parts))
     return lines
 
 
@@ -130,6 +130,6 @@ def _sections(params: Mapping[str, Any]) -> list[str]:
     lines = []
     for title, section in sections.items():
         values = {name: one_line(json.dumps(value, ensure_ascii=False)) for name, value in section.items()}
-        rows = [f"<tr><td><code>{escape(n)}</code></td><td>{escape(v)}</td></tr>" for n, v in values.items()]
+        rows = [f'<tr><td><code>{escape(n)}</code></td><td dir="auto">{escape(v)}</td></tr>' for n, v in values.items()]
         lines += [f"<section>\n<h3>{escape(title)}</h3>\n<table>", *rows, "</table>\n</section>"]
     return lines
