@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 
 from custom_transformer.config import Params, load_params
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.pages.pictures import Attention, pictures
-from custom_transformer.pages.report import PICTURES, page
+from custom_transformer.pages.pictures import Attention, pictures, position_figure
+from custom_transformer.pages.report import PICTURES, page, shown
 from stages.report import token_labels
+from stages.show import print_metrics
 
 HOSTILE = "</blockquote><script>alert(1)</script><img src=http://x/y.png onerror=alert(2)> $lead ${x} & \x1b[31m\u202e"
 
@@ -106,6 +108,35 @@ def test_hostile_texts_are_shown_as_they_are(metrics: Path, params: Params, draw
     assert "12,345 parameters" in text
     assert "0.8000" in text
     assert "password" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0.41903, "0.4190"), (1.5205, "1.5205"), (50257.123, "50257.1230"), (0.0, "0.0000"), (-2.5, "-2.5000")),
+        *((math.exp(700), "1.0142e+304"), (1e7, "1.0000e+07"), (-3e20, "-3.0000e+20"), (4.2e-5, "4.2000e-05")),
+        *((61268, "61,268"), (0, "0"), (10**15, "1.0000e+15"), (10**300, "1.0000e+300")),
+        *((math.inf, "inf"), (math.nan, "nan")),
+    ],
+)
+def test_a_figure_of_any_size_is_short(value: float | int, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_a_perplexity_of_hundreds_of_digits_leaves_the_table_in_sight(
+    metrics: Path, params: Params, drawn: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(metrics, tmp_path, dirs_exist_ok=True)
+    result: dict[str, float | int] = {"loss": 1e20, "perplexity": math.exp(700), "accuracy": 1e-9, "tokens": 260}
+    write_json(tmp_path / "eval.json", result)
+    print_metrics(result)
+    table, text = capsys.readouterr().out, Page(page(params, tmp_path, drawn)).text
+    for figure in ("1.0000e+20", "1.0142e+304", "1.0000e-09", "260"):
+        assert figure in table
+        assert figure in text
+    assert max(map(len, table.splitlines())) <= 80
+    label = position_figure(tmp_path).axes[0].get_legend_handles_labels()[1][1]
+    assert label == "mean: 1e+20"
 
 
 def test_each_sample_has_its_own_direction(metrics: Path, params: Params, drawn: dict[str, bytes]) -> None:

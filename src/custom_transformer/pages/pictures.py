@@ -123,7 +123,7 @@ def training_figure(metrics: Path) -> Figure:
     loss.plot(train["step"], train["train_loss"], color=BLUE, lw=1.2, label="training")
     loss.plot(validation["step"], validation["validation_loss"], "o-", color=ORANGE, ms=4, label="validation")
     if (floor := json.loads((metrics / "eval.json").read_text("utf-8")).get("loss_floor")) is not None:
-        loss.axhline(floor, color=GREY, ls="--", lw=1.2, label=f"what the grammar itself would need: {floor:.3f}")
+        loss.axhline(floor, color=GREY, ls="--", lw=1.2, label=f"what the grammar itself would need: {floor:.4g}")
     loss.set(title="Loss", ylabel="nats per token", yscale="log")
     _plain_ticks(loss)
     loss.legend()
@@ -208,7 +208,7 @@ def position_figure(metrics: Path) -> Figure:
     axes = figure.add_subplot()
     context = np.array(columns["position"]) + 1
     axes.plot(context, columns["loss"], ".-", color=BLUE, lw=1.2, ms=4, label="after so many tokens")
-    axes.axhline(mean, color=ORANGE, ls="--", lw=1.2, label=f"mean: {mean:.3f}")
+    axes.axhline(mean, color=ORANGE, ls="--", lw=1.2, label=f"mean: {mean:.4g}")
     axes.set(xlabel="tokens of context", ylabel="loss (nats per token)", yscale="log", xscale="log")
     _plain_ticks(axes)
     axes.xaxis.set_major_locator(Powers())

@@ -72,7 +72,11 @@ PICTURES = {
 
 
 def shown(value: float | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    """A figure as people read it; in scientific notation where digits would fill the line, or none would be left."""
+    if isinstance(value, int) and abs(value) < 10**15:
+        return f"{value:,}"
+    plain = isinstance(value, float) and (value == 0 or 1e-3 <= abs(value) < 1e7)
+    return f"{value:.4f}" if plain else f"{value:.4e}"
 
 
 def page(params: Params, metrics: Path, pictures: Mapping[str, bytes]) -> str:
