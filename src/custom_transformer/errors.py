@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
 import reprlib
 import sys
@@ -68,7 +70,15 @@ def shown(value: object) -> str:
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:
-    """Runs a program's `main` and exits: 0 on success, 1 after one line on stderr, 130 on Ctrl-C."""
+    """Runs a program's `main` and exits: 0 on success, 1 after one line on stderr, 130 on Ctrl-C.
+
+    A character that the terminal's encoding lacks is printed as \\uNNNN.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Where a pipe has taken the place of a file, the stream is changed and then looks in vain for its position.
+        with contextlib.suppress(OSError):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -58,7 +58,7 @@ def provenance(stage: str) -> dict[str, str]:
 def _git(*args: str) -> str | None:
     """Git's answer about the working folder; None if it has none."""
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["git", *args], capture_output=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
