@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks.contestants import ABLATIONS, FUSED_PEERS, PEERS
 from benchmarks.plot import save_plot
 from benchmarks.workloads import SIZES, Workload
+from custom_transformer.errors import run_main
 from custom_transformer.files import write_json
 from custom_transformer.runs.summary import memory_bytes
 
@@ -179,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

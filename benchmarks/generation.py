@@ -15,6 +15,7 @@ from transformers.utils import logging
 from benchmarks.contestants import gpt2_of
 from benchmarks.workloads import SIZES, Workload
 from custom_transformer import CustomTransformer
+from custom_transformer.errors import run_main
 from custom_transformer.fast.choose import choose_engine
 from custom_transformer.fast.products import fast_products
 from custom_transformer.runs.generation import generate
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -17,6 +17,7 @@ import vl_convert
 
 from custom_transformer.errors import ArgumentParser, run_main
 from custom_transformer.files import atomic_write
+from custom_transformer.pages.markdown import cell, code_span
 from stages.dvc import run_dvc
 
 PICTURE_WIDTH = 420  # pixels as shown: two beside each other in a comment on GitHub
@@ -30,12 +31,12 @@ def main() -> None:
     base, out = arguments.base, arguments.out
 
     metrics = run_dvc("metrics", "diff", "--md", base)
-    params = run_dvc("params", "diff", "--md", base)
+    params = json.loads(run_dvc("params", "diff", "--json", base).stdout)
     plots = json.loads(run_dvc("plots", "diff", "--json", "--out", str(out), base).stdout)
     sections = [
-        f"### The workspace against {base}",
+        f"### The workspace against {code_span(base)}",
         table_or(metrics.stdout.strip(), "No metric differs."),
-        table_or(params.stdout.strip(), "No parameter differs."),
+        "\n".join(parameters(params, base)) or "No parameter differs.",
         *drawn(plots.get("data", {}), out),
         unread(metrics.stderr.strip(), plots.get("errors", [])),
     ]
@@ -47,6 +48,17 @@ def main() -> None:
 def table_or(markdown: str, otherwise: str) -> str:
     """A table of DVC's, which has a head of two lines whether or not something follows."""
     return markdown if markdown.count("\n") > 1 else otherwise
+
+
+def parameters(diff: dict[str, dict[str, Any]], base: str) -> Iterator[str]:
+    """The lines of a table like DVC's, whose own puts values into Markdown as they are: prompts lay out the page."""
+    if diff:
+        yield f"| Path | Param | {cell(base)} | workspace |"
+        yield "|---|---|---|---|"
+    for path, changes in diff.items():
+        for name, change in sorted(changes.items()):
+            values = ("-" if change.get(side) is None else cell(change[side]) for side in ("old", "new"))
+            yield f"| {path} | {name} | {' | '.join(values)} |"
 
 
 def drawn(plots: dict[str, list[dict[str, Any]]], out: Path) -> Iterator[str]:

@@ -17,8 +17,12 @@ def run_dvc(*arguments: str, output: int = subprocess.PIPE, **environment: str) 
     and the stages python.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    command, env = [sys.executable, "-m", "dvc", *arguments], os.environ | {"PATH": path} | environment
-    done = subprocess.run(command, stdout=output, stderr=output, text=True, env=env, check=False)
+    # What it says is read here, so it says it in UTF-8, whatever this terminal's encoding is.
+    env = os.environ | {"PATH": path, "PYTHONIOENCODING": "utf-8:backslashreplace"} | environment
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(
+        command, stdout=output, stderr=output, encoding="utf-8", errors="replace", env=env, check=False
+    )
     if done.returncode != 0:
         said = [line for line in (done.stderr or "").splitlines() if line.strip()]
         said = said or ["failed without a reason; run it by itself to see why, then this again"]

@@ -11,8 +11,8 @@ import json
 import subprocess
 from pathlib import Path
 
-import yaml
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML, YAMLError
 from voluptuous import Invalid
 
 from custom_transformer.errors import UserError, run_main
@@ -43,10 +43,10 @@ def mend_pipeline_lock(root: Path) -> str | None:
     """Restores dvc.lock where it cannot be read; says so. Raises UserError where git does not have it."""
     path = root / LOCK
     try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(path.read_bytes()))
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (yaml.YAMLError, UnicodeDecodeError, Invalid):
+    except (YAMLError, ValueError, Invalid):
         pass
     else:
         return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from rich.cells import cell_len, set_cell_size
 
 from custom_transformer.config import Params
-from custom_transformer.errors import UserError, run_main
+from custom_transformer.errors import UserError, escaped, run_main
 from custom_transformer.files import atomic_write
 from custom_transformer.pages.pictures import Attention, pictures
 from custom_transformer.pages.report import page
@@ -23,6 +25,8 @@ from stages.cli import parameters
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
+SPACES = "[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]"  # of every width, also those at which no line may break
+WIDEST = 13  # label, in columns of a terminal: an ideograph takes two
 TOKENS_SHOWN = 16  # of the text whose attention is drawn: as many as can be read beside a map
 
 
@@ -57,10 +61,9 @@ def attention_of_sample(checkpoint: Checkpoint, params: Params) -> Attention:
 
 
 def token_labels(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> list[str]:
-    """Each token's text with · for a space, short and without control characters."""
-    texts = [str(tokenizer.decode([token])).replace(" ", "·") for token in tokens]
-    printable = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) for text in texts]
-    return [text if len(text) <= 13 else f"{text[:12]}…" for text in printable]
+    """Each token's text with · for a space, short and on one line."""
+    texts = [re.sub(SPACES, "·", escaped(str(tokenizer.decode([token])))) for token in tokens]
+    return [text if cell_len(text) <= WIDEST else set_cell_size(text, WIDEST - 1).rstrip() + "…" for text in texts]
 
 
 if __name__ == "__main__":

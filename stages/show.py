@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from custom_transformer.errors import UserError, lines_only, run_main
 from custom_transformer.pages.report import MEANINGS, shown
 from custom_transformer.pages.samples import read_samples
 from custom_transformer.paths import METRICS
+from custom_transformer.progress import AS_IS
 
 SAMPLES_SHOWN = 2
 
@@ -24,12 +25,12 @@ def main() -> None:
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: not there yet; run dvc repro first") from None
     print_metrics(metrics)
-    console = Console(highlight=False)
+    console = Console(**AS_IS)
     one_a_prompt = list({sample["prompt"]: sample for sample in samples}.values())
     for sample in one_a_prompt[:SAMPLES_SHOWN]:
         prompt, rest = sample["prompt"], sample["text"][len(sample["prompt"]) :]
-        parts = (escape(lines_only(part)) for part in (prompt, rest))
-        console.print("\n[bold]{}[/bold]{}".format(*parts) + ("" if sample["ended"] else " …"))
+        end = "" if sample["ended"] else " …"
+        console.print(Text.assemble("\n", (lines_only(prompt), "bold"), lines_only(rest) + end))
     console.print(
         f"\nthe whole report {METRICS}/report.html, in a browser"
         f"\nall samples      {METRICS}/samples.md"
@@ -45,7 +46,7 @@ def print_metrics(metrics: Mapping[str, float | int]) -> None:
     table.columns[1].justify = "right"
     for name, value in metrics.items():
         table.add_row(name, shown(value), MEANINGS.get(name, ""))
-    Console().print(table)
+    Console(**AS_IS).print(table)
 
 
 if __name__ == "__main__":

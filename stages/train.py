@@ -104,10 +104,10 @@ def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -
             if m.result.status != "ok":
                 progress.note(f"step {m.step}: {m.result.status}, no parameter changed")
             if m.spike:
-                progress.note(f"step {m.step}: the loss of {m.result.loss:.3f} stands out above those before it")
+                progress.note(f"step {m.step}: the loss of {m.result.loss:.4g} stands out above those before it")
             if m.validation:
-                validation_loss = f"  validation {m.validation.loss:.3f}"
-            progress.update(m.step, f"loss {m.result.loss:.3f}{validation_loss}  {speed:,.0f} tokens/s")
+                validation_loss = f"  validation {m.validation.loss:.4g}"
+            progress.update(m.step, f"loss {m.result.loss:.4g}{validation_loss}  {speed:,.0f} tokens/s")
             abandoned = orphaned()
             if m.step % params.training.save_every == 0 or m.last or abandoned:
                 run.flush()  # before the state, so that no step is missing from the run that goes on from it

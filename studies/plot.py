@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from custom_transformer.files import atomic_write
+from custom_transformer.pages.pictures import BLANK, PLAIN, RoundNumbers
 from studies.law import Fit
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # Okabe & Ito's, for every eye
@@ -60,6 +61,9 @@ def save_plot(points: Sequence[Measured], fit: Fit, floor: float | None, path: P
     for axes in (loss, excess):
         axes.set_xlabel("D (tokens trained on)")
         axes.grid(alpha=0.3, which="both")
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                axis.set(major_locator=RoundNumbers(), major_formatter=PLAIN, minor_formatter=BLANK)
     loss.legend(fontsize=8)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)

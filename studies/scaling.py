@@ -31,6 +31,7 @@ from custom_transformer.files import write_csv, write_json
 from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.parameters import count
 from custom_transformer.paths import METRICS, TOKENS
+from custom_transformer.progress import AS_IS
 from custom_transformer.text.tokens import META
 from custom_transformer.tracking import SweepRun, flat_params, sweep_runs, sync
 from stages.dvc import run_dvc
@@ -260,7 +261,7 @@ def non_embedding_parameters(params: Params) -> int:
 
 
 def show(results: Sequence[Result], fit: Fit, floor: float | None) -> None:
-    console = Console(width=100)
+    console = Console(**AS_IS, width=100)
     table = Table("width", "N", "D", "loss", "law", "above E", title="nats a token")
     for column in table.columns:
         column.justify = "right"
@@ -276,13 +277,9 @@ def show(results: Sequence[Result], fit: Fit, floor: float | None) -> None:
     for name, symbol in {"E": "E", "A": "A", "alpha": "α", "B": "B", "beta": "β"}.items():
         low, high = fit.intervals[name]
         known = name == "E" and floor is not None
-        console.print(
-            f"{symbol} = {getattr(law, name):.4g}  " + ("known" if known else f"[{low:.4g}, {high:.4g}]"), markup=False
-        )
+        console.print(f"{symbol} = {getattr(law, name):.4g}  " + ("known" if known else f"[{low:.4g}, {high:.4g}]"))
     low, high = fit.intervals["compute_exponent"]
-    console.print(
-        f"best size at a given compute: N ∝ C^{law.compute_exponent:.2f}  [{low:.2f}, {high:.2f}]", markup=False
-    )
+    console.print(f"best size at a given compute: N ∝ C^{law.compute_exponent:.2f}  [{low:.2f}, {high:.2f}]")
     console.print(f"the law misses the runs by {fit.error:.1%} (root mean square)")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from custom_transformer.config import (
     CustomTransformerConfig,
@@ -34,6 +35,7 @@ from custom_transformer.maths.parameters import count
 from custom_transformer.pages.card import model_card
 from custom_transformer.pages.continuation import print_continuation
 from custom_transformer.paths import BEST, EXPORTED, PARAMS, TOKENIZER, TOKENS
+from custom_transformer.progress import AS_IS
 from custom_transformer.runs.checkpoint import DTYPES, load_checkpoint
 from custom_transformer.runs.serving import CHECKPOINT
 from custom_transformer.runs.serving import TOKENIZER as SERVED_TOKENIZER
@@ -126,8 +128,8 @@ def _tokenized_vocab_size(data: DataParams) -> int | None:
 
 def print_summary(params: Params) -> None:
     config = model_config(params)
-    console = Console()
-    console.print("  ".join(f"{name}={value}" for name, value in config.model_dump().items()), highlight=False)
+    console = Console(**AS_IS)
+    console.print("  ".join(f"{name}={value}" for name, value in config.model_dump().items()))
 
     table = Table("parameter", "shape", "count", "share")
     parameters = architecture_of(config).parameters(config)
@@ -151,18 +153,17 @@ def print_summary(params: Params) -> None:
     console.print(resources)
     console.print(
         f"activations: {training.batch_size} × {time} tokens in {training.precision}, without the head's chunks\n"
-        f"arithmetic: {flops_per_token(config, time):,} FLOPs per token, forward and backward",
-        highlight=False,
+        f"arithmetic: {flops_per_token(config, time):,} FLOPs per token, forward and backward"
     )
 
 
 def print_gradcheck(params: Params) -> None:
     full = model_config(params)
     config = reduced(full)
-    console = Console()
+    console = Console(**AS_IS)
     if config != full:
         sizes = {k: v for k, v in config.model_dump().items() if v != getattr(full, k)}
-        console.print("reduced to " + " ".join(f"{k}={v}" for k, v in sizes.items()), highlight=False)
+        console.print("reduced to " + " ".join(f"{k}={v}" for k, v in sizes.items()))
     table = Table("parameter", "shape", "finite differences", "autograd", "")
     for column in table.columns[1:4]:
         column.justify = "right"
@@ -174,14 +175,14 @@ def print_gradcheck(params: Params) -> None:
             " × ".join(map(str, check.shape)),
             f"{check.finite_difference_error:.1e}",
             f"{check.autograd_error:.1e}",
-            "ok" if check.ok else "[red]OFF[/red]",
+            "ok" if check.ok else Text("OFF", style="red"),
         )
     console.print(table)
     wrong = [check.name for check in checks if not check.ok]
     if wrong:
         print(f"{len(wrong)} of {len(checks)} gradients are off: {', '.join(wrong)}", file=sys.stderr)
         sys.exit(1)
-    console.print(f"all {len(checks)} gradients agree within {TOLERANCE:g} of each tensor's largest", highlight=False)
+    console.print(f"all {len(checks)} gradients agree within {TOLERANCE:g} of each tensor's largest")
 
 
 def print_generated(arguments: argparse.Namespace, params: Params) -> None:

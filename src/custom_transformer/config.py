@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
-import unicodedata
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,19 +20,20 @@ from pydantic import (
     model_validator,
 )
 
-from custom_transformer.errors import UserError, one_line, shown
+from custom_transformer.errors import UserError, escaped, one_line, shown
 from custom_transformer.files import read_text
 from custom_transformer.paths import PARAMS
+from custom_transformer.plain_yaml import FLOAT, load_yaml
 
 MAX_BYTES = 256 << 10  # of a file of parameters
 MAX_VOCAB_SIZE = 1_000_000
-MAX_ALIASED = 100  # characters that a YAML alias may stand for
 MODEL_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
 def _printable(text: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-        raise ValueError(f"{shown(text)} holds control characters or half a surrogate pair; remove them")
+    if escaped(text) != text:
+        held = "control characters, overrides of direction or half a surrogate pair"
+        raise ValueError(f"{shown(text)} holds {held}; remove them")
     return text
 
 
@@ -269,7 +269,7 @@ class GenerationParams(SamplingParams):
             try:
                 prompt.encode()
             except UnicodeEncodeError:
-                raise ValueError(f"prompt {prompt!a} is not valid Unicode text") from None
+                raise ValueError(f"prompt {shown(prompt)} is not valid Unicode text") from None
         return self
 
 
@@ -311,51 +311,17 @@ class Params(Section):
 def load_params(path: Path | str = PARAMS) -> Params:
     """The validated parameters in a YAML file; raises UserError naming the file, the key and the remedy."""
     try:
-        content = yaml.load(read_text(path, MAX_BYTES), Loader=_Loader)
+        content = load_yaml(read_text(path, MAX_BYTES))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the repository root or name one with --config") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; is this a YAML file of parameters?") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:
-        # PyYAML's own constructors stumble over a tag whose value is of another kind, such as !!int ''.
+    except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected sections (seed, data, model, …), found {type(content).__name__}")
     return validated(Params, content, str(path))
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML without repeated keys or large aliases.
-
-    PyYAML silently keeps the last of two equal keys; here the second is an error. An alias may stand for a number or a
-    word only: an alias for a list of aliases could make a short file a huge value.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            node = self.anchors.get(event.anchor)
-            if node is not None and not (isinstance(node, yaml.ScalarNode) and len(node.value) <= MAX_ALIASED):
-                raise yaml.composer.ComposerError(
-                    problem=f"the alias *{event.anchor} stands for more than a word; write it out",
-                    problem_mark=event.start_mark,
-                )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key_node.value!r} stands twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key_node.value if isinstance(key_node.value, str) else id(key_node))
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.2's numbers, as DVC reads them too; PyYAML, which follows YAML 1.1, would take 3e-4 for text.
-_FLOAT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$", re.ASCII)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -381,10 +347,21 @@ def _explain(error: Any) -> str:
     if kind == "value_error":
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     hint = ""
-    if isinstance(value, str) and _FLOAT.match(value):
+    if isinstance(value, str) and FLOAT.match(value):
         hint = "; drop the quotes, which make it text"
+    elif kind == "bool_type":
+        hint = "; write true or false"
     elif kind == "int_type" and isinstance(value, float) and value.is_integer():
         hint = f"; write {int(value)}"
     elif kind == "string_type" and isinstance(value, float | int | date):
         hint = "; put quotes around it, which make it text"
-    return f"{key}: {error['msg'].lower()}, not {shown(value)}{hint}"
+    elif kind == "string_type" and value is None:
+        hint = ", which is what an empty value means too; write a text, in quotes if it is a word such as null"
+    return f"{key}: {error['msg'].lower()}, not {_written(value)}{hint}"
+
+
+def _written(value: object) -> str:
+    """`value` in YAML's words, for a message."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value) if isinstance(value, date) else shown(value)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import rich.progress as rich_progress
 from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
+# For a Console that shows text as it is: no [markup], no :emoji: names, no colours by guess.
+AS_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
 
 class ProgressBar:
@@ -18,14 +21,14 @@ class ProgressBar:
 
     def __init__(self, what: str, total: int | None, unit: str):
         self._what, self._total, self._unit = what, total, unit
-        self._console = Console()
+        self._console = Console(**AS_IS)
         self._started = self._last_line = time.monotonic()
         self._done, self._text = 0, ""
         self._bar = rich_progress.Progress(
-            rich_progress.TextColumn("{task.description}"),
+            rich_progress.TextColumn("{task.description}", markup=False),
             rich_progress.BarColumn(),
             rich_progress.MofNCompleteColumn(),
-            rich_progress.TextColumn("{task.fields[text]}"),
+            rich_progress.TextColumn("{task.fields[text]}", markup=False),
             rich_progress.TextColumn("left"),
             rich_progress.TimeRemainingColumn(compact=True),
             console=self._console,
@@ -43,7 +46,7 @@ class ProgressBar:
 
     def note(self, text: str) -> None:
         """A line of its own that stays, above the bar."""
-        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._bar.console.print(text, soft_wrap=True)
 
     def _print_line(self) -> None:
         of = f" of {self._total:,}" if self._total else ""

@@ -355,8 +355,8 @@ def test_names_that_are_no_text(tmp_path: Path, name: str) -> None:
 def test_samples_of_control_characters_stay_readable() -> None:
     sample = Sample("a\x1b[2J\n# b", "a\x1b[2J\n# b\r\x85c\x9b31m\u2028d\td", 3, True)
     page = samples_markdown([sample], load_params("params.yaml").generation)
-    assert "## a\\x1b[2J # b\n" in page
-    assert page.endswith("\n> a\\x1b[2J\n> # b\n>\n> c\\x9b31m\n> d\td\n")
+    assert "## `a\\x1b[2J # b`\n" in page
+    assert page.endswith("\n```text\na\\x1b[2J\n# b\\r\\x85c\\x9b31m\\u2028d\td\n```\n")
 
 
 def test_what_is_shown_does_not_disturb_the_terminal(

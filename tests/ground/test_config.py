@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import dumps_yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from custom_transformer.config import load_params
 from custom_transformer.errors import UserError
+from custom_transformer.plain_yaml import load_yaml
 from tests.ground.wrong import WRONG, with_change
 
 
@@ -26,6 +33,61 @@ def test_every_way_to_write_a_number(tmp_path: Path, written: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(re.sub(r"learning_rate: 0\.005\b", f"learning_rate: {written}", Path("params.yaml").read_text()))
     assert load_params(path).training.learning_rate == float(written)
+
+
+# As people and DVC write text: YAML 1.1 would make false, 90 or 8 of some of it.
+WORDS = ["No", "yes", "on", "off", "y", "1:30", "1:30:15.5", "no way", "0b12", "0o8", "~a", "nullable", "True story"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_is_text(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(r"prompts: .*", f"prompts: [{word}]", Path("params.yaml").read_text()))
+    assert load_params(path).generation.prompts == [word]
+
+
+@given(st.lists(st.text() | st.sampled_from([*WORDS, "0123456", "1e3", "1_0", "null", "~", "2024-01-01", "=", "<<"])))
+def test_what_dvc_writes_is_read_as_it_was_meant(prompts: list[str]) -> None:
+    written = dumps_yaml({"prompts": prompts, "seed": 10, "rate": 3e-4, "bias": False, "none": None})
+    assert load_yaml(written) == {"prompts": prompts, "seed": 10, "rate": 3e-4, "bias": False, "none": None}
+
+
+def test_dvc_s_settings_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    shutil.copy("params.yaml", path)
+    apply_overrides(
+        path, ['generation.prompts=["No","1:30"]', "data.revision='0123456'", "seed=17", "model.bias=false"]
+    )
+    params = load_params(path)
+    assert (params.generation.prompts, params.data.revision) == (["No", "1:30"], "0123456")
+    assert (params.seed, params.model.bias) == (17, False)
+
+
+@pytest.mark.parametrize(("written", "value"), [("010", 10), ("0x10", 16), ("0o17", 15), ("1_000", 1000), ("+7", 7)])
+def test_whole_numbers_are_those_of_dvc(tmp_path: Path, written: str, value: int) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(r"seed: .*", f"seed: {written}", Path("params.yaml").read_text(), count=1))
+    assert load_params(path).seed == value == YAML(typ="safe").load(f"seed: {written}")["seed"]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("revision: 0123456", "data.revision: input should be a valid string, not 123456; put quotes around it"),
+        ("revision: 1234e5", "not 123400000.0; put quotes around it"),
+        ("revision: true", "not true; put quotes around it"),
+        ("revision: 2024-01-01", "not 2024-01-01; put quotes around it"),
+        ("train_split:", "not null, which is what an empty value means too; write a text"),
+        ("seed: 1:30", "seed: input should be a valid integer, not '1:30'"),
+        ("bias: yes", "not 'yes'; write true or false"),
+    ],
+)
+def test_what_is_read_as_another_kind_is_refused_with_the_remedy(tmp_path: Path, written: str, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    key = written.partition(":")[0]
+    path.write_text(re.sub(rf"\b{key}: .*", written, Path("params.yaml").read_text(), count=1))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_params(path)
 
 
 # What takes two keys to see, or what JSON does not have: a schema lets it pass.
@@ -60,6 +122,7 @@ def test_a_wrong_value_is_refused_by_name(tmp_path: Path, key: str, value: Any, 
         (b"seed: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         (b"\xff\xfe\x00\x01", "not UTF-8"),
         (b"a: &x [*x]\n", "stands for more than a word"),
+        (b"a: !!int ''\n", "not valid YAML"),
         (b"[" * 5000, "not valid YAML"),
     ],
 )

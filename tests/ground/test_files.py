@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+import io
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from custom_transformer.errors import UserError
+from custom_transformer.errors import UserError, run_main
 from custom_transformer.files import StorageError, atomic_write, sha256_file, staged_folders, write_csv, write_json
 from custom_transformer.paths import project_root
-from tests.helpers import largest_file
+from tests.helpers import ROOT, largest_file
 from tests.processes import run
+
+# Every program that people start; the worker of a benchmark talks to its parent in JSON.
+PROGRAMS = [
+    path.relative_to(ROOT)
+    for folder in ("src", "stages", "studies", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "__name__ ==" in path.read_text("utf-8") and path.name != "worker.py"
+]
 
 
 def test_an_interrupted_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
@@ -230,3 +242,32 @@ def test_programs_end_in_one_line(body: str, code: int, message: str) -> None:
     program = f"from custom_transformer.errors import UserError, run_main\ndef main():\n    {body}\nrun_main(main)"
     done = run("-c", program)
     assert (done.returncode, done.stderr) == (code, message)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8", "shift_jis"])
+def test_what_an_encoding_lacks_is_printed_escaped(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    text = "naïve … × 第 🚀 \ud800"
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+
+    def main() -> None:
+        print(text)
+        Console(width=100).print(text)
+        raise UserError("第")
+
+    with pytest.raises(SystemExit):
+        run_main(main)
+    printed = {}
+    for name, stream in streams.items():
+        stream.flush()
+        printed[name] = stream.buffer.getvalue()  # type: ignore[attr-defined]
+    assert printed["stdout"] == 2 * f"{text}\n".encode(encoding, "backslashreplace")
+    assert printed["stderr"] == "error: 第\n".encode(encoding, "backslashreplace")
+
+
+@pytest.mark.parametrize("module", PROGRAMS, ids=str)
+def test_every_program_runs_by_run_main(module: Path) -> None:
+    """In which one place its output and its errors are made fit for every terminal."""
+    *_, last = ast.parse(module.read_text("utf-8")).body
+    assert ast.unparse(last) == "if __name__ == '__main__':\n    run_main(main)"

@@ -26,7 +26,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_the_ground_floor_does_without_pytorch() -> None:
-    modules = ("errors", "paths", "progress", "files", "config", "schema")
+    modules = ("errors", "paths", "progress", "plain_yaml", "files", "config", "schema")
     imports = "; ".join(f"import custom_transformer.{name}" for name in modules)
     program = f"import sys; {imports}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

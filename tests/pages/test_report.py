@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 
 from custom_transformer.config import Params, load_params
 from custom_transformer.files import write_csv, write_json
-from custom_transformer.pages.pictures import Attention, pictures
-from custom_transformer.pages.report import PICTURES, page
+from custom_transformer.pages.pictures import Attention, pictures, position_figure
+from custom_transformer.pages.report import PICTURES, page, shown
 from stages.report import token_labels
+from stages.show import print_metrics
 
 HOSTILE = "</blockquote><script>alert(1)</script><img src=http://x/y.png onerror=alert(2)> $lead ${x} & \x1b[31m\u202e"
 
@@ -108,6 +110,40 @@ def test_hostile_texts_are_shown_as_they_are(metrics: Path, params: Params, draw
     assert "password" not in text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0.41903, "0.4190"), (1.5205, "1.5205"), (50257.123, "50257.1230"), (0.0, "0.0000"), (-2.5, "-2.5000")),
+        *((math.exp(700), "1.0142e+304"), (1e7, "1.0000e+07"), (-3e20, "-3.0000e+20"), (4.2e-5, "4.2000e-05")),
+        *((61268, "61,268"), (0, "0"), (10**15, "1.0000e+15"), (10**300, "1.0000e+300")),
+        *((math.inf, "inf"), (math.nan, "nan")),
+    ],
+)
+def test_a_figure_of_any_size_is_short(value: float | int, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_a_perplexity_of_hundreds_of_digits_leaves_the_table_in_sight(
+    metrics: Path, params: Params, drawn: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(metrics, tmp_path, dirs_exist_ok=True)
+    result: dict[str, float | int] = {"loss": 1e20, "perplexity": math.exp(700), "accuracy": 1e-9, "tokens": 260}
+    write_json(tmp_path / "eval.json", result)
+    print_metrics(result)
+    table, text = capsys.readouterr().out, Page(page(params, tmp_path, drawn)).text
+    for figure in ("1.0000e+20", "1.0142e+304", "1.0000e-09", "260"):
+        assert figure in table
+        assert figure in text
+    assert max(map(len, table.splitlines())) <= 80
+    label = position_figure(tmp_path).axes[0].get_legend_handles_labels()[1][1]
+    assert label == "mean: 1e+20"
+
+
+def test_each_sample_has_its_own_direction(metrics: Path, params: Params, drawn: dict[str, bytes]) -> None:
+    boxes = [attributes for tag, attributes in Page(page(params, metrics, drawn)).tags if tag == "blockquote"]
+    assert boxes == [{"dir": "auto"}]
+
+
 def test_equal_files_give_equal_bytes(
     metrics: Path, attention: Attention, params: Params, drawn: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,13 +168,19 @@ def test_the_floor_of_the_loss_is_drawn_where_there_is_one(
 class Pieces:
     """A tokenizer, as far as labels need one."""
 
+    texts = (
+        *(" the", "\n\x1b", "<|endoftext|>", "unbelievableness"),
+        *("\u00a0»", "می\u200cخوا", "\u3000", "👩\u200d👧", "やうやう白くなりゆく山ぎは"),
+    )
+
     def decode(self, tokens: list[int]) -> str:
-        return [" the", "\n\x1b", "<|endoftext|>", "unbelievableness"][tokens[0]]
+        return self.texts[tokens[0]]
 
 
 def test_a_token_becomes_a_short_printable_label() -> None:
-    labels = token_labels(Pieces(), [0, 1, 2, 3])  # type: ignore[arg-type]
-    assert labels == ["·the", "\\n\\x1b", "<|endoftext|>", "unbelievable…"]
+    labels = token_labels(Pieces(), list(range(9)))  # type: ignore[arg-type]
+    assert labels[:4] == ["·the", "\\n\\x1b", "<|endoftext|>", "unbelievable…"]
+    assert labels[4:] == ["·»", "می\u200cخوا", "·", "👩\u200d👧", "やうやう白く…"]
 
 
 def test_the_plots_of_dvc_read_columns_that_there_are(metrics: Path) -> None:

@@ -19,7 +19,7 @@ stages:
   train:
     cmd: python train.py
     deps: [train.py]
-    params: [rate]
+    params: [rate, prompt]
     outs: [curve.csv]
   evaluate:
     cmd: python evaluate.py
@@ -32,8 +32,9 @@ plots:
       x: step
       y: {curve.csv: loss}
 """
+PARAMS = "rate: 0.1\nprompt: The\n"
 TRAIN = """\
-rate = float(open("params.yaml").read().split(":")[1])
+rate = float(open("params.yaml").read().split()[1])
 open("curve.csv", "w").write("step,loss\\n" + "".join(f"{step},{1 - rate * step}\\n" for step in range(5)))
 """
 EVALUATE = 'open("eval.json", "w").write("{\\"loss\\": %s}" % open("curve.csv").read().split(",")[-1])\n'
@@ -54,13 +55,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     run("git", "init", "--initial-branch", "main")
     dvc("init", "--quiet")
-    files = {"dvc.yaml": PIPELINE, "params.yaml": "rate: 0.1\n", "train.py": TRAIN, "evaluate.py": EVALUATE}
+    files = {"dvc.yaml": PIPELINE, "params.yaml": PARAMS, "train.py": TRAIN, "evaluate.py": EVALUATE}
     for name, content in files.items():
         Path(name).write_text(content)
     dvc("repro", "--quiet")
     run("git", "add", "--all")
     run("git", "-c", "user.name=a", "-c", "user.email=a@localhost", "commit", "--message", "first")
-    Path("params.yaml").write_text("rate: 0.2\n")
+    Path("params.yaml").write_text("rate: 0.2\nprompt: 'a | b <!-- **c**'\n")
     dvc("repro", "--quiet")
     return tmp_path
 
@@ -76,6 +77,7 @@ def test_a_change_beside_its_base(project: Path, monkeypatch: pytest.MonkeyPatch
     rows = [line.replace(" ", "") for line in report.splitlines()]
     assert "|eval.json|loss|0.6|0.2|-0.4|" in rows
     assert "|params.yaml|rate|0.1|0.2|" in rows
+    assert "| params.yaml | prompt | `The` | `a \\| b <!-- **c**` |" in report.splitlines()
     assert '<img alt="Loss: training" src="loss-training.png" width="420">' in report
     assert (project / "comparison/loss-training.png").read_bytes().startswith(b"\x89PNG")
     assert "of main:" not in report

@@ -173,6 +173,22 @@ def test_a_stage_without_its_input_says_which_stage_to_run(tmp_path: Path) -> No
         assert [path.name for path in (tmp_path / stage).iterdir()] in ([], ["work"])
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_results_are_shown_whatever_the_encoding(tmp_path: Path, encoding: str) -> None:
+    """By python itself, which alone heeds the variable."""
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics/eval.json").write_text('{"loss": 1.0}')
+    sample = {"prompt": "第", "text": "第0章 naïve 🚀", "new_tokens": 3, "ended": False}
+    (tmp_path / "metrics/samples.jsonl").write_text(json.dumps(sample))
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": encoding, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.show"], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "第0章 naïve 🚀 …".encode(encoding, "backslashreplace") in done.stdout
+
+
 def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

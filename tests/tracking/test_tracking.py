@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import socket
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 from mlflow import MlflowClient
 
 from custom_transformer.errors import UserError
 from custom_transformer.files import sha256_file
 from custom_transformer.runs.checkpoint import save_checkpoint
 from custom_transformer.tracking import checkpoint_run, store_uri, sync, training_run
+from custom_transformer.tracking.delivery import _pointing_to
 from custom_transformer.tracking.spool import Progress, Spool, spool_root
 from custom_transformer.tracking.store import without_password
 from tests.helpers import random_model
@@ -41,6 +45,22 @@ def runs(uri: str, experiment: str | None = None) -> list[Any]:
     client = MlflowClient(uri)
     found = [e for e in client.search_experiments() if experiment in (None, e.name)]
     return list(client.search_runs([e.experiment_id for e in found]))
+
+
+def test_a_metric_of_any_size_arrives_as_it_is(root: Path) -> None:
+    sizes = {"perplexity": math.exp(700), "tiny": 1e-300, "loss": -1e20}
+    with training(root) as run:
+        run.log_metrics(sizes, 1)
+    (found,) = runs(f"sqlite:///{root / 'mlflow.db'}")
+    assert sizes.items() <= found.data.metrics.items()
+
+
+def test_the_note_of_a_copy_shows_its_original_s_name_as_text() -> None:
+    info = SimpleNamespace(run_name="corpus[1]*.txt-d128 <!-- `_a_`", experiment_id="0", run_id="ab")
+    original: Any = SimpleNamespace(info=info, data=SimpleNamespace(tags={}))
+    note = _pointing_to(original)["mlflow.note.content"]
+    name = "corpus[1]*.txt-d128 &lt;!-- `_a_`"
+    assert f'<a href="#/experiments/0/runs/ab">{name}</a>' in MarkdownIt("commonmark", {"html": True}).render(note)
 
 
 def test_a_training_is_one_run_to_which_evaluation_adds(root: Path) -> None:

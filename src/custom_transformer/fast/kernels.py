@@ -57,7 +57,7 @@ def _build(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         done = subprocess.run(
-            [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)], capture_output=True, text=True, check=False
+            [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)], capture_output=True, errors="replace", check=False
         )
         if done.returncode != 0:
             # "failed" is the linker's word, on a full disk for one
@@ -75,7 +75,7 @@ def _cache_folder() -> Path:
 
 def _key(compiler: str) -> str:
     """What the compiled code depends on: the source, the flags, the compiler, and the processor it is made for."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = subprocess.run([compiler, "--version"], capture_output=True, errors="replace", check=False).stdout
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})

@@ -22,12 +22,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from rich.cells import cell_len
+
+from custom_transformer.pages.fonts import families_for
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 MARKERS = "osD^vPX"
 WIDTH = 9.6  # inches: 960 pixels of a page
 DPI = 200
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+MOST_TICKS = 10
 BLANK = FuncFormatter(lambda *_: "")
 
 STYLE: dict[str, Any] = {
@@ -44,6 +47,37 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "text.parse_math": False,  # a token may hold dollar signs
 }
+
+
+@FuncFormatter
+def PLAIN(value: float, _: int) -> str:
+    """0.5 or 1e+06; with more digits only where neighbours need them."""
+    return short if math.isclose(float(short := f"{value:g}"), value, rel_tol=1e-12) else f"{value:.12g}"
+
+
+class RoundNumbers(LogLocator):
+    """Two to ten round numbers on a logarithmic axis, however short or long it is."""
+
+    def tick_values(self, low: float, high: float) -> list[float]:
+        exponents = range(math.floor(math.log10(low)), min(math.ceil(math.log10(high)), 308) + 1)
+        for digits in ((1, 2, 3, 5), (1, 3), (1,)):
+            ticks = [digit * 10.0**e for e in exponents for digit in digits if low <= digit * 10.0**e <= high]
+            if len(ticks) <= MOST_TICKS:
+                break
+        if len(ticks) < 3:  # not even 1, 2, 3 or 2, 3, 5: the axis is so short that it is nearly linear
+            even = MaxNLocator(nbins=8, steps=[1, 2, 5, 10]).tick_values(low, high)
+            ticks = [tick for tick in even if low <= tick <= high]
+        return ticks[:: math.ceil(len(ticks) / MOST_TICKS) or 1]
+
+
+class Powers(RoundNumbers):
+    """1, 2, 4, 8, … on a logarithmic axis of lengths."""
+
+    def tick_values(self, low: float, high: float) -> list[float]:
+        exponents = range(max(0, math.ceil(math.log2(low))), math.floor(math.log2(high)) + 1)
+        ticks = [2.0**e for e in exponents][:: math.ceil(len(exponents) / MOST_TICKS) or 1]
+        return ticks if len(ticks) > 1 else super().tick_values(low, high)
+
 
 # Of a large model, only some blocks and heads are drawn, and only some rows are labelled.
 MOST_BLOCKS, MOST_HEADS, MOST_ROWS = 4, 4, 60
@@ -72,7 +106,7 @@ def pictures(metrics: Path, attention: Attention) -> dict[str, bytes]:
 def png(draw: Callable[[], Figure]) -> bytes:
     """The figure of `draw` as a PNG in this module's style, without metadata of program or time."""
     with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a token in a script that the font lacks shows as a box
+        warnings.filterwarnings("ignore", message="Glyph")  # a token in a script that no font has shows as a box
         buffer = io.BytesIO()
         draw().savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
@@ -89,7 +123,7 @@ def training_figure(metrics: Path) -> Figure:
     loss.plot(train["step"], train["train_loss"], color=BLUE, lw=1.2, label="training")
     loss.plot(validation["step"], validation["validation_loss"], "o-", color=ORANGE, ms=4, label="validation")
     if (floor := json.loads((metrics / "eval.json").read_text("utf-8")).get("loss_floor")) is not None:
-        loss.axhline(floor, color=GREY, ls="--", lw=1.2, label=f"what the grammar itself would need: {floor:.3f}")
+        loss.axhline(floor, color=GREY, ls="--", lw=1.2, label=f"what the grammar itself would need: {floor:.4g}")
     loss.set(title="Loss", ylabel="nats per token", yscale="log")
     _plain_ticks(loss)
     loss.legend()
@@ -110,8 +144,8 @@ def gradient_figure(metrics: Path) -> Figure:
     norms = np.array(columns["gradient_norm"]).reshape(len(steps), len(names)).T
     figure = Figure(figsize=(WIDTH, 1.2 + 0.19 * min(len(names), MOST_ROWS)))
     axes = figure.add_subplot()
-    shown = norms[norms > 0]
-    scale = LogNorm(*np.quantile(shown, [0.005, 0.995])) if len(shown) else None
+    shown = norms[(norms > 0) & np.isfinite(norms)]
+    scale = LogNorm(*_apart(*np.quantile(shown, [0.005, 0.995]))) if len(shown) else None
     image = axes.pcolormesh(_edges(steps), np.arange(len(names) + 1), norms, norm=scale)
     every = math.ceil(len(names) / MOST_ROWS)
     axes.set_yticks(np.arange(len(names))[::every] + 0.5, names[::every], fontsize=8)
@@ -122,7 +156,8 @@ def gradient_figure(metrics: Path) -> Figure:
         if _room(names[row]) != _room(names[row - 1]):
             axes.axhline(row, color="white", lw=1.5)
     _over_steps(axes)
-    bar = figure.colorbar(image, ax=axes, extend="both", pad=0.01, aspect=40, format=PLAIN)
+    ticks = RoundNumbers() if scale else None
+    bar = figure.colorbar(image, ax=axes, extend="both", pad=0.01, aspect=40, ticks=ticks, format=PLAIN)
     bar.set_label("gradient norm before clipping")
     return figure
 
@@ -175,10 +210,10 @@ def position_figure(metrics: Path) -> Figure:
     axes = figure.add_subplot()
     context = np.array(columns["position"]) + 1
     axes.plot(context, columns["loss"], ".-", color=BLUE, lw=1.2, ms=4, label="after so many tokens")
-    axes.axhline(mean, color=ORANGE, ls="--", lw=1.2, label=f"mean: {mean:.3f}")
+    axes.axhline(mean, color=ORANGE, ls="--", lw=1.2, label=f"mean: {mean:.4g}")
     axes.set(xlabel="tokens of context", ylabel="loss (nats per token)", yscale="log", xscale="log")
     _plain_ticks(axes)
-    axes.xaxis.set_major_locator(LogLocator(2))
+    axes.xaxis.set_major_locator(Powers())
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(PLAIN)
     axes.legend()
@@ -192,7 +227,8 @@ def attention_figure(attention: Attention) -> Figure:
     time = len(attention.tokens)
     size = min((WIDTH - 1.8) / len(heads), 3.0)  # of a map, in inches
     font = max(3.5, min(8.0, 60 * size / time))
-    labels = max(map(len, attention.tokens)) * font / 120
+    labels = max(map(cell_len, attention.tokens)) * font / 120
+    text: dict[str, Any] = {"fontsize": font, "fontfamily": families_for("".join(attention.tokens))}
     figure = Figure(figsize=(WIDTH, labels + 0.1 + len(blocks) * (size + 0.27)), layout="compressed")
     grid = figure.subplots(len(blocks), len(heads), squeeze=False)
     future = np.triu(np.ones((time, time), dtype=bool), 1)
@@ -203,8 +239,8 @@ def attention_figure(attention: Attention) -> Figure:
             image = axes.imshow(shown, norm=PowerNorm(0.5, vmin=0, vmax=1), aspect="equal", interpolation="nearest")
             axes.grid(False)
             axes.set_title(f"blocks.{block}, head {head}", fontsize=9)
-            axes.set_xticks(range(time), attention.tokens if i == len(blocks) - 1 else [], rotation=90, fontsize=font)
-            axes.set_yticks(range(time), attention.tokens if j == 0 else [], fontsize=font)
+            axes.set_xticks(range(time), attention.tokens if i == len(blocks) - 1 else [], rotation=90, **text)
+            axes.set_yticks(range(time), attention.tokens if j == 0 else [], **text)
             axes.tick_params(length=0, pad=1)
     bar = figure.colorbar(image, ax=grid, pad=0.01, aspect=30, shrink=0.8, ticks=[0, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "5%", "20%", "50%", "100%"])
@@ -226,7 +262,7 @@ def _edges(steps: Sequence[float]) -> np.ndarray:
     """Where the columns of a map begin and end, each around its step."""
     centres = np.array(steps)
     middles = (centres[1:] + centres[:-1]) / 2
-    first, last = (middles[0], middles[-1]) if len(middles) else (centres[0] + 0.5, centres[0] - 0.5)
+    first, last = (middles[0], middles[-1]) if len(middles) else (centres[0] + 1, centres[0] - 1)
     return np.array([2 * centres[0] - first, *middles, 2 * centres[-1] - last])
 
 
@@ -235,17 +271,23 @@ def _spread(n: int, most: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
 
 
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """The ends of a logarithmic axis, far enough from each other that numbers between them differ."""
+    return (low, high) if high > low * (1 + 1e-6) else (low * (1 - 1e-6), high * (1 + 1e-6))
+
+
 def _over_steps(axes: Axes) -> None:
     axes.set_xlabel("step")
+    low, high = axes.get_xlim()
+    if math.floor(high) <= math.ceil(low):  # a run of one step: room for the numbers beside it
+        axes.set_xlim(math.floor(low) - 0.5, math.ceil(high) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """0.5, 1, 2 on a logarithmic axis, instead of powers of ten."""
-    low, high = axes.get_ylim()
-    ticks = [m * 10.0**e for e in range(-12, 12) for m in (1, 2, 3, 5) if low <= m * 10.0**e <= high]
-    if ticks:
-        axes.set_yticks(ticks[:: math.ceil(len(ticks) / 10)])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    """0.5, 1, 2 on a logarithmic y axis, instead of powers of ten."""
+    axes.set_ylim(_apart(*axes.get_ylim()))
+    axes.yaxis.set_major_locator(RoundNumbers())
+    axes.yaxis.set_major_formatter(PLAIN)
     axes.yaxis.set_minor_formatter(BLANK)

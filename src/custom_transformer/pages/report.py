@@ -71,7 +71,11 @@ PICTURES = {
 
 
 def shown(value: float | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    """A figure as people read it; in scientific notation where digits would fill the line, or none would be left."""
+    if isinstance(value, int) and abs(value) < 10**15:
+        return f"{value:,}"
+    plain = isinstance(value, float) and (value == 0 or 1e-3 <= abs(value) < 1e7)
+    return f"{value:.4f}" if plain else f"{value:.4e}"
 
 
 def page(params: Params, metrics: Path, pictures: Mapping[str, bytes]) -> str:
@@ -110,7 +114,7 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> list[str]:
     for sample in samples:
         prompt, text = sample["prompt"], sample["text"] + ("" if sample["ended"] else " …")
         parts = [escape(lines_only(part)) for part in (text[: len(prompt)], text[len(prompt) :])]
-        lines.append("<blockquote><b>{}</b>{}</blockquote>".format(*parts))
+        lines.append('<blockquote dir="auto"><b>{}</b>{}</blockquote>'.format(*parts))
     return lines
 
 
@@ -129,6 +133,6 @@ def _sections(params: Mapping[str, Any]) -> list[str]:
     lines = []
     for title, section in sections.items():
         values = {name: one_line(json.dumps(value, ensure_ascii=False)) for name, value in section.items()}
-        rows = [f"<tr><td><code>{escape(n)}</code></td><td>{escape(v)}</td></tr>" for n, v in values.items()]
+        rows = [f'<tr><td><code>{escape(n)}</code></td><td dir="auto">{escape(v)}</td></tr>' for n, v in values.items()]
         lines += [f"<section>\n<h3>{escape(title)}</h3>\n<table>", *rows, "</table>\n</section>"]
     return lines

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from custom_transformer.config import GenerationParams
-from custom_transformer.errors import lines_only, one_line
+from custom_transformer.pages.markdown import code_span, fenced
 from custom_transformer.runs.generation import Sample
 
 
@@ -25,9 +25,8 @@ def samples_markdown(samples: Sequence[Sample], params: GenerationParams) -> str
     settings += f", top-p {params.top_p:g}" if params.top_p is not None else ""
     lines = ["# Samples", "", f"{settings}, at most {params.max_new_tokens} tokens after the prompt."]
     for prompt in dict.fromkeys(sample.prompt for sample in samples):
-        lines += ["", f"## {one_line(prompt) or '(no prompt)'}"]
+        lines += ["", f"## {code_span(prompt) if prompt.strip() else '(no prompt)'}"]
         for sample in samples:
             if sample.prompt == prompt:
-                text = "\n".join(sample.text.splitlines()) + ("" if sample.ended else " …")
-                lines += ["", *(f"> {line}".rstrip() for line in lines_only(text).split("\n"))]
+                lines += ["", fenced(sample.text + ("" if sample.ended else " …"))]
     return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from custom_transformer.config import MAX_VOCAB_SIZE, DataParams
-from custom_transformer.errors import UserError, one_line
+from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.files import (
     StorageError,
     atomic_write,
@@ -134,11 +134,11 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
         raise
     except Exception as error:  # the libraries' various errors for missing, damaged or foreign files
         raise UserError(
-            f"data.tokenizer: no fast tokenizer can be loaded from {name!r}, its tokenizer.json is missing or damaged "
+            f"data.tokenizer: no fast tokenizer can be loaded from '{name}', its tokenizer.json is missing or damaged "
             f"({_beginning(error)})"
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"data.tokenizer: {name!r} is no fast tokenizer: it needs a tokenizer.json; choose another")
+        raise UserError(f"data.tokenizer: '{name}' is no fast tokenizer: it needs a tokenizer.json; choose another")
     return tokenizer
 
 
@@ -177,7 +177,7 @@ def _fetched(name: str) -> Path:
         problem = f"is not here, not in the Hub's cache, and the Hub cannot be reached ({reason}): connect, or use bpe"
     except Exception as error:  # the HTTP client's own, which share no base class
         problem = f"cannot be fetched from the Hub ({_beginning(error)}); try again later"
-    raise UserError(f"data.tokenizer: {name!r} {problem}")
+    raise UserError(f"data.tokenizer: '{name}' {problem}")
 
 
 def _beginning(error: BaseException) -> str:
@@ -275,8 +275,8 @@ def _encoded(tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.d
         ids = np.array(encoding.ids, dtype)
         if (ids == tokenizer.eos_token_id).any():
             raise UserError(
-                f"data.tokenizer: a text holds {tokenizer.eos_token!r}, which this tokenizer cannot tell from the end "
-                "of a text; choose another (bpe and gpt2 can)"
+                f"data.tokenizer: a text holds {shown(tokenizer.eos_token)}, which this tokenizer cannot tell from the "
+                "end of a text; choose another (bpe and gpt2 can)"
             )
         yield ids
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -250,7 +251,8 @@ def _dvc_experiment(tags: Mapping[str, str]) -> tuple[str, str | None] | None:
 def _pointing_to(original: Run) -> dict[str, str]:
     """Tags of a run whose training was another; MLflow shows the note, with its link, on the run's page."""
     info = original.info
-    link = f"[{info.run_name}](#/experiments/{info.experiment_id}/runs/{info.run_id})"
+    name = re.sub(r"([][\\`*_<>&|~])", r"\\\1", str(info.run_name))  # text, whatever Markdown it looks like
+    link = f"[{name}](#/experiments/{info.experiment_id}/runs/{info.run_id})"
     conditions = {name: value for name, value in original.data.tags.items() if name.startswith("fingerprint")}
     note = f"Not trained again: DVC has restored what {link} made. Its curves and checkpoints are there."
     return conditions | {ORIGINAL_TAG: info.run_id, "mlflow.note.content": note}

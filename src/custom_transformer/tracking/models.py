@@ -21,7 +21,7 @@ from custom_transformer.runs.serving import CHECKPOINT, TOKENIZER, TextModel
 from custom_transformer.tracking.store import as_default, cause, import_mlflow, store_uri, without_password
 
 # What the package imports to serve a model, and MLflow itself.
-REQUIREMENTS = "filelock mlflow numpy psutil pyarrow pydantic pyyaml rich tokenizers torch transformers".split()
+REQUIREMENTS = "filelock mlflow numpy psutil pyarrow pydantic rich ruamel.yaml tokenizers torch transformers".split()
 
 
 def save_model(folder: Path, checkpoint: Path, tokenizer: Path, defaults: GenerationParams) -> str:

@@ -13,10 +13,9 @@ from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
 from custom_transformer.config import Params
 from custom_transformer.paths import LOCK, METRICS, PIPELINE, project_root
+from custom_transformer.plain_yaml import load_yaml
 
 CHECKOUT_TAG = "checkout"  # HOST:PATH of the clone: the only difference between equal runs in a shared store
 
@@ -59,7 +58,7 @@ def provenance(stage: str) -> dict[str, str]:
 def _git(*args: str) -> str | None:
     """Git's answer about the working folder; None if it has none."""
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["git", *args], capture_output=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -75,8 +74,8 @@ def _upstream_stages() -> dict[str, str]:
     if not stage:
         return {}
     try:
-        pipeline, lock = (yaml.safe_load(path.read_text("utf-8")) for path in (PIPELINE, LOCK))
-    except (OSError, yaml.YAMLError):
+        pipeline, lock = (load_yaml(path.read_text("utf-8")) for path in (PIPELINE, LOCK))
+    except (OSError, ValueError):
         return {}
     if not (isinstance(lock, dict) and isinstance(lock.get("stages"), dict)):
         return {}
