@@ -1,4 +1,7 @@
-"""Whatever bytes stand in a file, reading it gives a valid result or one line for the user, in bounded memory."""
+"""Whatever bytes stand in a file, reading it gives a valid result or one line for the user, in bounded memory.
+
+And whatever a call in Python is given, it gives a result or a ValueError, the same in every engine.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,20 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from custom_transformer import CustomTransformerWrapper
 from custom_transformer.config import load_params
 from custom_transformer.errors import UserError, one_line
+from custom_transformer.fast.choose import FUSED, NATIVE
+from custom_transformer.maths.cache import KeyValues
+from custom_transformer.maths.engine import READABLE, Engine
+from custom_transformer.maths.optim import SGD, AdamW
 from custom_transformer.runs.checkpoint import load_checkpoint
+from custom_transformer.runs.evaluation import score
+from custom_transformer.runs.generation import sample
+from custom_transformer.runs.training import training_step
 from custom_transformer.text.datasets import download
 from custom_transformer.text.tokens import load_tokens
 from tests.faults.originals import META, TOKENS, saved
@@ -184,5 +197,154 @@ def test_local_files(folder: Path, name: str) -> None:
         path.write_bytes(content)
         reads_or_refuses(lambda: download(data, 0, out))
         assert not list(out.glob(".*"))
+
+    look()
+
+
+# ---------------------------------------------------------------------------------------- calls in Python
+
+DTYPES = [torch.int32, torch.uint8, torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+SMALL = {"vocab_size": 5, "max_seq_len": 4, "n_blocks": 1, "n_heads": 2, "d_model": 6, "d_ffn": 3}
+NAMES = sorted(random_model(**SMALL).parameters)
+
+
+@st.composite
+def tensors(draw: st.DrawFn, low: int = -2, high: int = 6) -> Any:
+    """Of any small shape, some dtype, and some strides."""
+    shape = draw(st.lists(st.integers(0, 5), max_size=4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+    tensor = torch.randint(low, high, shape, generator=generator)
+    dtype = draw(st.sampled_from([torch.int64, *DTYPES, torch.complex64]))
+    tensor = tensor.to(dtype)
+    match draw(st.integers(0, 4)):
+        case 0:
+            return tensor.permute([*reversed(range(tensor.ndim))])
+        case 1:
+            return tensor[..., :1].expand(shape) if shape and 0 not in shape else tensor
+        case 2:
+            return tensor.to(draw(st.sampled_from(["cpu", "meta"])))
+    return tensor
+
+
+@st.composite
+def ids(draw: st.DrawFn) -> Any:
+    """Mostly what a model takes."""
+    if draw(st.integers(0, 4)) == 0:
+        return draw(tensors() | VALUES)
+    shape = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+    high = 5 + (draw(st.integers(0, 9)) == 0)
+    found = torch.randint(high, shape, generator=generator)
+    if draw(st.integers(0, 9)) == 0:
+        found = found.masked_fill(found == 1, draw(st.sampled_from([-100, -1, 2**62])))
+    return found.T.contiguous().T if draw(st.booleans()) else found
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Any:
+    """Tokens, and labels that are mostly theirs."""
+    tokens = draw(ids())
+    if draw(st.integers(0, 3)) == 0:
+        return tokens, draw(ids())
+    labels = tokens.clone() if isinstance(tokens, Tensor) else tokens
+    if isinstance(labels, Tensor) and draw(st.integers(0, 4)) == 0:
+        labels = labels[:, :-1] if labels.ndim > 1 and draw(st.booleans()) else labels[:-1] if labels.ndim else labels
+    return tokens, labels
+
+
+NUMBERS = st.floats() | st.floats(0, 2) | st.integers(-2, 20) | st.integers() | st.none() | st.text(max_size=2)
+COUNTS = st.integers(-2, 9) | st.none() | st.floats()
+GRADIENTS = tensors() | st.just(torch.ones(2, 3, 5)) | st.floats()
+
+
+def updated(w: CustomTransformerWrapper, name: str, kind: str, tensor: Tensor, rate: Any) -> dict[str, Tensor]:
+    """A parameter's gradient or moment replaced by another tensor."""
+    parameters, rules = w.model.parameters, w.model.engine.rules
+    gradients = {n: torch.ones_like(p) for n, p in parameters.items()}
+    optimizer: SGD | AdamW = AdamW(parameters, (0.9, 0.99), {}, rule=rules.adamw)
+    if kind == "sgd":
+        optimizer, gradients = SGD({}, rules.sgd), gradients | {name: tensor}
+    else:
+        optimizer.state[kind][name] = tensor
+    optimizer.update(parameters, gradients, rate)
+    return parameters
+
+
+def cached(w: CustomTransformerWrapper, first: Any, then: Any, capacity: int) -> Tensor:
+    caches = [KeyValues(capacity)]
+    given = (caches, w.model.in_products(), w.model.head_weight())
+    w.model.cached_logits(first, *given)
+    return w.model.cached_logits(then, *given)
+
+
+def backward(w: CustomTransformerWrapper, tokens: Any, gradient: Any) -> dict[str, Tensor]:
+    w.model.forward(tokens)
+    w.model.backward(gradient)
+    return w.model.gradients
+
+
+def loss_backward(w: CustomTransformerWrapper, batch: Any, dloss: Any, rate: Any) -> dict[str, Tensor]:
+    w.model.loss(*batch)
+    w.model.loss_backward(dloss)
+    w.model.update_parameters(rate)
+    return w.model.gradients
+
+
+def loaded(w: CustomTransformerWrapper, name: str, tensor: Any) -> dict[str, Tensor]:
+    w.model.load_state_dict(w.model.state_dict() | {name: tensor})
+    return w.model.parameters
+
+
+Call = Callable[[CustomTransformerWrapper], Any]
+CALLS: dict[str, st.SearchStrategy[Call]] = {
+    "forward": st.builds(lambda b: lambda w: w.forward(*b), batches()),
+    "train_step": st.builds(lambda b, r, c: lambda w: w.train_step(*b, r, c), batches(), NUMBERS, NUMBERS),
+    "generate": st.builds(
+        lambda i, n, t, k, p, e: lambda w: w.generate(i, n, t, k, p, e).shape[0],
+        *(ids(), COUNTS, NUMBERS, COUNTS, NUMBERS, COUNTS),
+    ),
+    "score": st.builds(lambda b: lambda w: score(w.model, *b), batches()),
+    "hidden": st.builds(lambda i: lambda w: w.model.hidden(i), ids()),
+    "backward": st.builds(
+        lambda i, g: lambda w: backward(w, i, g), ids() | st.just(torch.ones(2, 3).long()), GRADIENTS
+    ),
+    "loss_backward": st.builds(
+        lambda b, d, r: lambda w: loss_backward(w, b, d, r), batches(), NUMBERS | tensors(), NUMBERS
+    ),
+    "training_step": st.builds(
+        lambda bs, r: lambda w: training_step(w.model, SGD({}, w.model.engine.rules.sgd), bs, r, 1.0).status,
+        st.lists(batches(), max_size=2),
+        NUMBERS,
+    ),
+    "update": st.builds(
+        lambda n, k, t, r: lambda w: updated(w, n, k, t, r),
+        *(st.sampled_from(NAMES), st.sampled_from(["sgd", "m", "v"]), tensors(), NUMBERS),
+    ),
+    "cached_logits": st.builds(lambda a, b, c: lambda w: cached(w, a, b, c), ids(), ids(), st.integers(0, 6)),
+    "load_state_dict": st.builds(lambda n, t: lambda w: loaded(w, n, t), st.sampled_from(NAMES), tensors() | VALUES),
+    "sample": st.builds(lambda z, t, k, p: lambda w: sample(z, t, k, p).shape, tensors(), *(NUMBERS, COUNTS, NUMBERS)),
+}
+
+
+def outcome(call: Call, engine: Engine) -> Any:
+    """What the call gives, with each tensor's shape and dtype in its place; or how it is refused."""
+    wrapped = CustomTransformerWrapper(**SMALL, device="cpu")  # type: ignore[arg-type]
+    wrapped.model = random_model(torch.float32, engine=engine, **SMALL)
+    before = wrapped.model.state_dict()
+    try:
+        result = call(wrapped)
+    except ValueError as error:
+        assert all(torch.equal(p, before[name]) for name, p in wrapped.model.parameters.items())
+        return str(error)
+    return tree_map(lambda leaf: (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else type(leaf), result)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(name: str) -> None:
+    @given(CALLS[name])
+    def look(call: Call) -> None:
+        expected = outcome(call, READABLE)
+        assert outcome(call, FUSED) == expected
+        assert outcome(call, NATIVE) == expected
 
     look()

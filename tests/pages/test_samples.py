@@ -16,7 +16,7 @@ from custom_transformer.config import load_params
 from custom_transformer.errors import lines_only, one_line
 from custom_transformer.pages.markdown import cell
 from custom_transformer.pages.samples import samples_markdown
-from custom_transformer.progress import Progress
+from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.generation import Sample
 from stages import show
 
@@ -105,7 +105,7 @@ def test_the_terminal_shows_samples_as_text(
 
 
 def test_notes_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("[b]:rocket:[/b]", 1, ":100:") as progress:
+    with ProgressBar("[b]:rocket:[/b]", 1, ":100:") as progress:
         progress.note(MARKUP[7])
         progress.update(1, "[red]")
     assert capsys.readouterr().out.splitlines() == [MARKUP[7], "[b]:rocket:[/b]: 1 of 1 :100:  [red]  0 s left"]
