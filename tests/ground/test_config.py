@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from custom_transformer.config import load_params
+from custom_transformer.config import CustomTransformerConfig, load_params
 from custom_transformer.errors import UserError
 from custom_transformer.plain_yaml import load_yaml
 from tests.ground.wrong import WRONG, with_change
@@ -56,11 +56,47 @@ def test_dvc_s_settings_are_read_as_they_were_meant(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     shutil.copy("params.yaml", path)
     apply_overrides(
-        path, ['generation.prompts=["No","1:30"]', "data.revision='0123456'", "seed=17", "model.bias=false"]
+        path, ['generation.prompts=["No","1:30"]', "data.revision='0123456'", "seed=17", "model.tie_embeddings=false"]
     )
     params = load_params(path)
     assert (params.generation.prompts, params.data.revision) == (["No", "1:30"], "0123456")
-    assert (params.seed, params.model.bias) == (17, False)
+    assert (params.seed, params.model.tie_embeddings) == (17, False)
+
+
+def test_an_architecture_is_one_setting_with_keys_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    shutil.copy("params.yaml", path)
+    apply_overrides(path, ["model.architecture=llama"])
+    model = load_params(path).model
+    assert (model.kv_heads, model.rope_base, model.norm_eps) == (model.n_heads, 10_000.0, 1e-5)
+    apply_overrides(path, ["+model.n_kv_heads=2"])
+    assert load_params(path).model.kv_heads == 2
+    apply_overrides(path, ["model.architecture=gpt2"])
+    with pytest.raises(UserError, match="model: n_kv_heads is a key of llama, not of 'gpt2'; remove it"):
+        load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "llama", "bias": False}, "bias is a key of gpt2, not of 'llama'; remove it"),
+        ({"rope_base": 1e4}, "rope_base is a key of llama, not of 'gpt2'; remove it"),
+        ({"architecture": "mamba"}, "architecture: input should be 'gpt2' or 'llama', not 'mamba'"),
+        ({"architecture": "llama", "n_heads": 4, "n_kv_heads": 3}, "must be a multiple of n_kv_heads"),
+        ({"architecture": "llama", "d_model": 20, "n_heads": 4}, "must be even"),
+        ({"architecture": "llama", "norm_eps": 0}, "norm_eps"),
+        ({"architecture": "llama", "rope_base": 1}, "rope_base"),
+    ],
+)
+def test_keys_of_architectures_are_checked(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        CustomTransformerConfig.from_mapping({"vocab_size": 9} | changes)
+
+
+def test_a_configuration_s_values_make_it_again() -> None:
+    for own in ({}, {"bias": False}, {"architecture": "llama", "n_kv_heads": 2}):
+        config = CustomTransformerConfig(vocab_size=9, **own)
+        assert CustomTransformerConfig(**config.model_dump()) == config
 
 
 @pytest.mark.parametrize(("written", "value"), [("010", 10), ("0x10", 16), ("0o17", 15), ("1_000", 1000), ("+7", 7)])
@@ -79,7 +115,7 @@ def test_whole_numbers_are_those_of_dvc(tmp_path: Path, written: str, value: int
         ("revision: 2024-01-01", "not 2024-01-01; put quotes around it"),
         ("train_split:", "not null, which is what an empty value means too; write a text"),
         ("seed: 1:30", "seed: input should be a valid integer, not '1:30'"),
-        ("bias: yes", "not 'yes'; write true or false"),
+        ("tie_embeddings: yes", "not 'yes'; write true or false"),
     ],
 )
 def test_what_is_read_as_another_kind_is_refused_with_the_remedy(tmp_path: Path, written: str, message: str) -> None:
