@@ -274,3 +274,23 @@ def test_a_run_that_diverges_ends_in_one_line(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match="the validation loss is nan"):
         list(trainer(tmp_path).run())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"length": 0}, "length must be"),
+        ({"length": 14}, "length must be .* < 14"),
+        ({"length": 2.5}, "length must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"split": split(1)}, "at least 2 tokens"),
+        ({"split": split(0)}, "at least 2 tokens"),
+    ],
+)
+def test_evaluation_of_nothing_or_beyond_the_model_is_refused(changes: dict[str, Any], message: str) -> None:
+    given = {"split": split(100), "length": LENGTH, "batch_size": 4} | changes
+    for measure in (validation_loss, evaluate):
+        with pytest.raises(ValueError, match=message):
+            measure(random_model(), **given)
+    with pytest.raises(ValueError, match="max_batches must be"):
+        evaluate(random_model(), split(100), LENGTH, 4, max_batches=0)

@@ -98,6 +98,8 @@ def held_out_accuracy(
     model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Cloze]
 ) -> float:
     """The share of cloze questions whose true statement is likelier to the model than each false one."""
+    if not questions:
+        raise ValueError("questions must be at least one, not none")
     return sum(_answer(model, tokenizer, q) == q.answer for q in questions) / len(questions)
 
 
