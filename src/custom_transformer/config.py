@@ -69,9 +69,9 @@ class DataParams(Section):
     val_split: Text | None
     """The source's split to validate on; null: val_fraction of the training split is kept for it."""
     val_fraction: Fraction
-    """Share of the training split kept for validation where val_split is null."""
+    """Share of the training split kept for validation where val_split is null: the documents of smallest digest."""
     subset_size: Count | None
-    """Documents to train on; null: all of them."""
+    """Documents to train on, of those not kept for validation; null: all of them."""
     val_subset_size: Count | None
     """Documents to validate on; null: all of them."""
     tokenizer: Text
