@@ -8,6 +8,7 @@ from pathlib import Path
 PARAMS = Path("params.yaml")  # every parameter; --config names another file
 PIPELINE = Path("dvc.yaml")  # DVC's description of the stages
 LOCK = Path("dvc.lock")  # the digests of what each stage read and wrote last
+INPUTS = Path("data/inputs")  # the digests of the local files that the parameters name
 RAW = Path("data/raw")  # each split's text as a parquet file, and source.json
 TOKENIZER = Path("data/tokenizer")  # tokenizer.json and its settings
 TOKENS = Path("data/tokens")  # each split as a flat array of tokens, and meta.json

@@ -92,13 +92,21 @@ def open_source(data: DataParams, seed: int) -> Source:
     if data.dataset in REGISTERED:
         known = REGISTERED[data.dataset]
         return _hub(known.id, data.text_column or known.text_column, data)
-    if paths := local_files(data.dataset):
+    if paths := dataset_files(data.dataset):
         column = data.text_column or "text"
         rows = (row for path in paths for row in read_rows(path))
         return Source(rows, None, column, {"kind": "files"}, paths)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.dataset) or ".." in data.dataset:
         raise UserError(f"data.dataset {data.dataset}: no such file, and no name that the Hub could know")
     return _hub(data.dataset, data.text_column or "text", data)
+
+
+def dataset_files(dataset: str) -> list[Path]:
+    """The local files that `data.dataset` names, in the order in which they are read; none for the primer and the Hub.
+
+    Raises UserError if there should be some.
+    """
+    return [] if dataset == "primer" or dataset in REGISTERED else local_files(dataset)
 
 
 # ----------------------------------------------------------------------------------------------- sources
