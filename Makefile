@@ -60,7 +60,8 @@ scaling: $(READY)
 	@$(BIN)/python -m studies.scaling --jobs $(or $(JOBS),2) $(if $(DATA),--data '$(DATA)')
 
 ui: $(READY)
-	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db"
+	-@$(BIN)/python -m custom_transformer sync
+	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db
 
 clean:
 	rm -rf $(VENV)

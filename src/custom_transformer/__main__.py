@@ -38,7 +38,7 @@ def main() -> None:
         command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
     for name, about in (
         ("schema", "the JSON Schema of params.yaml, for editors"),
-        ("sync", "delivers to the MLflow stores what runs could not"),
+        ("sync", "delivers to the MLflow stores what runs could not; finds a moved store's artifacts again"),
     ):
         commands.add_parser(name, help=about, description=about)
     arguments = parser.parse_args()

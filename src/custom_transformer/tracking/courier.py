@@ -7,10 +7,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from custom_transformer.errors import one_line
+from custom_transformer.errors import UserError, one_line
+from custom_transformer.tracking.addresses import database_of, is_local
 from custom_transformer.tracking.delivery import Delivery, concerns_one_run
 from custom_transformer.tracking.spool import Header, Spool, spool_root, unattended
-from custom_transformer.tracking.store import cause, is_local, without_password
+from custom_transformer.tracking.store import cause, open_store, usual_store_uri, without_password
 
 _SECONDS_BETWEEN = 3.0  # deliveries; after a failure twice as long each time, up to the next figure
 _LONGEST_PAUSE = 60.0
@@ -131,7 +132,16 @@ class SyncResult:
 
 
 def sync() -> SyncResult:
-    """Delivers what ended runs left in the spool."""
+    """Delivers what ended runs left in the spool; and a SQLite store that was moved finds its artifacts again.
+
+    Raises UserError for a malformed address, or if a SQLite store cannot be opened.
+    """
+    uri = usual_store_uri()
+    if is_local(uri) and database_of(uri).exists():
+        try:
+            open_store(uri)
+        except Exception as closed:
+            raise UserError(f"MLflow tracking: {uri}: {cause(closed)}; mend it, then sync again") from None
     delivered, waiting = 0, []
     for header, error in deliver_unattended():
         if error:
