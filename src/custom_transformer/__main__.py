@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.maths.architecture import GPT2, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
-from custom_transformer.paths import PARAMS, TOKENS
+from custom_transformer.paths import PARAMS, REFUSED, TOKENS, project_root
 from custom_transformer.runs.checkpoint import DTYPES
 from custom_transformer.runs.summary import memory_bytes
 from custom_transformer.schema import params_schema
@@ -141,9 +142,23 @@ def print_sync() -> None:
 
     result = sync()
     print(f"{result.delivered} run{'' if result.delivered == 1 else 's'} delivered")
-    if result.waiting:
-        names = ", ".join(name for name, _ in result.waiting)
-        raise UserError(f"{names}: not delivered ({result.waiting[0][1]}); make the store answer, then sync again")
+    problems = [
+        f"{', '.join(names)}: not delivered ({reason}); make the store answer, then sync again"
+        for reason, names in _by_reason(result.waiting)
+    ]
+    problems += [
+        f"{', '.join(names)}: never to be delivered ({reason}); correct what is named for other runs, and look for the "
+        f"logs of these in {project_root() / REFUSED}"
+        for reason, names in _by_reason(result.refused)
+    ]
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _by_reason(kept: list[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """Each reason with the names of all runs that it keeps back."""
+    for reason in dict.fromkeys(reason for _, reason in kept):
+        yield reason, [name for name, why in kept if why == reason]
 
 
 if __name__ == "__main__":

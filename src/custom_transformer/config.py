@@ -230,7 +230,7 @@ class GenerationParams(SamplingParams):
 class TrackingParams(Section):
     """Where runs are recorded."""
 
-    experiment: Text
+    experiment: Annotated[Text, Field(max_length=500)]
     """The MLflow experiment that runs belong to."""
     uri: Text | None
     """The MLflow store; null: SQLite at the repository root."""

@@ -17,6 +17,7 @@ BEST = CHECKPOINTS / "best.pt"  # the checkpoint with the lowest validation loss
 METRICS = Path("metrics")  # figures, curves, samples, pictures and the report
 UNFINISHED = Path("work/train")  # under project_root(): saved states of unfinished trainings
 SPOOLS = Path("work/tracking")  # under project_root(): what runs have not yet delivered to MLflow
+REFUSED = Path("work/tracking-refused")  # under project_root(): what MLflow will never take
 
 
 def project_root() -> Path:

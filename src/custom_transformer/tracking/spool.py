@@ -27,7 +27,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from custom_transformer.files import link_or_copy, write_json
-from custom_transformer.paths import SPOOLS, project_root
+from custom_transformer.paths import REFUSED, SPOOLS, project_root
 from custom_transformer.tracking.addresses import database_of, is_local, sqlite_uri
 
 Event = dict[str, Any]
@@ -277,6 +277,14 @@ class Spool:
             if header.uri == mine.uri and (earlier or digest in events):
                 return True
         return False
+
+    def set_aside(self) -> Path:
+        """Moves the run to where nobody tries to deliver it; returns its folder there. Needs the lock."""
+        aside = project_root() / REFUSED / self.name
+        aside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shutil.rmtree(aside, ignore_errors=True)
+        self.path = self.path.rename(aside)
+        return aside
 
     def remove(self) -> None:
         """Forgets the run. Needs the lock."""
