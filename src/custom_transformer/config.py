@@ -41,6 +41,7 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 ModelName = Annotated[
     str, Field(max_length=200, json_schema_extra={"pattern": f"^{MODEL_NAME}$"}), AfterValidator(_fits_a_model_uri)
 ]
+ExperimentName = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]
 
 
@@ -230,7 +231,7 @@ class GenerationParams(SamplingParams):
 class TrackingParams(Section):
     """Where runs are recorded."""
 
-    experiment: Annotated[Text, Field(max_length=500)]
+    experiment: ExperimentName
     """The MLflow experiment that runs belong to."""
     uri: Text | None
     """The MLflow store; null: SQLite at the repository root."""
