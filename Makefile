@@ -7,7 +7,7 @@ PORT ?= 5000
 # PyTorch's own package index, for machines without an NVIDIA driver.
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup repro test test-maths soak fuzz check bench scaling ui clean
+.PHONY: in-git setup repro test test-maths soak fuzz check bench scaling ui clean
 
 # Installs what is pinned; again when the pins or the project's metadata change.
 $(READY): pyproject.toml constraints.txt
@@ -18,9 +18,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
+# A ZIP download has no .git, without which DVC does nothing and the tests have no files.
+in-git:
+	@[ -e .git ] || git rev-parse --git-dir >/dev/null 2>&1 || \
+		{ echo "error: $(CURDIR): not a git repository, as after a ZIP download, and DVC needs one: git clone it instead, or run git init && git add --all && git commit -m start" >&2; exit 1; }
+
 setup: $(READY)
 
-repro: $(READY)
+repro: in-git $(READY)
 	@$(BIN)/python -m stages.recover
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@$(BIN)/python -m stages.show
@@ -33,7 +38,7 @@ define side_by_side
 	wait $$first || failed=1; cat .pytest_cache/first; exit $$failed
 endef
 
-test: $(READY)
+test: in-git $(READY)
 	$(call side_by_side,-m 'not processes',-m processes)
 
 # Every gradient against finite differences and autograd.
@@ -60,7 +65,8 @@ scaling: $(READY)
 	@$(BIN)/python -m studies.scaling --jobs $(or $(JOBS),2) $(if $(DATA),--data '$(DATA)')
 
 ui: $(READY)
-	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db"
+	-@$(BIN)/python -m custom_transformer sync
+	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db
 
 clean:
 	rm -rf $(VENV)

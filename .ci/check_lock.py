@@ -6,6 +6,7 @@ Looks at a clone without data: what DVC keeps may be missing, what git keeps may
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-UP_TO_DATE = "Data and pipelines are up to date."  # dvc repro --dry exits with 0 whether it says so or not
+ALWAYS = "inputs"  # the stage that runs every time, to see whether local files have changed
 SHOWN = 3  # reasons a stage
 
 
@@ -25,9 +26,11 @@ def main() -> None:
         if found.returncode != 0:
             sys.exit(f"error: {found.stderr.strip().splitlines()[-1].removeprefix('ERROR: ')}")
         status = json.loads(found.stdout)
+        status[ALWAYS].remove("always changed")
         stale = {stage: reasons for stage, entries in status.items() if (reasons := list(changes(clone, entries)))}
         plan = dvc(clone, "repro", "--dry", "--allow-missing")
-    if UP_TO_DATE in plan.stdout and not stale:
+    planned = re.findall("^(?:Running stage|Stage) '(.*)'(?::| is cached)", plan.stdout, re.MULTILINE)
+    if plan.returncode == 0 and planned == [ALWAYS] and not stale:
         print("dvc.lock belongs to the code, parameters and results committed with it")
         return
     where = "; ".join(f"{stage} ({shortened(reasons)})" for stage, reasons in stale.items())

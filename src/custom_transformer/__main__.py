@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -34,7 +35,7 @@ from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduc
 from custom_transformer.maths.parameters import count
 from custom_transformer.pages.card import model_card
 from custom_transformer.pages.continuation import print_continuation
-from custom_transformer.paths import BEST, EXPORTED, PARAMS, TOKENIZER, TOKENS
+from custom_transformer.paths import BEST, EXPORTED, PARAMS, REFUSED, TOKENIZER, TOKENS, project_root
 from custom_transformer.progress import AS_IS
 from custom_transformer.runs.checkpoint import DTYPES, load_checkpoint
 from custom_transformer.runs.serving import CHECKPOINT
@@ -80,7 +81,7 @@ def main() -> None:
     command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="replaced when it exists")
     for name, about in (
         ("schema", "the JSON Schema of params.yaml, for editors"),
-        ("sync", "delivers to the MLflow stores what runs could not"),
+        ("sync", "delivers to the MLflow stores what runs could not; finds a moved store's artifacts again"),
     ):
         commands.add_parser(name, help=about, description=about)
     arguments = parser.parse_args()
@@ -229,9 +230,23 @@ def print_sync() -> None:
 
     result = sync()
     print(f"{result.delivered} run{'' if result.delivered == 1 else 's'} delivered")
-    if result.waiting:
-        names = ", ".join(name for name, _ in result.waiting)
-        raise UserError(f"{names}: not delivered ({result.waiting[0][1]}); make the store answer, then sync again")
+    problems = [
+        f"{', '.join(names)}: not delivered ({reason}); make the store answer, then sync again"
+        for reason, names in _by_reason(result.waiting)
+    ]
+    problems += [
+        f"{', '.join(names)}: never to be delivered ({reason}); correct what is named for other runs, and look for the "
+        f"logs of these in {project_root() / REFUSED}"
+        for reason, names in _by_reason(result.refused)
+    ]
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _by_reason(kept: list[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """Each reason with the names of all runs that it keeps back."""
+    for reason in dict.fromkeys(reason for _, reason in kept):
+        yield reason, [name for name, why in kept if why == reason]
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 ModelName = Annotated[
     str, Field(max_length=200, json_schema_extra={"pattern": f"^{MODEL_NAME}$"}), AfterValidator(_fits_a_model_uri)
 ]
+ExperimentName = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]
 
 
@@ -78,9 +79,9 @@ class DataParams(Section):
     val_split: Text | None
     """The source's split to validate on; null: val_fraction of the training split is kept for it."""
     val_fraction: Fraction
-    """Share of the training split kept for validation where val_split is null."""
+    """Share of the training split kept for validation where val_split is null: the documents of smallest digest."""
     subset_size: Count | None
-    """Documents to train on; null: all of them."""
+    """Documents to train on, of those not kept for validation; null: all of them."""
     val_subset_size: Count | None
     """Documents to validate on; null: all of them."""
     tokenizer: Text
@@ -276,7 +277,7 @@ class GenerationParams(SamplingParams):
 class TrackingParams(Section):
     """Where runs are recorded."""
 
-    experiment: Text
+    experiment: ExperimentName
     """The MLflow experiment that runs belong to."""
     uri: Text | None
     """The MLflow store; null: SQLite at the repository root."""

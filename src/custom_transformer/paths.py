@@ -8,6 +8,7 @@ from pathlib import Path
 PARAMS = Path("params.yaml")  # every parameter; --config names another file
 PIPELINE = Path("dvc.yaml")  # DVC's description of the stages
 LOCK = Path("dvc.lock")  # the digests of what each stage read and wrote last
+INPUTS = Path("data/inputs")  # the digests of the local files that the parameters name
 RAW = Path("data/raw")  # each split's text as a parquet file, and source.json
 TOKENIZER = Path("data/tokenizer")  # tokenizer.json and its settings
 TOKENS = Path("data/tokens")  # each split as a flat array of tokens, and meta.json
@@ -17,6 +18,7 @@ EXPORTED = Path("models/huggingface")  # the best checkpoint, as other tools rea
 METRICS = Path("metrics")  # figures, curves, samples, pictures and the report
 UNFINISHED = Path("work/train")  # under project_root(): saved states of unfinished trainings
 SPOOLS = Path("work/tracking")  # under project_root(): what runs have not yet delivered to MLflow
+REFUSED = Path("work/tracking-refused")  # under project_root(): what MLflow will never take
 
 
 def project_root() -> Path:

@@ -34,6 +34,7 @@ WRONG = [
     ("tracking.sweep", 2024, "put quotes around it"),
     ("data.dataset", "", "at least 1 character"),
     ("generation.prompts", [], "at least 1 item"),
+    ("tracking.experiment", "x" * 501, "at most 500 characters"),
     ("tracking.registered_model", "a/b", "is no name for models:/NAME"),
     ("tracking.registered_model", "x@best", "is no name for models:/NAME"),
     ("tracking.registered_model", "", "is no name for models:/NAME"),

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from custom_transformer.config import DataParams, load_params
 from custom_transformer.text.tokenization import tokenize
+from tests.helpers import ROOT
 
 TEXTS = {
     "train": [f"The {i}th text, naïve and 素朴, ends here." for i in range(300)] + ["it says <|endoftext|> itself"],
@@ -19,7 +20,7 @@ TEXTS = {
 
 def data(**changes: Any) -> DataParams:
     """All of the text, but for these changes."""
-    everything = load_params("params.yaml").data.model_dump() | {"subset_size": None, "val_subset_size": None}
+    everything = load_params(ROOT / "params.yaml").data.model_dump() | {"subset_size": None, "val_subset_size": None}
     return DataParams.model_validate(everything | changes)
 
 

@@ -59,25 +59,58 @@ def write_parquet(path: Path) -> None:
 def test_local_files_give_every_document_once(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
     write(tmp_path / name)
     facts = download(data(dataset=str(tmp_path / "*"), val_fraction=0.1), 0, tmp_path / "raw")
-    assert texts(tmp_path / "raw/train.parquet") == DOCUMENTS[:36]
-    assert texts(tmp_path / "raw/validation.parquet") == DOCUMENTS[36:]
-    assert (facts["train_rows"], facts["validation_rows"]) == (36, 4)
-
-
-def test_no_validation_text_is_trained_on(tmp_path: Path) -> None:
-    repeated = ["same", *DOCUMENTS, "same"]
-    (tmp_path / "a.txt").write_text("\n\n".join(repeated))
-    facts = download(data(dataset=str(tmp_path / "a.txt"), val_fraction=0.05), 0, tmp_path / "raw")
     train, validation = texts(tmp_path / "raw/train.parquet"), texts(tmp_path / "raw/validation.parquet")
-    assert "same" in validation
+    assert sorted([*train, *validation], key=DOCUMENTS.index) == DOCUMENTS
+    assert (train, validation) == (sorted(train, key=DOCUMENTS.index), sorted(validation, key=DOCUMENTS.index))
+    assert (facts["train_rows"], facts["validation_rows"]) == (len(train), len(validation))
+
+
+def divided(folder: Path, documents: list[str], **changes: Any) -> tuple[list[str], list[str]]:
+    (folder / "divided.txt").write_text("\n\n".join(documents), "utf-8")
+    download(data(dataset=str(folder / "divided.txt"), **changes), 0, folder / "raw")
+    return texts(folder / "raw/train.parquet"), texts(folder / "raw/validation.parquet")
+
+
+MANY = [f"text number {i}" for i in range(1000)]
+
+
+def test_the_share_is_kept_for_validation(tmp_path: Path) -> None:
+    train, validation = divided(tmp_path, MANY, val_fraction=0.1)
+    assert len(train) + len(validation) == 1000
+    assert 70 < len(validation) < 130
+
+
+@pytest.mark.parametrize("val_subset_size", [None, 1, 5])
+def test_every_subset_is_validated_on_the_same_text(tmp_path: Path, val_subset_size: int | None) -> None:
+    sizes = {"val_fraction": 0.05, "val_subset_size": val_subset_size}
+    everything, validation = divided(tmp_path, MANY, **sizes)
+    for size in (1, 100, 400):
+        assert divided(tmp_path, MANY, subset_size=size, **sizes) == (everything[:size], validation)
+    assert len(validation) == val_subset_size or val_subset_size is None
+
+
+@pytest.mark.parametrize("more", [["new", *MANY], MANY + ["new"] * 50, MANY[::-1] + MANY[:7], MANY + DOCUMENTS[:3]])
+def test_added_text_moves_no_document_to_the_other_split(tmp_path: Path, more: list[str]) -> None:
+    train, validation = map(set, divided(tmp_path, MANY))
+    train_now, validation_now = map(set, divided(tmp_path, more))
+    assert train <= train_now
+    assert validation <= validation_now
+    assert not train_now & validation_now
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.5, 1 - 1e-9])
+@pytest.mark.parametrize("documents", [["a", "b"], ["a", "a", "b"], DOCUMENTS])
+def test_neither_split_is_left_empty(tmp_path: Path, documents: list[str], fraction: float) -> None:
+    train, validation = divided(tmp_path, documents, val_fraction=fraction)
+    assert {*train, *validation} == set(documents)
+    assert len(train) + len(validation) == len(documents)
+    assert train and validation
     assert not set(train) & set(validation)
-    assert facts["left_out_of_training"] == 1
 
 
-def test_subset_size_counts_training_documents(tmp_path: Path) -> None:
-    write_txt(tmp_path / "a.txt")
-    download(data(dataset=str(tmp_path / "a.txt"), subset_size=10, val_fraction=0.2), 0, tmp_path / "raw")
-    assert len(texts(tmp_path / "raw/train.parquet")) == 10
+def test_equal_documents_cannot_be_divided(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"3 document\(s\), 1 of them different, cannot be divided"):
+        divided(tmp_path, ["same"] * 3)
 
 
 def test_equal_sources_give_equal_bytes(tmp_path: Path) -> None:

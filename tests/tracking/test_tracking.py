@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 import socket
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from markdown_it import MarkdownIt
 from mlflow import MlflowClient
 
+from custom_transformer.__main__ import main
 from custom_transformer.errors import UserError
 from custom_transformer.files import sha256_file
 from custom_transformer.runs.checkpoint import save_checkpoint
@@ -432,6 +434,37 @@ def test_what_the_store_never_takes_is_said_and_the_rest_arrives(
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("warning")]
     assert "takes the rest, and this part never" in line
     assert not spools()
+
+
+def test_a_run_that_no_store_will_take_is_told_of_once_and_lends_its_reason_to_none(
+    root: Path, capsys: pytest.CaptureFixture[str], free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with training(root / "bad", experiment="x" * 501) as run:
+        run.log_metrics({"train_loss": 1.0}, 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "MLflow never takes this run" in line
+    (kept,) = (root / "work/tracking-refused").iterdir()
+    assert Spool(kept).last_step() == 1
+    # As a version that knew nothing of this left it.
+    kept.rename(spool_root() / kept.name)
+    with training(root / "waits", f"http://127.0.0.1:{free_port}", experiment="another") as waits:
+        waits.log_metrics({"train_loss": 1.0}, 1)
+    capsys.readouterr()
+    result = sync()
+    assert result.delivered == 0
+    assert [name for name, _ in result.refused] == [run._header.name]
+    ((name, reason),) = result.waiting
+    assert name == waits._header.name
+    assert "Connection refused" in reason
+    assert "exceed" not in reason
+    monkeypatch.setattr(sys, "argv", ["custom_transformer", "sync"])
+    with pytest.raises(UserError, match=r"not delivered \(http.*Connection refused\); make the store answer"):
+        main()
+    assert not sync().refused
+    with training(root / "good") as good:
+        good.log_metrics({"train_loss": 1.0}, 1)
+    assert not capsys.readouterr().err
+    assert [r.data.metrics["train_loss"] for r in runs(f"sqlite:///{root / 'mlflow.db'}")] == [1.0]
 
 
 def test_a_line_that_finds_the_disk_full_is_written_later(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -69,10 +68,10 @@ class Source:
 def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
     """Writes train.parquet, validation.parquet (column `text`, and the primer's others) and source.json to `out`.
 
-    If a source has no validation split, the last `val_fraction` of its documents becomes one, and training texts that
-    equal one of those are left out. Empty documents are always left out. Prints what parts the documents of text files,
-    and which columns are left out. Returns source.json's content. Raises UserError if a split cannot be complete,
-    OSError for a full disk; then `out` is unchanged.
+    If a source has no validation split, about `val_fraction` of its documents become one: those whose digests are the
+    smallest, whatever the sizes of the subsets. Empty documents are always left out. Prints what parts the documents of
+    text files, and which columns are left out. Returns source.json's content. Raises UserError if a split cannot be
+    complete, OSError for a full disk; then `out` is unchanged.
     """
     source = open_source(data, seed)
     with staged_folders(out) as (folder,):
@@ -87,11 +86,6 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
                     validation, islice(_documents(source.validation), data.val_subset_size), progress
                 )
         for split in ("train", "validation"):
-            if not facts[f"{split}_rows"] and facts.get("left_out_of_training"):
-                raise UserError(
-                    f"data.dataset {data.dataset}: every text to train on equals one to validate on; "
-                    f"{source.reading.explanation()}"
-                )
             if not facts[f"{split}_rows"]:
                 raise UserError(f"data.dataset {data.dataset}: no text for the {split} split; is the source empty?")
         facts["files"] = digests_of(source.files)
@@ -117,13 +111,21 @@ def open_source(data: DataParams, seed: int) -> Source:
     if data.dataset in REGISTERED:
         known = REGISTERED[data.dataset]
         return _hub(known.id, data.text_column or known.text_column, data)
-    if paths := local_files(data.dataset):
+    if paths := dataset_files(data.dataset):
         reading = Reading(data.text_column or "text", alone=len(paths) == 1)
         rows = (row for path in paths for row in read_rows(path, reading))
         return Source(rows, None, reading, {"kind": "files"}, paths)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.dataset) or ".." in data.dataset:
         raise UserError(f"data.dataset {data.dataset}: no such file, and no name that the Hub could know")
     return _hub(data.dataset, data.text_column or "text", data)
+
+
+def dataset_files(dataset: str) -> list[Path]:
+    """The local files that `data.dataset` names, in the order in which they are read; none for the primer and the Hub.
+
+    Raises UserError if there should be some.
+    """
+    return [] if dataset == "primer" or dataset in REGISTERED else local_files(dataset)
 
 
 # ----------------------------------------------------------------------------------------------- sources
@@ -187,31 +189,56 @@ def _documents(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _write_divided(source: Source, data: DataParams, train: Path, validation: Path) -> dict[str, Any]:
-    """Divides the rows of a source without a validation split: the last `val_fraction` becomes that split."""
-    wanted = None
-    if data.subset_size is not None:
-        wanted = math.ceil(data.subset_size / (1 - data.val_fraction))
+    """Divides the documents of a source without a validation split: each one's own digest decides which split has it.
+
+    So a document stays in its split whatever is added to the source and whatever the sizes of the subsets, and equal
+    documents share a split. The share of `val_fraction` is kept on average, and neither split is left empty.
+    """
     everything = train.with_name("all.parquet")
     with ProgressBar("download", None, "documents") as progress:
-        total = write_rows(everything, islice(_documents(source.train), wanted), progress)
-    if total < 2:
+        division = _Division(data)
+        total = write_rows(everything, division.needed(_documents(source.train)), progress)
+    if division.lowest == division.highest or not total:
         raise UserError(
-            f"data.dataset {data.dataset}: {total} document(s) cannot be divided into two splits; "
-            f"{source.reading.explanation()}"
+            f"data.dataset {data.dataset}: {total} document(s), {min(total, 1)} of them different, cannot be divided "
+            f"into two splits; {source.reading.explanation()}"
         )
-    kept = total - max(1, round(total * data.val_fraction))
-    with ProgressBar("divide", total, "documents") as progress:
-        held = {_fingerprint(row["text"]) for row in islice(read_parquet(everything), kept, None)}
-        distinct = (row for row in islice(read_parquet(everything), kept) if _fingerprint(row["text"]) not in held)
-        train_rows = write_rows(train, islice(distinct, data.subset_size), progress)
-        last = islice(read_parquet(everything), kept, None)
-        validation_rows = write_rows(validation, islice(last, data.val_subset_size), progress)
+    facts = {}
+    for split, path, wanted in (("train", train, data.subset_size), ("validation", validation, data.val_subset_size)):
+        rows = (row for row in read_parquet(everything) if division.split(row["text"]) == split)
+        with ProgressBar(f"divide: {split}", None, "documents") as progress:
+            facts[f"{split}_rows"] = write_rows(path, islice(rows, wanted), progress)
     everything.unlink()
-    return {"train_rows": train_rows, "validation_rows": validation_rows, "left_out_of_training": kept - train_rows}
+    return facts
 
 
-def _fingerprint(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+class _Division:
+    """Which split has a document: validation those whose digest, a number below 2**64, is small."""
+
+    def __init__(self, data: DataParams):
+        self._border = round(data.val_fraction * 2**64)
+        self._missing = {"train": data.subset_size, "validation": data.val_subset_size}  # None: all there are
+        self.lowest, self.highest = 2**64, -1  # digests so far
+
+    def needed(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows up to the last that one of the splits needs; then the border lies so that each split has one."""
+        for row in rows:
+            digest = _digest(row["text"])
+            self.lowest, self.highest = min(self.lowest, digest), max(self.highest, digest)
+            yield row
+            split = "validation" if digest < self._border else "train"
+            if (missing := self._missing[split]) is not None:
+                self._missing[split] = missing - 1
+            if all(missing is not None and missing <= 0 for missing in self._missing.values()):
+                return
+        self._border = min(max(self._border, self.lowest + 1), self.highest)
+
+    def split(self, text: str) -> str:
+        return "validation" if _digest(text) < self._border else "train"
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def write_rows(path: Path, rows: Iterable[Row], progress: ProgressBar) -> int:

@@ -24,6 +24,7 @@ from custom_transformer.files import (
 )
 from custom_transformer.progress import ProgressBar
 from custom_transformer.text.documents import Piece, batches, document_count, log2_prob_sum, read_pieces
+from custom_transformer.text.tokenizer_files import TOKENIZER_FILES, local_tokenizer
 from custom_transformer.text.tokens import META, token_dtype
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -120,9 +121,7 @@ def _wrapped(backend: Tokenizer, special_tokens: Mapping[str, str]) -> PreTraine
 def _loaded(name: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = Path(name)
-    if not path.exists():
-        path = _fetched(name)
+    path = local_tokenizer(name) or _fetched(name)
     definition = path / "tokenizer.json" if path.is_dir() else path
     try:
         if definition.exists():
@@ -163,7 +162,7 @@ def _fetched(name: str) -> Path:
     try:
         with warnings.catch_warnings(), writing(constants.HF_HUB_CACHE):
             warnings.filterwarnings("ignore", "Not enough free disk space")  # the error that follows says so
-            return Path(snapshot_download(name, allow_patterns=["*token*", "config.json", "vocab.*", "merges.txt"]))
+            return Path(snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
     except StorageError:
         raise
     except errors.HFValidationError:
@@ -203,7 +202,7 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
         dtype = token_dtype(vocabulary_size(tokenizer))
         meta = {
             "tokenizer": {
-                "name": Path(data.tokenizer).name if Path(data.tokenizer).exists() else data.tokenizer,
+                "name": Path(data.tokenizer).name if local_tokenizer(data.tokenizer) else data.tokenizer,
                 "sha256": sha256_file(tokenizer_folder / "tokenizer.json"),
                 "vocab_size": vocabulary_size(tokenizer),
                 "requested_vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from custom_transformer.errors import one_line
-from custom_transformer.tracking.delivery import Delivery, concerns_one_run
+from custom_transformer.errors import UserError, one_line
+from custom_transformer.paths import REFUSED, project_root
+from custom_transformer.tracking.addresses import database_of, is_local
+from custom_transformer.tracking.delivery import Delivery, Undeliverable, concerns_one_run
 from custom_transformer.tracking.spool import Header, Spool, spool_root, unattended
-from custom_transformer.tracking.store import cause, is_local, without_password
+from custom_transformer.tracking.store import cause, open_store, usual_store_uri, without_password
 
 _SECONDS_BETWEEN = 3.0  # deliveries; after a failure twice as long each time, up to the next figure
 _LONGEST_PAUSE = 60.0
@@ -23,7 +25,7 @@ def deliver_unattended(uri: str | None = None) -> Iterator[tuple[Header, Excepti
     """Brings the spools of processes that have ended to their stores, oldest first: all of them, or those for `uri`.
 
     Yields each spool's header and what kept it from being delivered whole. A delivered spool is removed, unless its
-    run can still go on.
+    run can still go on; one that no store will ever take is set aside, so that it is told of once.
     """
     failed: dict[str, Exception] = {}  # stores, which are not asked again for their other runs
     for spool in unattended():
@@ -45,6 +47,8 @@ def deliver_unattended(uri: str | None = None) -> Iterator[tuple[Header, Excepti
         except Exception as error:
             if not concerns_one_run(error):
                 failed[store] = error
+            if isinstance(error, Undeliverable):
+                spool.set_aside()
             yield delivery.header, error
             continue
         if not spool.can_go_on():
@@ -63,6 +67,7 @@ class Courier(threading.Thread):
         self._delivery = Delivery(spool)
         self._uri = self._delivery.header.uri
         self._warned, self._caught_up = False, False
+        self.undeliverable = False  # whether no store will ever take the run
         self._opened, self._ending = threading.Event(), threading.Event()
 
     @property
@@ -100,11 +105,12 @@ class Courier(threading.Thread):
                     if error and not concerns_one_run(error):
                         raise error
                     if error:
-                        self._warn(cause(error))
+                        self._warn(cause(error), _outcome(error))
                 self._caught_up = True
             self._delivery.send()
         except Exception as error:
-            self._warn(cause(error))
+            self.undeliverable = isinstance(error, Undeliverable)
+            self._warn(cause(error), _outcome(error))
             return False
         if reason := self._delivery.refused:
             self._warn(reason, "MLflow takes the rest, and this part never")
@@ -122,20 +128,41 @@ class Courier(threading.Thread):
             print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
+def _outcome(error: Exception) -> str | None:
+    """What becomes of what was not delivered, if it does not wait."""
+    if isinstance(error, Undeliverable):
+        return f"MLflow never takes this run; correct what is named, and look for its log in {project_root() / REFUSED}"
+    return None
+
+
 @dataclass(frozen=True)
 class SyncResult:
-    """What `sync` did: runs delivered whole, and for the others their name and what kept them back."""
+    """What `sync` did: runs delivered whole, and for the others their name and what kept them back.
+
+    refused: those that no store will ever take, which were set aside.
+    """
 
     delivered: int
     waiting: list[tuple[str, str]]
+    refused: list[tuple[str, str]]
 
 
 def sync() -> SyncResult:
-    """Delivers what ended runs left in the spool."""
-    delivered, waiting = 0, []
+    """Delivers what ended runs left in the spool; and a SQLite store that was moved finds its artifacts again.
+
+    Raises UserError for a malformed address, or if a SQLite store cannot be opened.
+    """
+    uri = usual_store_uri()
+    if is_local(uri) and database_of(uri).exists():
+        try:
+            open_store(uri)
+        except Exception as closed:
+            raise UserError(f"MLflow tracking: {uri}: {cause(closed)}; mend it, then sync again") from None
+    result = SyncResult(0, [], [])
     for header, error in deliver_unattended():
         if error:
-            waiting.append((header.name, f"{without_password(header.uri)}: {cause(error)}"))
+            kept = result.refused if isinstance(error, Undeliverable) else result.waiting
+            kept.append((header.name, f"{without_password(header.uri)}: {cause(error)}"))
         else:
-            delivered += 1
-    return SyncResult(delivered, waiting)
+            result = replace(result, delivered=result.delivered + 1)
+    return result

@@ -75,7 +75,12 @@ class Delivery:
         if self._client is None:
             self._client = open_store(self.header.uri)
         if self.progress.run_id is None:
-            run_id, own = self._find_or_make()
+            try:
+                run_id, own = self._find_or_make()
+            except Exception as error:
+                if getattr(error, "error_code", None) == IMPOSSIBLE and not run_is_gone(error):
+                    raise Undeliverable from error
+                raise
             self._note(run_id=run_id, described=not own)
         if not self.progress.described:
             with self._refusals():
@@ -235,6 +240,10 @@ class Delivery:
             self._client_call("set_terminated", run_id, first["end"], first["time"])
 
 
+class Undeliverable(Exception):
+    """No store will ever have the run: its cause says which of the run's properties MLflow does not allow."""
+
+
 class EarlierPartUnderway(Exception):
     """The run that a checkpoint came from, or an earlier stage's part of this one, is not delivered yet."""
 
@@ -260,7 +269,7 @@ def _pointing_to(original: Run) -> dict[str, str]:
 
 def concerns_one_run(error: Exception) -> bool:
     code = getattr(error, "error_code", "")
-    return isinstance(error, (EarlierPartUnderway, FileNotFoundError)) or code in _OF_ONE_RUN
+    return isinstance(error, (EarlierPartUnderway, Undeliverable, FileNotFoundError)) or code in _OF_ONE_RUN
 
 
 def _requests(events: Iterator[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:

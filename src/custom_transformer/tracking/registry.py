@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from custom_transformer.tracking.spool import Header
 from custom_transformer.tracking.store import as_default
 
@@ -63,7 +65,8 @@ def _say_whose(client: MlflowClient, model: LoggedModel, folder: Path) -> None:
     """An MLmodel file that has the names the store has given, over the one that was written without them."""
     from mlflow.models import Model
 
-    described = Model.load(str(folder))
+    # Not by Model.load, which would unquote the path.
+    described = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text("utf-8")))
     described.model_id, described.run_id = model.model_id, model.source_run_id
     described.artifact_path = model.artifact_location
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

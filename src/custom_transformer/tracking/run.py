@@ -167,6 +167,8 @@ class Run:
         delivered = self._courier.end()
         if self._courier.is_alive():
             return  # it still sends, and holds the spool as long as this process lives: nobody else is to send it too
+        if self._courier.undeliverable:
+            self._spool.set_aside()
         self._spool.close()
         if delivered and not (kind and self._header.work):
             self._spool.remove()

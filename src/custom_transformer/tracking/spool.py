@@ -19,15 +19,16 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from custom_transformer.files import link_or_copy, write_json
-from custom_transformer.paths import SPOOLS, project_root
+from custom_transformer.paths import REFUSED, SPOOLS, project_root
+from custom_transformer.tracking.addresses import database_of, is_local, sqlite_uri
 
 Event = dict[str, Any]
 
@@ -103,7 +104,7 @@ class Spool:
         unfinished = cls(root / f".{name}")  # not seen by `unattended` before it is locked
         unfinished.path.mkdir()
         unfinished._lock.acquire(timeout=0)
-        write_json(unfinished.path / "run.json", asdict(header))
+        unfinished._save_header(header)
         (unfinished.path / "events.jsonl").touch()
         spool = cls(unfinished.path.rename(root / name))
         spool._lock = unfinished._lock
@@ -118,11 +119,11 @@ class Spool:
             return None
         try:
             spool._lock.acquire(timeout=_LOCK_SECONDS)
-            header = asdict(spool.header())
+            header = spool.header()
         except (Timeout, OSError, ValueError, TypeError):
             return None
-        if header["uri"] != uri:  # another store has none of it
-            write_json(spool.path / "run.json", header | {"uri": uri})
+        if header.uri != uri:  # another store has none of it
+            spool._save_header(replace(header, uri=uri))
             spool.save_progress(Progress())
         spool._open_events()
         return spool
@@ -144,7 +145,16 @@ class Spool:
 
     def header(self) -> Header:
         """Raises OSError, ValueError or TypeError where there is none that can be read."""
-        return Header(**json.loads((self.path / "run.json").read_text("utf-8")))
+        header = Header(**json.loads((self.path / "run.json").read_text("utf-8")))
+        if not isinstance(header.uri, str):
+            raise TypeError(f"uri: not an address: {header.uri}")
+        return _placed(header, lambda path: project_root() / path)
+
+    def _save_header(self, header: Header) -> None:
+        """Paths in the repository are written from its root, for it may be moved before the run is delivered."""
+        root = project_root()
+        from_root = _placed(header, lambda path: path.relative_to(root) if path.is_relative_to(root) else path)
+        write_json(self.path / "run.json", asdict(from_root))
 
     def progress(self) -> Progress:
         try:
@@ -268,6 +278,14 @@ class Spool:
                 return True
         return False
 
+    def set_aside(self) -> Path:
+        """Moves the run to where nobody tries to deliver it; returns its folder there. Needs the lock."""
+        aside = project_root() / REFUSED / self.name
+        aside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shutil.rmtree(aside, ignore_errors=True)
+        self.path = self.path.rename(aside)
+        return aside
+
     def remove(self) -> None:
         """Forgets the run. Needs the lock."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -286,6 +304,12 @@ def unattended() -> Iterator[Spool]:
             yield spool
         finally:
             spool._lock.release()
+
+
+def _placed(header: Header, place: Callable[[Path], Path]) -> Header:
+    """With `place` applied to its paths: a SQLite store's and the work folder's."""
+    uri = sqlite_uri(place(database_of(header.uri))) if is_local(header.uri) else header.uri
+    return replace(header, uri=uri, work=header.work and str(place(Path(header.work))))
 
 
 def _of_the_system(metrics: Mapping[str, float]) -> bool:

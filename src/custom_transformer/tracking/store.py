@@ -9,13 +9,21 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
 from custom_transformer.config import TrackingParams
 from custom_transformer.errors import UserError, one_line
 from custom_transformer.paths import project_root
+from custom_transformer.tracking.addresses import (
+    artifacts_of,
+    bring_along,
+    database_of,
+    for_mlflow,
+    is_local,
+    sqlite_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,9 +49,15 @@ def store_uri(tracking: TrackingParams) -> str:
     A relative SQLite path starts at the project root, not at the working folder, which DVC deletes after a
     temporary experiment. Raises UserError for an address that is neither SQLite nor HTTP.
     """
-    uri, where = tracking.uri, "tracking.uri"
-    if uri is None:
-        uri, where = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", "MLFLOW_TRACKING_URI"
+    return usual_store_uri() if tracking.uri is None else _checked(tracking.uri, "tracking.uri")
+
+
+def usual_store_uri() -> str:
+    """The address where `tracking.uri` sets none. Raises as above."""
+    return _checked(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", "MLFLOW_TRACKING_URI")
+
+
+def _checked(uri: str, where: str) -> str:
     wrong = UserError(
         f"{where}: {without_password(uri)}: not an MLflow store; give sqlite:///PATH or http(s)://HOST:PORT"
     )
@@ -57,7 +71,7 @@ def store_uri(tracking: TrackingParams) -> str:
     database = uri.removeprefix("sqlite:///")
     if database == uri or database in ("", ":memory:") or database.endswith("/") or "?" in database:
         raise wrong
-    return f"sqlite:///{project_root() / database}"
+    return sqlite_uri(project_root() / unquote(database))
 
 
 def import_mlflow() -> None:
@@ -71,7 +85,7 @@ def import_mlflow() -> None:
 
 
 def open_store(uri: str) -> MlflowClient:
-    """A client for the store at `uri`; a SQLite store is made where it is missing.
+    """A client for the store at `uri`; a SQLite store is made where it is missing, and its artifacts follow it.
 
     Raises what MLflow, SQLite or the lock raise.
     """
@@ -81,7 +95,7 @@ def open_store(uri: str) -> MlflowClient:
 
     if not is_local(uri):
         return MlflowClient(uri)
-    database = Path(uri.removeprefix("sqlite:///"))
+    database = database_of(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
     # MLflow builds the tables when a client is made, and two that do so at once spoil each other's work.
     with one_at_a_time(uri):
@@ -90,20 +104,21 @@ def open_store(uri: str) -> MlflowClient:
             unfinished = Path(f"{database}.new")
             for leftover in (unfinished, Path(f"{unfinished}-journal")):
                 leftover.unlink(missing_ok=True)
-            SqlAlchemyStore(f"sqlite:///{unfinished}", _local_artifacts()).engine.dispose()
+            SqlAlchemyStore(for_mlflow(sqlite_uri(unfinished)), artifacts_of(database)).engine.dispose()
             unfinished.rename(database)
         with contextlib.closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA schema_version")  # fails at once where MLflow would retry for minutes
             with contextlib.suppress(sqlite3.OperationalError):  # busy: it stays as it is, only slower
                 connection.execute("PRAGMA journal_mode = WAL")
-        return MlflowClient(uri)
+            bring_along(connection, database)
+        return MlflowClient(for_mlflow(uri))
 
 
 def one_at_a_time(uri: str) -> contextlib.AbstractContextManager[object]:
     """Held by one process at a time, for a SQLite store. A server has no such lock."""
     if not is_local(uri):
         return contextlib.nullcontext()
-    return FileLock(f"{uri.removeprefix('sqlite:///')}.lock", timeout=_LOCK_SECONDS)
+    return FileLock(f"{database_of(uri)}.lock", timeout=_LOCK_SECONDS)
 
 
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
@@ -113,21 +128,14 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     if found := client.get_experiment_by_name(name):
         return found.experiment_id
     try:
-        return client.create_experiment(name, artifact_location=_local_artifacts() if is_local(uri) else None)
+        location = artifacts_of(database_of(uri)) if is_local(uri) else None
+        return client.create_experiment(name, artifact_location=location)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     made_meanwhile = client.get_experiment_by_name(name)
     assert made_meanwhile is not None
     return made_meanwhile.experiment_id
-
-
-def is_local(uri: str) -> bool:
-    return uri.startswith("sqlite:")
-
-
-def _local_artifacts() -> str:
-    return (project_root() / "mlartifacts").as_uri()
 
 
 IMPOSSIBLE = "INVALID_PARAMETER_VALUE"  # the store will never take what was sent; any other answer may change
@@ -159,7 +167,7 @@ def patience() -> Iterator[None]:
 
 def as_default(uri: str) -> contextlib.AbstractContextManager[None]:
     """The store at `uri` is for a while the one that MLflow turns to where no client is at hand."""
-    return _environment("MLFLOW_TRACKING_URI", uri)
+    return _environment("MLFLOW_TRACKING_URI", for_mlflow(uri))
 
 
 @contextlib.contextmanager
@@ -176,7 +184,9 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 def without_password(uri: str) -> str:
-    """The address as it may be shown: nothing before the last @ but the scheme, and no query."""
+    """The address as it may be shown: a file's whole, else nothing before the last @ but the scheme, and no query."""
+    if is_local(uri):
+        return uri
     scheme, found, rest = uri.rpartition("://")
     _secret, at, place = rest.rpartition("@")
     return scheme + found + ("***@" if at else "") + place.partition("?")[0]

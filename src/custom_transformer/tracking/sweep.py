@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING
 
 from custom_transformer.config import TrackingParams
 from custom_transformer.errors import UserError
-from custom_transformer.tracking.store import (
-    cause,
-    is_local,
-    one_at_a_time,
-    open_store,
-    store_uri,
-    unless_gone,
-    without_password,
-)
+from custom_transformer.tracking.addresses import database_of, is_local
+from custom_transformer.tracking.store import cause, one_at_a_time, open_store, store_uri, unless_gone, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,7 +74,7 @@ def sweep_runs(tracking: TrackingParams, artifacts: tuple[str, ...] = ()) -> lis
     A run that lacks one of the artifacts is left out. Raises UserError if the store does not answer.
     """
     uri = store_uri(tracking)
-    if is_local(uri) and not Path(uri.removeprefix("sqlite:///")).exists():
+    if is_local(uri) and not database_of(uri).exists():
         return []
     try:
         client = open_store(uri)

@@ -1,0 +1,57 @@
+"""The digests of the local files that the parameters name: so DVC learns of changes in files that it cannot watch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from custom_transformer.errors import UserError
+from custom_transformer.files import sha256_file, write_json
+from custom_transformer.text.datasets import dataset_files
+from custom_transformer.text.tokenizer_files import tokenizer_files
+
+
+def write_inputs(dataset: str, tokenizer: str, out: Path) -> list[str]:
+    """Writes dataset.json and tokenizer.json to `out`; returns a line for each whose files are not here any more.
+
+    Each has the parameter's value and, in the order in which they are read, its files' names and SHA-256. Equal files
+    give equal bytes, in whatever folder they lie. There are no files for the primer and for what is on the Hub. If
+    none of the files that the last manifest names is here, as in a clone that has pulled the results of others, that
+    manifest stays, and with it what was made of the files. Raises UserError if files are missing and there is no such
+    manifest, or one cannot be read.
+    """
+    lines = (
+        _write(out / "dataset.json", "data.dataset", dataset, dataset_files),
+        _write(out / "tokenizer.json", "data.tokenizer", tokenizer, tokenizer_files),
+    )
+    return [line for line in lines if line]
+
+
+def _write(manifest: Path, parameter: str, value: str, files: Callable[[str], list[Path]]) -> str | None:
+    missing = None
+    try:
+        paths = files(value)
+    except UserError as error:
+        paths, missing = [], error
+    if not paths:
+        last = _last(manifest)
+        if last.get(parameter) == value and last.get("files"):
+            return f"{parameter} {value}: no longer here; what was made of it stays"
+        if missing:
+            raise missing
+    common = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
+    names = [path.absolute().relative_to(common).as_posix() for path in paths]
+    digests = [{"name": name, "sha256": sha256_file(path)} for name, path in zip(names, paths, strict=True)]
+    write_json(manifest, {parameter: value, "files": digests})
+    return None
+
+
+def _last(manifest: Path) -> dict[str, Any]:
+    try:
+        last = json.loads(manifest.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return last if isinstance(last, dict) else {}
