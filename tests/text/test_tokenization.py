@@ -62,6 +62,20 @@ def test_the_texts_digest_is_theirs_whatever_the_tokenizer(tmp_path: Path) -> No
         assert joined["text_sha256"] != splits[0][split]["text_sha256"]
 
 
+@pytest.mark.parametrize("value", [-3.5, float("nan"), "unknown", None, 7])
+@pytest.mark.parametrize("source", [None, {"kind": "files"}, {"kind": "hub"}])
+def test_a_column_called_log2_prob_makes_no_floor(tmp_path: Path, value: Any, source: dict[str, Any] | None) -> None:
+    make(tmp_path, columns={"log2_prob": value}, source=source)
+    for split in TEXTS:
+        assert "log2_prob" not in load_tokens(tmp_path / "tokens", split).meta
+
+
+def test_the_primers_probabilities_are_added_up(tmp_path: Path) -> None:
+    make(tmp_path, columns={"log2_prob": -3.5}, source={"kind": "primer"})
+    for split, texts in TEXTS.items():
+        assert load_tokens(tmp_path / "tokens", split).meta["log2_prob"] == -3.5 * len(texts)
+
+
 def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
     assert make(tmp_path)["dtype"] == "uint16"
     assert token_dtype(65536).str == "<u2"

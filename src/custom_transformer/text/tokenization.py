@@ -194,6 +194,7 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
     content. Both folders are moved into place when everything is written. Memory use does not grow with the text,
     except that one document is read whole. Raises UserError on damaged input and on a split without text.
     """
+    source = _source(raw / "source.json")
     sources = {split: raw / f"{split}.parquet" for split in SPLITS}
     for path in sources.values():
         document_count(path)  # finds a missing file before a tokenizer is trained
@@ -201,7 +202,7 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
         tokenizer = build_tokenizer(data, _training_texts(sources["train"]))
         _save(tokenizer, tokenizer_folder)
         dtype = token_dtype(vocabulary_size(tokenizer))
-        meta = {
+        meta: dict[str, Any] = {
             "tokenizer": {
                 "name": Path(data.tokenizer).name if Path(data.tokenizer).exists() else data.tokenizer,
                 "sha256": sha256_file(tokenizer_folder / "tokenizer.json"),
@@ -212,8 +213,11 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
             },
             "dtype": dtype.name,
             "splits": {split: _pack(path, split, tokenizer, dtype, tokens_folder) for split, path in sources.items()},
-            "source": _source(raw / "source.json"),
+            "source": source,
         }
+        if source.get("kind") == "primer":  # a column of the same name in other text may hold anything
+            for split, path in sources.items():
+                meta["splits"][split]["log2_prob"] = log2_prob_sum(path)
         write_json(tokens_folder / META, meta)
     return meta
 
@@ -252,15 +256,13 @@ def _pack(
         n_tokens = file.tell() // dtype.itemsize
     if n_bytes == 0:
         raise UserError(f"{path}: {documents} documents and no text in them; give the {split} split some text")
-    facts = {
+    return {
         "documents": documents,
         "tokens": n_tokens,
         "bytes": n_bytes,
         "sha256": sha256_file(target),
         "text_sha256": text.hexdigest(),  # of the texts alone, not of the tokenizer
     }
-    log2_prob = log2_prob_sum(path)
-    return facts if log2_prob is None else facts | {"log2_prob": log2_prob}
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
