@@ -17,7 +17,7 @@ from custom_transformer.fast.choose import choose_device, choose_engine
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.evaluation import score
 from custom_transformer.runs.generation import generate, new_text
-from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 
 CHECKPOINT, TOKENIZER = "checkpoint.pt", "tokenizer"  # the names in a served model's folder
 SERVED_FLOPS = 1e13  # expected of a model that answers for some time: worth compiling kernels, not torch.compile

@@ -24,6 +24,8 @@ from custom_transformer.files import (
 )
 from custom_transformer.progress import Progress
 from custom_transformer.text.documents import Piece, batches, document_count, log2_prob_sum, read_pieces
+from custom_transformer.text.round_trip import RoundTrip, share
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.text.tokens import META, token_dtype
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -53,27 +55,6 @@ def build_tokenizer(data: DataParams, texts: Iterable[str]) -> PreTrainedTokeniz
     names = loaded.special_tokens_map
     end = names.get("eos_token") or names.get("sep_token") or END_TOKEN
     return _wrapped(loaded.backend_tokenizer, names | {"eos_token": end})
-
-
-def load_tokenizer(folder: Path | str, sha256: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer that `tokenize` saved; raises UserError if it is missing, damaged, or not the one whose
-    tokenizer.json has the digest `sha256`."""
-    from transformers import PreTrainedTokenizerFast
-
-    if not (Path(folder) / "tokenizer.json").exists():
-        raise UserError(f"{folder}: no tokenizer there; run dvc repro tokenize")
-    if sha256 not in (None, sha256_file(Path(folder) / "tokenizer.json")):
-        raise UserError(
-            f"{folder}: not the tokenizer that the checkpoint was trained with; run python -m stages.tokenize with the "
-            "checkpoint's configuration"
-        )
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        if tokenizer.eos_token_id is None:
-            raise ValueError("it has no end token")
-    except Exception as error:  # a damaged file may raise anything, even the Rust library's bare Exception
-        raise UserError(f"{folder}: damaged tokenizer ({error}); run dvc repro --force tokenize") from None
-    return tokenizer
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -192,16 +173,22 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
 
     Writes the tokenizer's files, and train.bin, validation.bin and meta.json in `tokens_out`; returns meta.json's
     content. Both folders are moved into place when everything is written. Memory use does not grow with the text,
-    except that one document is read whole. Raises UserError on damaged input and on a split without text.
+    except that one document is read whole. Raises UserError on damaged input, on a split without text, and on a
+    tokenizer that loses text unless data.allow_lossy_tokenizer is set.
     """
     source = _source(raw / "source.json")
     sources = {split: raw / f"{split}.parquet" for split in SPLITS}
     for path in sources.values():
         document_count(path)  # finds a missing file before a tokenizer is trained
     with staged_folders(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
-        tokenizer = build_tokenizer(data, _training_texts(sources["train"]))
-        _save(tokenizer, tokenizer_folder)
+        _save(build_tokenizer(data, _training_texts(sources["train"])), tokenizer_folder)
+        tokenizer = load_tokenizer(tokenizer_folder)
         dtype = token_dtype(vocabulary_size(tokenizer))
+        round_trip = RoundTrip(tokenizer.backend_tokenizer)
+
+        def pack(path: Path, split: str) -> dict[str, Any]:
+            return _pack(path, split, tokenizer, dtype, tokens_folder, round_trip, data)
+
         meta: dict[str, Any] = {
             "tokenizer": {
                 "name": Path(data.tokenizer).name if Path(data.tokenizer).exists() else data.tokenizer,
@@ -212,12 +199,14 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
                 "end_token_id": tokenizer.eos_token_id,
             },
             "dtype": dtype.name,
-            "splits": {split: _pack(path, split, tokenizer, dtype, tokens_folder) for split, path in sources.items()},
+            "splits": {split: pack(path, split) for split, path in sources.items()},
             "source": source,
         }
         if source.get("kind") == "primer":  # a column of the same name in other text may hold anything
             for split, path in sources.items():
                 meta["splits"][split]["log2_prob"] = log2_prob_sum(path)
+        if (lost := round_trip.lost) is not None:
+            meta["lost"] = lost
         write_json(tokens_folder / META, meta)
     return meta
 
@@ -234,7 +223,13 @@ def _training_texts(path: Path) -> Iterator[str]:
 
 
 def _pack(
-    path: Path, split: str, tokenizer: PreTrainedTokenizerFast, dtype: np.dtype[Any], out: Path
+    path: Path,
+    split: str,
+    tokenizer: PreTrainedTokenizerFast,
+    dtype: np.dtype[Any],
+    out: Path,
+    round_trip: RoundTrip,
+    data: DataParams,
 ) -> dict[str, Any]:
     """Writes the stream of one split to `out`; returns its entries in meta.json."""
     end = np.array([tokenizer.eos_token_id], dtype)
@@ -244,7 +239,7 @@ def _pack(
     with atomic_write(target) as file, Progress(f"tokenize {split}", document_count(path), "documents") as progress:
         file.write(end)
         for batch in batches(read_pieces(path), lambda piece: piece.n_bytes, BATCH_PIECES, BATCH_BYTES):
-            for piece, ids in zip(batch, _encoded(tokenizer, batch, dtype), strict=True):
+            for piece, ids in zip(batch, _encoded(tokenizer, batch, dtype, round_trip), strict=True):
                 file.write(ids)
                 n_bytes += piece.n_bytes
                 text.update(piece.text.encode())
@@ -252,6 +247,11 @@ def _pack(
                     file.write(end)
                     text.update(b"\xff")  # a byte that UTF-8 never contains
                     documents += 1
+            if not data.allow_lossy_tokenizer and (lost := round_trip.lost) is not None:
+                raise UserError(
+                    f"data.tokenizer {data.tokenizer}: {round_trip.example}, {share(lost)} of the bytes so far are "
+                    "lost; choose another (bpe and gpt2 lose nothing), or set data.allow_lossy_tokenizer: true"
+                )
             progress.update(documents, f"{n_bytes / 1e6:,.0f} MB")
         n_tokens = file.tell() // dtype.itemsize
     if n_bytes == 0:
@@ -265,12 +265,14 @@ def _pack(
     }
 
 
-def _encoded(tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+def _encoded(
+    tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.dtype[Any], round_trip: RoundTrip
+) -> Iterator[np.ndarray]:
     """The ids of each piece, (n,) of `dtype`; the end token is never among them."""
+    texts = [piece.text for piece in batch]
     try:
-        encodings = tokenizer.backend_tokenizer.encode_batch_fast(
-            [piece.text for piece in batch], add_special_tokens=False
-        )
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        round_trip.add(texts, [encoding.ids for encoding in encodings])
     except Exception as error:  # the Rust library's bare Exception: text that this vocabulary cannot spell
         raise UserError(f"data.tokenizer: cannot encode the text ({_beginning(error)}); choose another") from None
     for encoding in encodings:
