@@ -121,13 +121,13 @@ def _primer(data: DataParams, seed: int) -> Source:
 
 
 def _hub(dataset: str, text_column: str, data: DataParams) -> Source:
-    from custom_transformer.text import hub
+    from custom_transformer.text.hub_dataset import fetch
 
-    train = hub.fetch(dataset, data.revision, data.train_split)
+    train = fetch(dataset, data.revision, data.train_split)
     facts = {"kind": "hub", "id": dataset, "revision": data.revision, "commit": train.commit}
     files, validation = list(train.paths), None
     if data.val_split is not None:
-        fetched = hub.fetch(dataset, train.commit, data.val_split)
+        fetched = fetch(dataset, train.commit, data.val_split)
         files += fetched.paths
         validation = fetched.rows()
     return Source(train.rows(), validation, text_column, facts, files)

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from custom_transformer.config import MAX_VOCAB_SIZE, DataParams
-from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import (
-    StorageError,
-    atomic_write,
-    check_regular,
-    sha256_file,
-    staged_folders,
-    write_json,
-    writing,
-)
+from custom_transformer.errors import UserError, brief
+from custom_transformer.files import atomic_write, check_regular, sha256_file, staged_folders, write_json, writing
 from custom_transformer.progress import Progress
 from custom_transformer.text.documents import Piece, batches, document_count, log2_prob_sum, read_pieces
+from custom_transformer.text.hub import Repository, Unreachable, offline
 from custom_transformer.text.round_trip import RoundTrip, share
 from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.text.tokens import META, token_dtype
@@ -34,6 +27,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 END_TOKEN = "<|endoftext|>"
 SPLITS = ("train", "validation")
+TOKENIZER_FILES = ["*token*", "config.json", "vocab.*", "merges.txt"]  # of a repository on the Hub
 MAX_DEFINITION_BYTES = 128 << 20  # of a tokenizer.json
 BATCH_PIECES, BATCH_BYTES = 1000, 2**21  # given to the encoder at once
 
@@ -51,10 +45,7 @@ def build_tokenizer(data: DataParams, texts: Iterable[str]) -> PreTrainedTokeniz
     """
     if data.tokenizer == "bpe":
         return _trained(data.vocab_size, texts)
-    loaded = _loaded(data.tokenizer)
-    names = loaded.special_tokens_map
-    end = names.get("eos_token") or names.get("sep_token") or END_TOKEN
-    return _wrapped(loaded.backend_tokenizer, names | {"eos_token": end})
+    return _loaded(data.tokenizer)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -108,19 +99,23 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
     try:
         if definition.exists():
             _check_definition(definition)
-        if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = (
+            PreTrainedTokenizerFast(tokenizer_file=str(path))
+            if path.is_file()
+            else AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        )
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise UserError(f"data.tokenizer: {name!r} is no fast tokenizer: it needs a tokenizer.json; choose another")
+        names = tokenizer.special_tokens_map
+        end = names.get("eos_token") or names.get("sep_token") or END_TOKEN
+        return _wrapped(tokenizer.backend_tokenizer, names | {"eos_token": end})
     except UserError:
         raise
     except Exception as error:  # the libraries' various errors for missing, damaged or foreign files
         raise UserError(
             f"data.tokenizer: no fast tokenizer can be loaded from {name!r}, its tokenizer.json is missing or damaged "
-            f"({_beginning(error)})"
+            f"({brief(error)})"
         ) from None
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"data.tokenizer: {name!r} is no fast tokenizer: it needs a tokenizer.json; choose another")
-    return tokenizer
 
 
 def _check_definition(path: Path) -> None:
@@ -130,39 +125,39 @@ def _check_definition(path: Path) -> None:
     check_regular(path)
     if path.stat().st_size > MAX_DEFINITION_BYTES:
         raise UserError(f"{path}: larger than {MAX_DEFINITION_BYTES >> 20} MiB; choose another tokenizer")
-    largest = max(Tokenizer.from_file(str(path)).get_vocab().values(), default=0)
+    tokenizer = Tokenizer.from_file(str(path))
+    entries = tokenizer.get_vocab(with_added_tokens=False)
+    if len(set(entries.values())) < len(entries):  # a copy of such a tokenizer fails, or ends the process
+        raise UserError(f"{path}: damaged, two entries have the same id; fetch or make it anew")
+    largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= MAX_VOCAB_SIZE:
         raise UserError(f"{path}: has ids up to {largest:,}, beyond {MAX_VOCAB_SIZE:,}; choose another tokenizer")
 
 
 def _fetched(name: str) -> Path:
-    """The folder in the Hub's cache with a repository's tokenizer files, fetched if they are not there yet."""
-    from huggingface_hub import constants, errors, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
+    """The folder in the Hub's cache with a repository's tokenizer files, verified; those of an earlier run where the
+    Hub cannot be reached."""
+    repository = Repository("model", name, None, "data.tokenizer", "try again, or use bpe")
     try:
-        with warnings.catch_warnings(), writing(constants.HF_HUB_CACHE):
-            warnings.filterwarnings("ignore", "Not enough free disk space")  # the error that follows says so
-            return Path(snapshot_download(name, allow_patterns=["*token*", "config.json", "vocab.*", "merges.txt"]))
-    except StorageError:
-        raise
-    except errors.HFValidationError:
-        problem = "is neither a file or folder here nor a Hub id; correct the path"
-    except errors.GatedRepoError:
-        problem = "is gated: accept its terms on the Hub, then set HF_TOKEN or run hf auth login"
-    except errors.RepositoryNotFoundError:
-        problem = "is not here and not on the Hub, or is private there: correct it, or run hf auth login"
-    except errors.LocalEntryNotFoundError as error:
-        reason = _beginning(error.__cause__ or error)
-        problem = f"is not here, not in the Hub's cache, and the Hub cannot be reached ({reason}): connect, or use bpe"
-    except Exception as error:  # the HTTP client's own, which share no base class
-        problem = f"cannot be fetched from the Hub ({_beginning(error)}); try again later"
-    raise UserError(f"data.tokenizer: {name!r} {problem}")
+        commit, names = repository.listing()
+        paths = repository.files(commit, [file for file in names if "/" not in file and _is_wanted(file)])
+    except Unreachable:
+        if (folder := repository.cached(None, TOKENIZER_FILES)) is None:
+            raise
+        for path in folder.iterdir():
+            if _is_wanted(path.name):
+                repository.intact(path)
+        if not offline():
+            print(f"data.tokenizer {name}: the Hub cannot be reached; its files in the cache are used")
+        return folder
+    if not paths:
+        raise UserError(f"data.tokenizer {name}: has no tokenizer's files on the Hub; choose another")
+    repository.remember(commit)
+    return paths[0].parent
 
 
-def _beginning(error: BaseException) -> str:
-    return one_line(f"{type(error).__name__}: {error}")[:160]
+def _is_wanted(file: str) -> bool:
+    return any(fnmatch(file, pattern) for pattern in TOKENIZER_FILES)
 
 
 # Packing
@@ -274,7 +269,7 @@ def _encoded(
         encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         round_trip.add(texts, [encoding.ids for encoding in encodings])
     except Exception as error:  # the Rust library's bare Exception: text that this vocabulary cannot spell
-        raise UserError(f"data.tokenizer: cannot encode the text ({_beginning(error)}); choose another") from None
+        raise UserError(f"data.tokenizer: cannot encode the text ({brief(error)}); choose another") from None
     for encoding in encodings:
         ids = np.array(encoding.ids, dtype)
         if (ids == tokenizer.eos_token_id).any():
