@@ -14,7 +14,7 @@ from custom_transformer.paths import BEST, METRICS, TOKENIZER, TOKENS
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.runs.evaluation import evaluate, held_out_accuracy
 from custom_transformer.text.primer import held_out_questions
-from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import Run, checkpoint_run
 from stages.cli import parser

@@ -12,7 +12,7 @@ from custom_transformer.paths import BEST, METRICS, TOKENIZER
 from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.runs.generation import generate_samples
-from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.tracking import Run, checkpoint_run
 from stages.cli import parameters
 

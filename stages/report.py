@@ -17,7 +17,7 @@ from custom_transformer.pages.report import page
 from custom_transformer.paths import BEST, METRICS, TOKENIZER, TOKENS
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.runs.observe import views
-from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import checkpoint_run
 from stages.cli import parameters

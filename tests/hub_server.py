@@ -9,7 +9,10 @@ import hashlib
 import json
 import os
 import re
+import socket
+import struct
 import threading
+import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +32,9 @@ class Fault:
     status: int | None = None  # this instead of the answer
     flip: int | None = None  # the byte at this offset of the body arrives altered
     cut: int | None = None  # the body ends after so many bytes
+    reset: bool = False  # there the connection is reset, not closed
+    pause: float = 0  # seconds after each 32 KiB of the body
+    silent: bool = False  # no answer as long as the server runs
 
     def hits(self, request: str) -> bool:
         if self.times == 0 or not re.search(self.match, request):
@@ -43,6 +49,7 @@ class HubServer:
     def __init__(self, repositories: dict[str, dict[str, bytes]], gated: tuple[str, ...] = ()):
         self.repositories, self.gated = repositories, gated
         self.fault: Fault | None = None
+        self.ended = threading.Event()
         self.requests: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
@@ -63,6 +70,7 @@ class HubServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.ended.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -80,6 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
         request = f"{self.command} {path}"
         hub.requests.append(request)
         fault = hub.fault if hub.fault and hub.fault.hits(request) else None
+        if fault and fault.silent:
+            hub.ended.wait()
+            self.close_connection = True
+            return
         if fault and fault.status:
             status, headers, body = fault.status, {}, b""
         else:
@@ -93,7 +105,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.cut is not None:
             body, self.close_connection = body[: fault.cut], True
         if self.command != "HEAD":
-            self.wfile.write(body)
+            size = 2**15 if fault and fault.pause else len(body) or 1
+            for start in range(0, len(body), size):
+                self.wfile.write(body[start : start + size])
+                time.sleep(fault.pause if fault else 0)
+        if fault and fault.reset:
+            self.wfile.flush()
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
 
     do_HEAD = do_POST = do_GET
 

@@ -55,7 +55,7 @@ Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]
 
 
 class Section(BaseModel):
-    """A group of keys: all required, no others allowed, no value converted, nothing changed later.
+    """A group of keys: those without a default required, no others allowed, no value converted, nothing changed later.
 
     The text under a key is its description in editors (schema.py).
     """
@@ -86,6 +86,8 @@ class DataParams(Section):
     """Documents to validate on; null: all of them."""
     tokenizer: Text
     """bpe (trained on the training split), gpt2, or a path or Hub id of a fast tokenizer."""
+    allow_lossy_tokenizer: bool = False
+    """Whether the tokenizer may lose text (case, rare characters); such a run never becomes the registry's best."""
     vocab_size: Annotated[int, Field(ge=257, le=MAX_VOCAB_SIZE)]
     """Entries of a bpe tokenizer, at most: the 256 bytes, the end of text, and what it learns."""
     max_length: Annotated[int, Field(ge=2)]

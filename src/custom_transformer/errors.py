@@ -8,6 +8,7 @@ import io
 import re
 import reprlib
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -67,6 +68,12 @@ def shown(value: object) -> str:
         return one_line(_SHORT.repr(value))[:80]
     except (ValueError, RecursionError):  # an integer of thousands of digits, say
         return f"{type(value).__name__} that is too large to show"
+
+
+def brief(error: BaseException) -> str:
+    """The kind and the beginning of a library's error, on one line; an address in it is left out, not cut in half."""
+    text = re.sub(r"\S*\w+://\S*", "…", one_line(f"{type(error).__name__}: {error}"))
+    return textwrap.shorten(text, 120, placeholder=" …")
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from custom_transformer.runs.generation import generate, sample
+from custom_transformer.config import load_params
+from custom_transformer.runs.generation import generate, generate_samples, new_text, sample
 from tests.helpers import random_model, random_tokens
 
 
@@ -100,3 +105,77 @@ def test_the_smallest_settings_take_the_likeliest(settings: dict[str, float]) ->
 def test_a_prompt_outside_the_vocabulary_is_named(token: int) -> None:
     with pytest.raises(ValueError, match=f"token id {token} is outside"):
         generate(random_model(), torch.tensor([[3, token]]), 5)
+
+
+# ------------------------------------------------------------------------------------------------- texts
+
+PIECES = "[UNK] <end> four five add don t ' ##s [ ] \u2581four \u2581five \u2581add \u0120four \u0120five add</w>"
+
+
+def wordpiece() -> Tokenizer:
+    """In lower case, with spaces around punctuation; what it does not know becomes [UNK]."""
+    tokenizer = Tokenizer(models.WordPiece(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)
+    return tokenizer
+
+
+def words() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def metaspace() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+def suffixes() -> Tokenizer:
+    """Its decoder puts a space behind a word only when another follows."""
+    tokenizer = words()
+    tokenizer.decoder = decoders.BPEDecoder()
+    return tokenizer
+
+
+def spaced_bytes() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+VOCABULARY = {piece: i for i, piece in enumerate(PIECES.split())}
+
+
+@pytest.mark.parametrize("prompt", ["Don't add four", "FOUR", "four four", " four", "\u7d20\u6734", "", "add  five\n"])
+@pytest.mark.parametrize("make", [wordpiece, words, metaspace, suffixes, spaced_bytes])
+def test_a_sample_is_the_prompt_as_given_and_what_the_model_adds(make: Callable[[], Tokenizer], prompt: str) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), eos_token="<end>", clean_up_tokenization_spaces=False)
+    model = random_model(torch.float32, vocab_size=len(VOCABULARY), max_seq_len=24)
+    params = load_params("params.yaml").generation
+    params = params.model_copy(update={"prompts": [prompt], "max_new_tokens": 6, "temperature": 0.0, "num_samples": 1})
+    (drawn,) = generate_samples(model, tokenizer, params, seed=1)
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    start = torch.tensor([[VOCABULARY["<end>"], *prompt_ids]])
+    ids = generate(model, start, start.shape[1] + 6, temperature=0.0, eos_token_id=VOCABULARY["<end>"])[0, 1:].tolist()
+    whole = tokenizer.decode(ids[:-1] if drawn.ended else ids)
+    assert drawn.text.startswith(prompt)
+    assert tokenizer.decode(prompt_ids) + drawn.text[len(prompt) :] == whole
+
+
+def test_the_text_of_new_tokens_is_cut_behind_the_decoded_prompt() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=wordpiece(), clean_up_tokenization_spaces=False)
+    prompt = tokenizer.encode("Don't add Four")
+    assert new_text(tokenizer, prompt, [VOCABULARY["five"], VOCABULARY["##s"]]) == " fives"
+    assert new_text(tokenizer, prompt, []) == ""
+
+
+def test_a_decoder_that_changes_the_prompt_when_more_follows_repeats_none_of_it() -> None:
+    backend = wordpiece()
+    backend.decoder = decoders.Sequence([decoders.WordPiece(), decoders.Fuse(), decoders.Replace("four five", "nine")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
+    assert new_text(tokenizer, tokenizer.encode("add four"), tokenizer.encode("five")) == "five"

@@ -263,6 +263,10 @@ def test_evaluation_counts_every_token_once_and_knows_its_floor() -> None:
     # The floor is to the loss as its bits are to the bits.
     assert metrics["loss_floor"] == pytest.approx(metrics["loss"] * 1.5 / metrics["bits_per_byte"])
     assert metrics["loss_floor"] == pytest.approx(450 * np.log(2) / 99)
+    lossy = TokenSplit(data.tokens, data.meta | {"lost": 0.25})
+    named = evaluate(model, lossy, LENGTH, 4)[0]
+    assert {"bits_per_byte", "bits_per_byte_floor", "loss_floor"}.isdisjoint(named)
+    assert (named["lossy_bits_per_byte"], named["bytes_lost"]) == (metrics["bits_per_byte"], 0.25)
     del data.meta["log2_prob"]
     assert {"loss_floor", "bits_per_byte_floor"}.isdisjoint(evaluate(model, data, LENGTH, 4)[0])
     assert [row["position"] for row in by_position] == list(range(LENGTH))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custom_transformer.config import DataParams, load_params
+from custom_transformer.files import write_json
 from custom_transformer.text.tokenization import tokenize
 from tests.helpers import ROOT
 
@@ -24,9 +26,19 @@ def data(**changes: Any) -> DataParams:
     return DataParams.model_validate(everything | changes)
 
 
-def make(folder: Path, texts: dict[str, list[str]] = TEXTS, **changes: Any) -> dict[str, Any]:
+def make(
+    folder: Path,
+    texts: dict[str, list[str]] = TEXTS,
+    columns: Mapping[str, Any] | None = None,
+    source: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """The tokens of `texts`, each with the values of `columns`, from a source that says `source` of itself."""
     raw = folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for split, rows in texts.items():
-        pq.write_table(pa.table({"text": rows}), raw / f"{split}.parquet")
+        others = {name: [value] * len(rows) for name, value in (columns or {}).items()}
+        pq.write_table(pa.table({"text": rows} | others), raw / f"{split}.parquet")
+    if source is not None:
+        write_json(raw / "source.json", source)
     return tokenize(data(**({"vocab_size": 400} | changes)), raw, folder / "tokenizer", folder / "tokens")

@@ -180,7 +180,7 @@ def hub() -> Any:
 
 
 def fetch(
-    hub: HubServer, folder: Path, environment: dict[str, str] | None = None, **changes: Any
+    hub: HubServer, folder: Path, environment: dict[str, str] | None = None, patience: float = 30, **changes: Any
 ) -> subprocess.CompletedProcess[str]:
     """The download in a child process, as the Hub's clients read their environment when they are imported."""
     wanted = {"dataset": "tiny-textbooks", "val_split": "test", **changes}
@@ -192,6 +192,7 @@ from custom_transformer.text import hub
 from custom_transformer.text.datasets import download
 from tests.text.making import data
 hub.time = SimpleNamespace(sleep=lambda seconds: None)  # between two attempts
+hub.PATIENCE, hub.SILENCE = {patience}, {patience} / 4
 run_main(lambda: print(download(data(**{wanted!r}), 0, Path({str(folder / "raw")!r}))["commit"]))
 """
     return run("-c", program, env=environment or hub.environment(folder / "home"))
@@ -209,6 +210,7 @@ def refused(done: subprocess.CompletedProcess[str], folder: Path, words: str) ->
     assert words in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+    assert "http" not in done.stdout + done.stderr  # addresses of the client's documentation
     assert not list(folder.glob("raw/*"))
 
 
@@ -257,8 +259,11 @@ def test_a_dataset_in_another_format(tmp_path: Path, suffix: str) -> None:
         Fault("GET .*train-0.parquet", status=500),
         Fault("GET .*train-0.parquet", cut=200),
         Fault("GET .*train-0.parquet", flip=30),
+        Fault("GET .*train-0.parquet", status=403),
+        Fault("GET .*README.md", flip=30),
+        Fault("POST .*paths-info", status=500),
     ],
-    ids=["listing refused", "file refused", "file cut short", "bit flipped"],
+    ids=["listing refused", "file refused", "cut short", "bit flipped", "old link", "card altered", "digests refused"],
 )
 def test_a_passing_fault_is_survived(hub: HubServer, tmp_path: Path, fault: Fault) -> None:
     hub.fault = fault
@@ -277,7 +282,9 @@ def test_altered_bytes_are_never_accepted(hub: HubServer, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"dataset": "nobody/nothing"}, "no such dataset"),
+        ({"dataset": "nobody/nothing"}, "data.dataset nobody/nothing: no such dataset"),
+        ({"dataset": "nobody/nothing", "revision": "v9"}, "data.dataset nobody/nothing: no such dataset"),
+        ({"dataset": "nobody/nothing", "revision": "0" * 40}, "data.dataset nobody/nothing: no such dataset"),
         ({"revision": "v9"}, "no such branch, tag or commit"),
         ({"revision": "0" * 40}, "no such branch, tag or commit"),
         ({"train_split": "everything"}, "no split everything; it has train, test"),
@@ -287,6 +294,57 @@ def test_altered_bytes_are_never_accepted(hub: HubServer, tmp_path: Path) -> Non
 )
 def test_what_the_hub_does_not_have(hub: HubServer, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     refused(fetch(hub, tmp_path, **changes), tmp_path, words)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "match",
+    ["GET /api/datasets", "README.md", "POST .*paths-info", "GET .*train-1.parquet", "HEAD .*train-1.parquet"],
+    ids=["information", "card", "digests", "file", "about a file"],
+)
+@pytest.mark.parametrize("fault", [{"status": 503}, {"silent": True}], ids=["503", "silence"])
+def test_a_hub_that_never_gives_something_is_waited_for_until_one_deadline_and_said_to_be(
+    hub: HubServer, tmp_path: Path, match: str, fault: dict[str, Any]
+) -> None:
+    hub.fault = Fault(match, times=-1, **fault)
+    done = fetch(hub, tmp_path, patience=4)
+    refused(done, tmp_path, "the Hub cannot be reached (")
+    assert "no answer" in done.stderr or "503 Service Unavailable" in done.stderr
+    assert done.stdout.count("waiting for the Hub") == 1
+    assert len(hub.requests) < 25
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("status", [404, 410])
+@pytest.mark.parametrize("name", ["README.md", "train-1.parquet"])
+def test_a_file_that_is_listed_but_not_there(hub: HubServer, tmp_path: Path, name: str, status: int) -> None:
+    hub.fault = Fault(f"(GET|HEAD) .*{name}", times=-1, status=status)
+    refused(fetch(hub, tmp_path), tmp_path, f"the Hub answers {status} ")
+    assert len(hub.requests) < 15  # it is not asked for again
+
+
+@pytest.mark.processes
+def test_a_slow_file_is_not_given_up(tmp_path: Path) -> None:
+    """It takes longer than one waits for an answer, but some of it always comes."""
+    long = ["x" * 2**15 for _ in range(18)]
+    lines = {
+        f"{split}.jsonl": b"".join(json.dumps({"text": t}).encode() + b"\n" for t in part)
+        for split, part in (("train", long), ("test", DOCUMENTS))
+    }
+    with HubServer({"datasets/some/lines": lines}) as hub:
+        hub.fault = Fault("GET .*train.jsonl", pause=0.5)
+        done = fetch(hub, tmp_path, patience=6, dataset="some/lines")
+    assert done.returncode == 0, done.stderr
+    assert texts(tmp_path / "raw/train.parquet") == long
+
+
+@pytest.mark.processes
+def test_several_configurations_are_named_without_a_path_of_this_machine(tmp_path: Path) -> None:
+    card = b"---\nconfigs:\n- {config_name: a, data_files: a*}\n- {config_name: b, data_files: b*}\n---\n"
+    with HubServer({NAME: {"README.md": card, "a.jsonl": b"{}", "b.jsonl": b"{}"}}) as hub:
+        done = fetch(hub, tmp_path)
+    refused(done, tmp_path, "['a', 'b']; choose another dataset")
+    assert "/tmp" not in done.stderr
 
 
 @pytest.mark.processes

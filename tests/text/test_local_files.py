@@ -354,18 +354,21 @@ def test_one_of_several_files_without_blank_lines_is_a_document(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "words", "remedy"),
     [
-        ("a.txt", "only this", "1 document(s), 1 of them different, cannot be divided into two splits; a.txt: each line"),
-        ("a.txt", "same\n\nsame\n\nsame", "3 document(s), 1 of them different, cannot be divided into two splits; a.txt: blank"),
-        ("a.jsonl", '{"text": "same"}\n' * 9, "9 document(s), 1 of them different, cannot be divided into two splits; give more"),
+        ("a.txt", "only this", "1 document(s), 1 of them different, cannot be divided", "; a.txt: each line"),
+        ("a.txt", "same\n\nsame\n\nsame", "3 document(s), 1 of them different, cannot be divided", "; a.txt: blank"),
+        ("a.jsonl", '{"text": "same"}\n' * 9, "9 document(s), 1 of them different, cannot be divided", "; give more"),
     ],
 )
-def test_texts_that_cannot_be_divided_say_what_parts_them(tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_texts_that_cannot_be_divided_say_what_parts_them(
+    tmp_path: Path, name: str, content: str, words: str, remedy: str
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError) as error:
         read(tmp_path / name, tmp_path / "raw")
     assert words in str(error.value)
+    assert remedy in str(error.value)
 
 
 @pytest.mark.parametrize("border", ["\n\n", "\n \n\n", "<|endoftext|>\n"])

@@ -117,6 +117,27 @@ def test_without_a_name_nothing_is_registered(store: tuple[MlflowClient, Header]
     assert len(client.search_model_versions()) == before
 
 
+def test_a_model_whose_tokenizer_loses_text_never_becomes_the_best(
+    store: tuple[MlflowClient, Header], tmp_path: Path
+) -> None:
+    """Not as the first, not by its figures, and not as a rival of those that come later."""
+    client, header = store
+
+    def deliver(figure: str, bits: float) -> str:
+        told = facts("lossy")
+        told["measured"]["metrics"] = {"eval_loss": 0.1, f"eval_{figure}": bits}
+        run_id = client.create_run("1").info.run_id
+        deliver_model(client, header, run_id, model_folder(tmp_path), told)
+        (version,) = client.search_model_versions(f"name = 'lossy' AND run_id = '{run_id}'")
+        return str(version.version)
+
+    assert CRITERION not in client.get_model_version("lossy", deliver("lossy_bits_per_byte", 0.01)).tags
+    assert client.get_registered_model("lossy").aliases == {}
+    best = deliver(CRITERION, 2.0)
+    deliver("lossy_bits_per_byte", 0.02)
+    assert client.get_model_version_by_alias("lossy", ALIAS).version == int(best)
+
+
 def add(client: MlflowClient, name: str, bits: str | None, text: str | None) -> Any:
     """A version as a courier makes it; None stands for a tag that somebody's own version has not."""
     tags = {CRITERION: bits, VALIDATION_TAG: text}

@@ -20,6 +20,8 @@ MEANINGS = {
     "loss": "nats per token",
     "perplexity": "exp(loss)",
     "bits_per_byte": "of the text, end of text included",
+    "lossy_bits_per_byte": "of tokens that lose text: not comparable",
+    "bytes_lost": "share of the text that the tokenizer loses",
     "bits_per_byte_floor": "what the grammar itself would need",
     "loss_floor": "the same, in nats per token",
     "accuracy": "next token right",

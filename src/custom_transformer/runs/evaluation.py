@@ -53,7 +53,9 @@ def evaluate(
 
     loss is in nats per token; bits_per_byte spreads the text's whole cost, end tokens included, over its UTF-8
     bytes. If the split knows the probability of its texts, bits_per_byte_floor and loss_floor are what a model that
-    knew the grammar itself would reach on them.
+    knew the grammar itself would reach on them. If the tokenizer loses text, the tokens are not the text: then there is
+    no floor, the bits spread over bytes that they do not encode are lossy_bits_per_byte, and bytes_lost is the share of
+    the text that is lost.
     """
     _check_windows(model, split, length, batch_size)
     if max_batches is not None:
@@ -71,14 +73,17 @@ def evaluate(
     loss = loss_sums.sum().item() / tokens
     # With max_batches the bytes of what was scored are not known: the split's average stands for them.
     tokens_per_byte = (split.n_tokens - 1) / split.meta["bytes"]
+    lost = split.meta.get("lost")
     metrics: dict[str, float | int] = {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": loss / math.log(2) * tokens_per_byte,
+        "bits_per_byte" if lost is None else "lossy_bits_per_byte": loss / math.log(2) * tokens_per_byte,
         "accuracy": correct_count / tokens,
         "tokens": tokens,
     }
-    if "log2_prob" in split.meta:
+    if lost is not None:
+        metrics["bytes_lost"] = lost
+    elif "log2_prob" in split.meta:
         metrics["bits_per_byte_floor"] = floor = -split.meta["log2_prob"] / split.meta["bytes"]
         metrics["loss_floor"] = floor * math.log(2) / tokens_per_byte
     by_position: list[dict[str, float | int]] = [

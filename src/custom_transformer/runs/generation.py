@@ -126,7 +126,7 @@ def _check_sampling(
 
 @dataclass(frozen=True)
 class Sample:
-    """One continuation of a prompt; `text` starts with the prompt, `ended` says that the model ended it itself."""
+    """One continuation of a prompt; `text` starts with the prompt as given, `ended` says that the model ended it."""
 
     prompt: str
     text: str
@@ -158,4 +158,15 @@ def generate_samples(
             new = row[len(prompt_ids) :]
             ended = end in new
             new = new[: new.index(end)] if ended else new
-            yield Sample(prompt, str(tokenizer.decode(prompt_ids[1:] + new)), len(new) + ended, ended)
+            yield Sample(prompt, prompt + new_text(tokenizer, prompt_ids[1:], new), len(new) + ended, ended)
+
+
+def new_text(tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int], new_ids: list[int]) -> str:
+    """What the tokens `new_ids` add to the text of `prompt_ids`.
+
+    A prompt may come back from its tokens in other words, in lower case for instance. So the text of all tokens is cut
+    behind what the prompt's own become, not at the length of what was typed.
+    """
+    prompt, whole = (str(tokenizer.decode(ids)) for ids in (prompt_ids, prompt_ids + new_ids))
+    # Some decoders change what they have written when more follows.
+    return whole[len(prompt) :] if whole.startswith(prompt) else str(tokenizer.decode(new_ids))

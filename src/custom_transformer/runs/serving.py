@@ -16,8 +16,8 @@ from custom_transformer.errors import UserError, shown
 from custom_transformer.fast.choose import choose_device, choose_engine
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.evaluation import score
-from custom_transformer.runs.generation import generate
-from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.runs.generation import generate, new_text
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 
 CHECKPOINT, TOKENIZER = "checkpoint.pt", "tokenizer"  # the names in a served model's folder
 SERVED_FLOPS = 1e13  # expected of a model that answers for some time: worth compiling kernels, not torch.compile
@@ -109,10 +109,9 @@ class TextModel:
         log_probabilities = self._log_probabilities(row)
         ids = row.tolist()
         ended = ids[start:][-1:] == [end]
-        text = self._decoded(ids[1 : -1 if ended else None])
-        tokens = [self._decoded([token]) for token in ids[1:]]
+        tokens = [str(self._tokenizer.decode([token])) for token in ids[1:]]
         return Completion(
-            continuation=text.removeprefix(self._decoded(prompt_ids[1:])),
+            continuation=new_text(self._tokenizer, prompt_ids[1:], ids[start : -1 if ended else None]),
             finish_reason="stop" if ended else "length",
             tokens=tokens[start - 1 :],
             log_probabilities=log_probabilities[start - 1 :],
@@ -126,6 +125,3 @@ class TextModel:
             return []
         losses, _ = score(self._model, row[None, :-1], row[None, 1:])
         return (0.0 - losses[0]).tolist()
-
-    def _decoded(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids))

@@ -30,7 +30,7 @@ from custom_transformer.text.local_files import (
 )
 
 if TYPE_CHECKING:
-    from custom_transformer.text.hub import HubFiles
+    from custom_transformer.text.hub_dataset import HubFiles
 
 ROWS_A_BATCH = 1000
 PRIMER_TEXTS = {"train": 20_000, "validation": 1_000}
@@ -147,14 +147,14 @@ def _primer(data: DataParams, seed: int) -> Source:
 
 
 def _hub(dataset: str, text_column: str, data: DataParams) -> Source:
-    from custom_transformer.text import hub
+    from custom_transformer.text.hub_dataset import fetch
 
     reading = Reading(text_column)
-    train = hub.fetch(dataset, data.revision, data.train_split)
+    train = fetch(dataset, data.revision, data.train_split)
     facts = {"kind": "hub", "id": dataset, "revision": data.revision, "commit": train.commit}
     files, validation = list(train.paths), None
     if data.val_split is not None:
-        fetched = hub.fetch(dataset, train.commit, data.val_split)
+        fetched = fetch(dataset, train.commit, data.val_split)
         files += fetched.paths
         validation = _hub_rows(fetched, reading)
     return Source(_hub_rows(train, reading), validation, reading, facts, files)

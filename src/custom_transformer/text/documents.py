@@ -34,14 +34,13 @@ def document_count(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-def log2_prob_sum(path: Path) -> float | None:
-    """The sum of the column log2_prob, correctly rounded; None without such a column of numbers."""
+def log2_prob_sum(path: Path) -> float:
+    """The sum of the primer's column log2_prob, correctly rounded; raises UserError if the file is damaged."""
     with _open(path) as file, _readable(path):
-        names = file.schema_arrow.names
-        if "log2_prob" not in names or not pa.types.is_floating(file.schema_arrow.field("log2_prob").type):
-            return None
+        if "log2_prob" not in file.schema_arrow.names:
+            raise UserError(f"{path}: no column log2_prob; {REMEDY}")
         columns = (batch.column(0) for batch in file.iter_batches(columns=["log2_prob"]))
-        total = math.fsum(x for column in columns for x in column.to_numpy(zero_copy_only=False))
+        total = math.fsum(x for column in columns for x in column.cast(pa.float64()).to_numpy(zero_copy_only=False))
     if not math.isfinite(total):
         raise UserError(f"{path}: log2_prob is not a finite number everywhere; {REMEDY}")
     return total

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from custom_transformer.config import MAX_VOCAB_SIZE, DataParams
-from custom_transformer.errors import UserError, one_line, shown
-from custom_transformer.files import (
-    StorageError,
-    atomic_write,
-    check_regular,
-    sha256_file,
-    staged_folders,
-    write_json,
-    writing,
-)
+from custom_transformer.errors import UserError, brief, shown
+from custom_transformer.files import atomic_write, check_regular, sha256_file, staged_folders, write_json, writing
 from custom_transformer.progress import ProgressBar
 from custom_transformer.text.documents import Piece, batches, document_count, log2_prob_sum, read_pieces
+from custom_transformer.text.hub import Repository, Unreachable, offline
+from custom_transformer.text.round_trip import RoundTrip, share
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.text.tokenizer_files import TOKENIZER_FILES, local_tokenizer
 from custom_transformer.text.tokens import META, token_dtype
 
@@ -50,31 +45,7 @@ def build_tokenizer(data: DataParams, texts: Iterable[str]) -> PreTrainedTokeniz
     """
     if data.tokenizer == "bpe":
         return _trained(data.vocab_size, texts)
-    loaded = _loaded(data.tokenizer)
-    names = loaded.special_tokens_map
-    end = names.get("eos_token") or names.get("sep_token") or END_TOKEN
-    return _wrapped(loaded.backend_tokenizer, names | {"eos_token": end})
-
-
-def load_tokenizer(folder: Path | str, sha256: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer that `tokenize` saved; raises UserError if it is missing, damaged, or not the one whose
-    tokenizer.json has the digest `sha256`."""
-    from transformers import PreTrainedTokenizerFast
-
-    if not (Path(folder) / "tokenizer.json").exists():
-        raise UserError(f"{folder}: no tokenizer there; run dvc repro tokenize")
-    if sha256 not in (None, sha256_file(Path(folder) / "tokenizer.json")):
-        raise UserError(
-            f"{folder}: not the tokenizer that the checkpoint was trained with; run python -m stages.tokenize with the "
-            "checkpoint's configuration"
-        )
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        if tokenizer.eos_token_id is None:
-            raise ValueError("it has no end token")
-    except Exception as error:  # a damaged file may raise anything, even the Rust library's bare Exception
-        raise UserError(f"{folder}: damaged tokenizer ({error}); run dvc repro --force tokenize") from None
-    return tokenizer
+    return _loaded(data.tokenizer)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -126,19 +97,23 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
     try:
         if definition.exists():
             _check_definition(definition)
-        if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = (
+            PreTrainedTokenizerFast(tokenizer_file=str(path))
+            if path.is_file()
+            else AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        )
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise UserError(f"data.tokenizer: {name!r} is no fast tokenizer: it needs a tokenizer.json; choose another")
+        names = tokenizer.special_tokens_map
+        end = names.get("eos_token") or names.get("sep_token") or END_TOKEN
+        return _wrapped(tokenizer.backend_tokenizer, names | {"eos_token": end})
     except UserError:
         raise
     except Exception as error:  # the libraries' various errors for missing, damaged or foreign files
         raise UserError(
-            f"data.tokenizer: no fast tokenizer can be loaded from '{name}', its tokenizer.json is missing or damaged "
-            f"({_beginning(error)})"
+            f"data.tokenizer: no fast tokenizer can be loaded from {name!r}, its tokenizer.json is missing or damaged "
+            f"({brief(error)})"
         ) from None
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"data.tokenizer: '{name}' is no fast tokenizer: it needs a tokenizer.json; choose another")
-    return tokenizer
 
 
 def _check_definition(path: Path) -> None:
@@ -148,39 +123,39 @@ def _check_definition(path: Path) -> None:
     check_regular(path)
     if path.stat().st_size > MAX_DEFINITION_BYTES:
         raise UserError(f"{path}: larger than {MAX_DEFINITION_BYTES >> 20} MiB; choose another tokenizer")
-    largest = max(Tokenizer.from_file(str(path)).get_vocab().values(), default=0)
+    tokenizer = Tokenizer.from_file(str(path))
+    entries = tokenizer.get_vocab(with_added_tokens=False)
+    if len(set(entries.values())) < len(entries):  # a copy of such a tokenizer fails, or ends the process
+        raise UserError(f"{path}: damaged, two entries have the same id; fetch or make it anew")
+    largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= MAX_VOCAB_SIZE:
         raise UserError(f"{path}: has ids up to {largest:,}, beyond {MAX_VOCAB_SIZE:,}; choose another tokenizer")
 
 
 def _fetched(name: str) -> Path:
-    """The folder in the Hub's cache with a repository's tokenizer files, fetched if they are not there yet."""
-    from huggingface_hub import constants, errors, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
+    """The folder in the Hub's cache with a repository's tokenizer files, verified; those of an earlier run where the
+    Hub cannot be reached."""
+    repository = Repository("model", name, None, "data.tokenizer", "try again, or use bpe")
     try:
-        with warnings.catch_warnings(), writing(constants.HF_HUB_CACHE):
-            warnings.filterwarnings("ignore", "Not enough free disk space")  # the error that follows says so
-            return Path(snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
-    except StorageError:
-        raise
-    except errors.HFValidationError:
-        problem = "is neither a file or folder here nor a Hub id; correct the path"
-    except errors.GatedRepoError:
-        problem = "is gated: accept its terms on the Hub, then set HF_TOKEN or run hf auth login"
-    except errors.RepositoryNotFoundError:
-        problem = "is not here and not on the Hub, or is private there: correct it, or run hf auth login"
-    except errors.LocalEntryNotFoundError as error:
-        reason = _beginning(error.__cause__ or error)
-        problem = f"is not here, not in the Hub's cache, and the Hub cannot be reached ({reason}): connect, or use bpe"
-    except Exception as error:  # the HTTP client's own, which share no base class
-        problem = f"cannot be fetched from the Hub ({_beginning(error)}); try again later"
-    raise UserError(f"data.tokenizer: '{name}' {problem}")
+        commit, names = repository.listing()
+        paths = repository.files(commit, [file for file in names if "/" not in file and _is_wanted(file)])
+    except Unreachable:
+        if (folder := repository.cached(None, list(TOKENIZER_FILES))) is None:
+            raise
+        for path in folder.iterdir():
+            if _is_wanted(path.name):
+                repository.intact(path)
+        if not offline():
+            print(f"data.tokenizer {name}: the Hub cannot be reached; its files in the cache are used")
+        return folder
+    if not paths:
+        raise UserError(f"data.tokenizer {name}: has no tokenizer's files on the Hub; choose another")
+    repository.remember(commit)
+    return paths[0].parent
 
 
-def _beginning(error: BaseException) -> str:
-    return one_line(f"{type(error).__name__}: {error}")[:160]
+def _is_wanted(file: str) -> bool:
+    return any(fnmatch(file, pattern) for pattern in TOKENIZER_FILES)
 
 
 # Packing
@@ -191,16 +166,23 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
 
     Writes the tokenizer's files, and train.bin, validation.bin and meta.json in `tokens_out`; returns meta.json's
     content. Both folders are moved into place when everything is written. Memory use does not grow with the text,
-    except that one document is read whole. Raises UserError on damaged input and on a split without text.
+    except that one document is read whole. Raises UserError on damaged input, on a split without text, and on a
+    tokenizer that loses text unless data.allow_lossy_tokenizer is set.
     """
+    source = _source(raw / "source.json")
     sources = {split: raw / f"{split}.parquet" for split in SPLITS}
     for path in sources.values():
         document_count(path)  # finds a missing file before a tokenizer is trained
     with staged_folders(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
-        tokenizer = build_tokenizer(data, _training_texts(sources["train"]))
-        _save(tokenizer, tokenizer_folder)
+        _save(build_tokenizer(data, _training_texts(sources["train"])), tokenizer_folder)
+        tokenizer = load_tokenizer(tokenizer_folder)
         dtype = token_dtype(vocabulary_size(tokenizer))
-        meta = {
+        round_trip = RoundTrip(tokenizer.backend_tokenizer)
+
+        def pack(path: Path, split: str) -> dict[str, Any]:
+            return _pack(path, split, tokenizer, dtype, tokens_folder, round_trip, data)
+
+        meta: dict[str, Any] = {
             "tokenizer": {
                 "name": Path(data.tokenizer).name if local_tokenizer(data.tokenizer) else data.tokenizer,
                 "sha256": sha256_file(tokenizer_folder / "tokenizer.json"),
@@ -210,9 +192,14 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path)
                 "end_token_id": tokenizer.eos_token_id,
             },
             "dtype": dtype.name,
-            "splits": {split: _pack(path, split, tokenizer, dtype, tokens_folder) for split, path in sources.items()},
-            "source": _source(raw / "source.json"),
+            "splits": {split: pack(path, split) for split, path in sources.items()},
+            "source": source,
         }
+        if source.get("kind") == "primer":  # a column of the same name in other text may hold anything
+            for split, path in sources.items():
+                meta["splits"][split]["log2_prob"] = log2_prob_sum(path)
+        if (lost := round_trip.lost) is not None:
+            meta["lost"] = lost
         write_json(tokens_folder / META, meta)
     return meta
 
@@ -229,7 +216,13 @@ def _training_texts(path: Path) -> Iterator[str]:
 
 
 def _pack(
-    path: Path, split: str, tokenizer: PreTrainedTokenizerFast, dtype: np.dtype[Any], out: Path
+    path: Path,
+    split: str,
+    tokenizer: PreTrainedTokenizerFast,
+    dtype: np.dtype[Any],
+    out: Path,
+    round_trip: RoundTrip,
+    data: DataParams,
 ) -> dict[str, Any]:
     """Writes the stream of one split to `out`; returns its entries in meta.json."""
     end = np.array([tokenizer.eos_token_id], dtype)
@@ -239,7 +232,7 @@ def _pack(
     with atomic_write(target) as file, ProgressBar(f"tokenize {split}", document_count(path), "documents") as progress:
         file.write(end)
         for batch in batches(read_pieces(path), lambda piece: piece.n_bytes, BATCH_PIECES, BATCH_BYTES):
-            for piece, ids in zip(batch, _encoded(tokenizer, batch, dtype), strict=True):
+            for piece, ids in zip(batch, _encoded(tokenizer, batch, dtype, round_trip), strict=True):
                 file.write(ids)
                 n_bytes += piece.n_bytes
                 text.update(piece.text.encode())
@@ -247,29 +240,34 @@ def _pack(
                     file.write(end)
                     text.update(b"\xff")  # a byte that UTF-8 never contains
                     documents += 1
+            if not data.allow_lossy_tokenizer and (lost := round_trip.lost) is not None:
+                raise UserError(
+                    f"data.tokenizer {data.tokenizer}: {round_trip.example}, {share(lost)} of the bytes so far are "
+                    "lost; choose another (bpe and gpt2 lose nothing), or set data.allow_lossy_tokenizer: true"
+                )
             progress.update(documents, f"{n_bytes / 1e6:,.0f} MB")
         n_tokens = file.tell() // dtype.itemsize
     if n_bytes == 0:
         raise UserError(f"{path}: {documents} documents and no text in them; give the {split} split some text")
-    facts = {
+    return {
         "documents": documents,
         "tokens": n_tokens,
         "bytes": n_bytes,
         "sha256": sha256_file(target),
         "text_sha256": text.hexdigest(),  # of the texts alone, not of the tokenizer
     }
-    log2_prob = log2_prob_sum(path)
-    return facts if log2_prob is None else facts | {"log2_prob": log2_prob}
 
 
-def _encoded(tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+def _encoded(
+    tokenizer: PreTrainedTokenizerFast, batch: list[Piece], dtype: np.dtype[Any], round_trip: RoundTrip
+) -> Iterator[np.ndarray]:
     """The ids of each piece, (n,) of `dtype`; the end token is never among them."""
+    texts = [piece.text for piece in batch]
     try:
-        encodings = tokenizer.backend_tokenizer.encode_batch_fast(
-            [piece.text for piece in batch], add_special_tokens=False
-        )
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        round_trip.add(texts, [encoding.ids for encoding in encodings])
     except Exception as error:  # the Rust library's bare Exception: text that this vocabulary cannot spell
-        raise UserError(f"data.tokenizer: cannot encode the text ({_beginning(error)}); choose another") from None
+        raise UserError(f"data.tokenizer: cannot encode the text ({brief(error)}); choose another") from None
     for encoding in encodings:
         ids = np.array(encoding.ids, dtype)
         if (ids == tokenizer.eos_token_id).any():

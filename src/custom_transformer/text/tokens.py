@@ -61,6 +61,7 @@ class _Meta(Section):
     tokenizer: _TokenizerFacts
     dtype: Literal["uint16", "uint32"]
     splits: _Splits
+    lost: Annotated[float, Field(ge=0, le=1)] = 0.0  # absent where every text comes back from its tokens
     source: dict[str, Any]
 
 

@@ -2,7 +2,7 @@
 
 Each step first looks for what an interrupted one has left. A registered model's alias `best` points to the version
 with the lowest bits_per_byte among those evaluated on the same validation text as the version it points to now, or, if
-it points to none, as the newest.
+it points to none, as the newest. A version without that figure, because its tokenizer loses text, never gets the alias.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ def deliver_model(client: MlflowClient, header: Header, run_id: str, folder: Pat
     model = _logged_model(client, header, run_id, folder, facts["content"])
     _measure(client, run_id, model, facts["measured"])
     if name := facts["registered_model"]:
-        tags = {CRITERION: repr(facts["measured"]["metrics"][f"eval_{CRITERION}"]), VALIDATION_TAG: facts["validation"]}
+        bits = facts["measured"]["metrics"].get(f"eval_{CRITERION}")
+        # Without the figure, as where the tokenizer loses text, a version is comparable with no other.
+        tags = {} if bits is None else {CRITERION: repr(bits), VALIDATION_TAG: facts["validation"]}
         with as_default(header.uri):  # a SQL store asks MLflow's default one for the model behind a version
             version = _version(client, name, run_id, model, tags)
         _show_version(client, model.model_id, version)
-        keep_best(client, version)
+        if bits is not None:
+            keep_best(client, version)
 
 
 def _logged_model(client: MlflowClient, header: Header, run_id: str, folder: Path, content: str) -> LoggedModel:
