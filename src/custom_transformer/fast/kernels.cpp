@@ -50,8 +50,9 @@ inline void store(bfloat16* to, float x) {
 // (|r| ≤ 0.35), 2ⁿ by the exponent's bits. Below −87 it stays e⁻⁸⁷ ≈ 10⁻³⁸; no caller asks for more than 80.
 inline float exp_of(float x) {
   float clamped = x < -87.0f ? -87.0f : x;
-  float n = (clamped * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 · 2²³: adding it rounds to an integer
-  float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;    // ln 2 in two parts
+  float shifted = clamped * 1.44269504f + 12582912.0f;          // 1.5 · 2²³: adding it rounds to an integer,
+  float n = shifted - 12582912.0f;                              // whose low bits are then those of `shifted`
+  float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
   float p = 1.0f / 5040.0f;
   p = p * r + 1.0f / 720.0f;
   p = p * r + 1.0f / 120.0f;
@@ -60,7 +61,9 @@ inline float exp_of(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  std::int32_t bits = (static_cast<std::int32_t>(n) + 127) << 23;
+  std::uint32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits + 127) << 23;  // whatever it is for a NaN, which no integer stands for: p is NaN then
   float power;
   std::memcpy(&power, &bits, 4);
   return p * power;
