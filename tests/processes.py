@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tests.helpers import ROOT
 
+PATIENCE = 1800.0  # seconds for what takes some, however busy the machine: no more than a way out of a test that hangs
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.preload"])
 _READERS = ThreadPoolExecutor(64)  # of what each process says: two at a time for each
@@ -50,7 +51,7 @@ class Process:
     def kill(self) -> None:
         self._process.kill()
 
-    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def wait(self, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """How it ended, and all that it said."""
         self._process.join(timeout)
         code = self._process.exitcode
