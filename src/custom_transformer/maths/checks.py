@@ -48,6 +48,8 @@ def check_tensor(name: str, tensor: Tensor, needed: str, device: torch.device | 
         raise ValueError(f"{name} must be a dense tensor {needed}, not one of layout {tensor.layout} or nested")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} must be on {device} as the model is, not on {tensor.device}")
+    if tensor.is_meta:
+        raise ValueError(f"{name} must have numbers, which a tensor on meta has not")
 
 
 def check_same_shape(name: str, tensor: Tensor, of: str, other: Tensor) -> None:

@@ -287,8 +287,8 @@ class CustomTransformer:
             checks.check_tensor(name, tensor, f"{shape} of floating-point numbers")
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, this model's is {shape}")
-            if not tensor.is_floating_point() or tensor.is_meta:
-                raise ValueError(f"{name} must be of floating-point numbers, not {tensor.dtype} on {tensor.device}")
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name} must be of floating-point numbers, not {tensor.dtype}")
         with own_settings(self.device):
             self.parameters = {
                 name: state[name].detach().to(self.parameter_device, self.parameter_dtype, copy=True).contiguous()
