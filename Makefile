@@ -30,20 +30,29 @@ repro: in-git $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@$(BIN)/python -m stages.show
 
-# Two processes of one thread each at once, for two cores; the first one's words come last.
-define side_by_side
-	@mkdir -p .pytest_cache; export PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1; \
-	$(BIN)/python -m pytest $(1) >.pytest_cache/first 2>&1 & first=$$!; trap "kill $$first" INT; \
-	$(BIN)/python -m pytest $(2); failed=$$?; \
-	wait $$first || failed=1; cat .pytest_cache/first; exit $$failed
+# Several processes of one thread each at once, each with one of the given selections of tests; the last one's words come
+# first. More than there are cores, since tests of servers and of the Hub wait.
+define at_once
+	@mkdir -p .pytest_cache; rm -f .pytest_cache/[123]; export PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1; trap 'kill $$others' INT; others=; \
+	run() { $(BIN)/python -m pytest "$$@"; }; \
+	$(foreach n,1 2 3,$(if $($(1)_$(n)),run $($(1)_$(n)) >.pytest_cache/$(n) 2>&1 & others="$$others $$!"; )) \
+	run $($(1)); failed=$$?; \
+	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[123]; exit $$failed
 endef
 
+tests = -m 'not processes' --ignore=tests/fast
+tests_1 = -m 'processes or not processes' tests/fast
+tests_2 = -m processes tests/faults tests/tracking
+tests_3 = -m processes --ignore=tests/fast --ignore=tests/faults --ignore=tests/tracking
+proofs = tests/maths --ignore=tests/maths/test_architecture.py --ignore=tests/maths/test_gradcheck.py
+proofs_1 = tests/maths/test_architecture.py tests/maths/test_gradcheck.py
+
 test: in-git $(READY)
-	$(call side_by_side,-m 'not processes',-m processes)
+	$(call at_once,tests)
 
 # Every gradient against finite differences and autograd.
 test-maths: $(READY)
-	$(call side_by_side,tests/maths/test_architecture.py tests/maths/test_gradcheck.py,tests/maths --ignore-glob='*/test_architecture.py' --ignore-glob='*/test_gradcheck.py')
+	$(call at_once,proofs)
 
 fuzz: $(READY)
 	@$(BIN)/python -m pytest tests/faults/test_fuzz.py --hypothesis-profile=long --hypothesis-show-statistics
