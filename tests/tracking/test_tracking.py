@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from custom_transformer.runs.checkpoint import save_checkpoint
 from custom_transformer.tracking import checkpoint_run, store_uri, sync, training_run
 from custom_transformer.tracking.delivery import _pointing_to
 from custom_transformer.tracking.spool import Progress, Spool, spool_root
-from custom_transformer.tracking.store import without_password
+from custom_transformer.tracking.store import patience, without_password
 from tests.helpers import random_model
 from tests.processes import Process
 from tests.servers import MlflowServer
@@ -47,6 +49,25 @@ def runs(uri: str, experiment: str | None = None) -> list[Any]:
     client = MlflowClient(uri)
     found = [e for e in client.search_experiments() if experiment in (None, e.name)]
     return list(client.search_runs([e.experiment_id for e in found]))
+
+
+def test_threads_put_the_environment_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One begins while the other is at it, and ends after it."""
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    begun, ended = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with patience():
+            begun.set()
+            ended.wait(10)
+
+    with patience():
+        thread = threading.Thread(target=second)
+        thread.start()
+        begun.wait(0.3)  # it need not come so far
+    ended.set()
+    thread.join()
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 def test_a_metric_of_any_size_arrives_as_it_is(root: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -170,17 +171,21 @@ def as_default(uri: str) -> contextlib.AbstractContextManager[None]:
     return _environment("MLFLOW_TRACKING_URI", for_mlflow(uri))
 
 
+_CHANGING = threading.RLock()  # the environment is the whole process's: threads that change it for a while take turns
+
+
 @contextlib.contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    with _CHANGING:
+        before = os.environ.get(name)
+        os.environ[name] = value
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def without_password(uri: str) -> str:
