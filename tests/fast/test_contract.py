@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -25,11 +26,21 @@ from custom_transformer.runs.training import training_step
 from tests.helpers import SIZES, random_model, random_tokens
 
 TOKENS, LABELS = random_tokens(), random_tokens(seed=2)
+
+
+@functools.cache
+def captured_engine() -> Engine:
+    """torch.compile's graphs without its generated code, which takes long to make; test_fast.py has the whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        return compiled_engine.__wrapped__()
+
+
 ENGINES: dict[str, Callable[[], Engine]] = {
     "readable": lambda: READABLE,
     "fused": lambda: FUSED,
     "native": lambda: NATIVE,
-    "compiled": compiled_engine,
+    "compiled": captured_engine,
 }
 NAN = float("nan")
 
@@ -453,7 +464,7 @@ def test_what_is_set_around_a_compiled_call_changes_nothing(setting: str) -> Non
     results = []
     for around in (contextlib.nullcontext, SETTINGS[setting]):
         with around():
-            model = random_model(torch.float32, engine=compiled_engine())
+            model = random_model(torch.float32, engine=captured_engine())
             # With a batch in another layout, too.
             results += [step(model, (TOKENS, LABELS)), step(model, (next(strided(TOKENS)), LABELS))]
     losses = [result.loss for result in results]
