@@ -29,7 +29,7 @@ from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import sha256_file
 from custom_transformer.interchange import CHECKPOINT as IMPORTED
 from custom_transformer.interchange import TOKENIZER as IMPORTED_TOKENIZER
-from custom_transformer.interchange import export_huggingface, import_huggingface
+from custom_transformer.interchange import check_target, export_huggingface, import_huggingface
 from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
@@ -42,7 +42,7 @@ from custom_transformer.runs.serving import CHECKPOINT
 from custom_transformer.runs.serving import TOKENIZER as SERVED_TOKENIZER
 from custom_transformer.runs.summary import memory_bytes
 from custom_transformer.schema import params_schema
-from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.tokenization import load_tokenizer, vocabulary_size
 from custom_transformer.text.tokens import META, load_tokens
 
 GPT2_VOCAB_SIZE = 50257
@@ -52,7 +52,7 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m custom_transformer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (
-        ("summary", "what a configuration comes to: tensors, memory, arithmetic"),
+        ("summary", "the size of a configuration: parameters, memory, FLOPs"),
         ("gradcheck", "every gradient against finite differences and autograd, in float64"),
     ):
         command = commands.add_parser(name, help=about, description=about)
@@ -75,7 +75,7 @@ def main() -> None:
         "--to", type=Path, default=EXPORTED, help="folder, replaced when it exists (default: %(default)s)"
     )
     command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
-    about = "takes over GPT-2 weights, in the format of Hugging Face, as FOLDER/model.pt and FOLDER/tokenizer"
+    about = "takes over GPT-2 or Llama weights, in the format of Hugging Face, as FOLDER/model.pt and FOLDER/tokenizer"
     command = commands.add_parser("import", help=about, description=about)
     command.add_argument("source", type=Path, help="folder with config.json, the weights and the tokenizer")
     command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="replaced when it exists")
@@ -203,17 +203,21 @@ def print_generated(arguments: argparse.Namespace, params: Params) -> None:
             path, tokenizer_folder = arguments.checkpoint, tokenizer_of(arguments.checkpoint)
         checkpoint = load_checkpoint(path)
         tokenizer = load_tokenizer(tokenizer_folder, checkpoint.metadata.get("tokenizer"))
+    if (size := vocabulary_size(tokenizer)) > checkpoint.config.vocab_size:
+        raise UserError(
+            f"{path}: {checkpoint.config.vocab_size} entries, the tokenizer in {tokenizer_folder} has {size}"
+        )
     model = checkpoint.model_for(params.training, settings.max_new_tokens)
     print_continuation(model, tokenizer, arguments.prompt, settings, arguments.seed, arguments.logprobs)
 
 
 def export(arguments: argparse.Namespace, params: Params) -> None:
     path, folder = arguments.checkpoint, arguments.to
+    check_target(folder, ("config.json", "model.safetensors"), path)
     checkpoint = load_checkpoint(path)
     tokenizer = load_tokenizer(tokenizer_of(path), checkpoint.metadata.get("tokenizer"))
     origin = {"checkpoint, SHA-256": sha256_file(path)} | checkpoint.metadata
-    if path == BEST:
-        origin["text"] = params.data.dataset
+    origin = {"tokenizer, SHA-256" if name == "tokenizer" else name: value for name, value in origin.items()}
     card = model_card(checkpoint.config, origin, folder)
     export_huggingface(checkpoint.build_model(), tokenizer, folder, card)
     print(f"{count(architecture_of(checkpoint.config).parameters(checkpoint.config)):,} parameters; {folder}")

@@ -236,8 +236,10 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (changed_config(n_embd="x"), "config.json: "),
     (changed_config(n_layer=3), "missing keys: transformer.h.2."),
     (changed_config(n_layer=1), "unexpected keys: transformer.h.1."),
-    (changed_config(n_inner=23), "no weights that could be read"),
-    (changed_config(vocab_size=7), "no weights that could be read"),
+    (changed_config(n_inner=23), "mismatched keys: ('transformer.h."),
+    (changed_config(vocab_size=7), "mismatched keys: ('transformer.wte.weight"),
+    (changed_config(tie_word_embeddings=False), "missing keys: lm_head.weight"),
+    (changed_config(n_head=None), "config.json: "),
     (changed_weights(lambda state: state.pop("transformer.ln_f.bias")), "missing keys: transformer.ln_f.bias"),
     (changed_weights(lambda state: state.update(extra=torch.ones(2))), "unexpected keys: extra"),
     (
@@ -284,6 +286,30 @@ def test_a_llama_that_has_more_than_ours_is_refused(changes: dict[str, Any], wor
     sizes = {"hidden_size": 18, "intermediate_size": 22, "num_hidden_layers": 1, "num_attention_heads": 3}
     with pytest.raises(ValueError, match=words):
         from_huggingface(LlamaForCausalLM(LlamaConfig(vocab_size=37, **sizes | changes)))
+
+
+@pytest.mark.parametrize("key", ["head_dim", "num_key_value_heads", "rope_parameters", "attention_dropout"])
+def test_a_llama_s_configuration_may_leave_out_what_follows(key: str, tokenizer: Any, tmp_path: Path) -> None:
+    model = model_of(tokenizer, **LLAMA | {"rope_base": 10_000.0})
+    source, here = tmp_path / "source", tmp_path / "here"
+    export_huggingface(model, tokenizer, source, "")
+    path = source / "config.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
+    import_huggingface(source, here)
+    tokens = random_tokens(vocab_size=len(tokenizer))
+    torch.testing.assert_close(load_checkpoint(here / CHECKPOINT).build_model().forward(tokens), model.forward(tokens))
+
+
+def test_nothing_but_an_older_result_is_replaced(exported: Path, tmp_path: Path) -> None:
+    file, full = tmp_path / "file", tmp_path / "full"
+    file.write_text("mine")
+    full.mkdir()
+    (full / "mine").touch()
+    for folder in (file, full, exported, exported.parent):
+        before = files(folder) if folder.is_dir() else {"": folder.read_bytes()}
+        with pytest.raises(UserError, match="name another folder with --to"):
+            import_huggingface(exported, folder)
+        assert (files(folder) if folder.is_dir() else {"": folder.read_bytes()}) == before
 
 
 def test_a_model_that_has_more_than_ours_is_refused_by_the_python_interface() -> None:

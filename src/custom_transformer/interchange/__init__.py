@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.errors import UserError, one_line, shown
-from custom_transformer.files import staged_folders
+from custom_transformer.files import sha256_file, staged_folders
 from custom_transformer.interchange.forms import FORMS
 from custom_transformer.maths.architecture import ARCHITECTURES
 from custom_transformer.maths.model import CustomTransformer
@@ -38,7 +38,7 @@ def to_huggingface(model: CustomTransformer, eos_token_id: int | None = None) ->
     import transformers
 
     name, config = model.architecture.name, model.config
-    if model.architecture is not ARCHITECTURES.get(name):
+    if model.architecture is not ARCHITECTURES.get(name) or name not in FORMS:
         raise ValueError(f"transformers has no class here for the architecture {name}")
     form = FORMS[name]
     model_class: Any = getattr(transformers, form.model_class)
@@ -124,6 +124,17 @@ def export_huggingface(model: CustomTransformer, tokenizer: PreTrainedTokenizerF
             file.chmod(0o644)  # safetensors makes a file that only its owner reads
 
 
+def check_target(folder: Path, written: Sequence[str], source: Path) -> None:
+    """Raises UserError where writing `folder` anew would lose what is no older result of the same command: a file, a
+    folder without the names in `written`, or one that holds `source`."""
+    if source.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: holds {source}, which would be lost; name another folder with --to")
+    if folder.is_dir() and (not any(folder.iterdir()) or all((folder / name).exists() for name in written)):
+        return
+    if folder.exists():
+        raise UserError(f"{folder}: exists, and is not what this command writes; name another folder with --to")
+
+
 def import_huggingface(source: Path, folder: Path) -> CustomTransformer:
     """Writes the model and the tokenizer in the folder `source` as `folder`/model.pt and `folder`/tokenizer/.
 
@@ -132,26 +143,29 @@ def import_huggingface(source: Path, folder: Path) -> CustomTransformer:
     import transformers
 
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give a folder with config.json and model.safetensors")
+        raise UserError(f"{source}: no such folder; a model on the Hub must be downloaded first (hf download)")
+    check_target(folder, (CHECKPOINT, TOKENIZER), source)
+    _quiet()
     try:
         given = json.loads((source / "config.json").read_text("utf-8"))
         if not isinstance(given, dict):
             raise ValueError("it holds no object")
-        kind = given.get("model_type")
-        defaults = transformers.AutoConfig.for_model(kind).to_dict() if kind in FORMS else {}
-        config = _config(defaults | given)
+        # What is not there has the library's defaults, some of which follow from what is.
+        known = given.get("model_type") in FORMS
+        complete = type(transformers.AutoConfig.for_model(given["model_type"])).from_dict(given) if known else None
+        config = _config(given if complete is None else complete.to_dict())
     except FileNotFoundError:
         raise UserError(f"{source}: no config.json there; give a folder that save_pretrained wrote") from None
-    except (ValueError, TypeError) as error:  # pydantic's and JSON's errors are ValueErrors too
-        raise UserError(f"{source / 'config.json'}: {one_line(error)}") from None
+    except Exception as error:  # values of any kind may stand there
+        raise UserError(f"{source / 'config.json'}: {one_line(error)[:200]}") from None
     form = FORMS[config.architecture]
-    _quiet()
     try:
         theirs, info = getattr(transformers, form.model_class).from_pretrained(
-            source, local_files_only=True, output_loading_info=True, dtype="auto"
+            source, local_files_only=True, output_loading_info=True, dtype="auto", ignore_mismatched_sizes=True
         )
+        borne = {"missing_keys": ("lm_head.weight",) if config.tie_embeddings else (), "unexpected_keys": form.ignored}
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if keys := sorted(str(key) for key in info[what] if not str(key).endswith(form.ignored)):
+            if keys := sorted(str(key) for key in info[what] if not str(key).endswith(borne.get(what, ()))):
                 raise ValueError(f"{what.replace('_', ' ')}: {keys[0]}")
         model = from_huggingface(theirs)
     except Exception as error:  # a damaged file may raise anything
@@ -167,5 +181,6 @@ def import_huggingface(source: Path, folder: Path) -> CustomTransformer:
     tokenizer.split_special_tokens = True  # a text that says <|endoftext|> does not end there
     with staged_folders(folder) as (staged,):
         tokenizer.save_pretrained(staged / TOKENIZER)
-        save_checkpoint(staged / CHECKPOINT, model, {"source": source.name})
+        digest = sha256_file(staged / TOKENIZER / "tokenizer.json")
+        save_checkpoint(staged / CHECKPOINT, model, {"source": source.resolve().name, "tokenizer": digest})
     return model

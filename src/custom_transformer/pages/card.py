@@ -18,7 +18,7 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# GPT-2 with $parameters parameters, trained by hand-derived gradients
+# $architecture with $parameters parameters$by_hand
 
 $n_blocks blocks, width $d_model, $n_heads heads, a context of $window tokens, a vocabulary of $vocabulary entries.
 
@@ -45,6 +45,8 @@ what is true.
 def model_card(config: CustomTransformerConfig, origin: Mapping[str, Any], folder: Path) -> str:
     """The card as Markdown. origin: facts by their names; folder: of the model."""
     return _CARD.substitute(
+        architecture={"gpt2": "GPT-2", "llama": "Llama"}.get(config.architecture, config.architecture),
+        by_hand=", trained by hand-derived gradients" if "step" in origin else "",
         parameters=f"{count(architecture_of(config).parameters(config)):,}",
         n_blocks=config.n_blocks,
         d_model=config.d_model,
