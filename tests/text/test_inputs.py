@@ -121,3 +121,14 @@ def test_files_that_are_not_here_leave_what_was_made_of_them(texts: Path, tmp_pa
     assert ((out / "dataset.json").read_bytes(), (out / "tokenizer.json").read_bytes()) == before
     with pytest.raises(UserError, match="no such file"):
         write_inputs("texts/a.txt", "bpe", out)
+
+
+@pytest.mark.parametrize("dataset", ["texts/*", "texts"])
+def test_files_that_are_here_and_cannot_be_read_are_named(texts: Path, tmp_path: Path, dataset: str) -> None:
+    """What was made of them before does not stay in their place."""
+    out = tmp_path / "out"
+    shutil.rmtree(texts / "sub")
+    manifests(out, dataset)
+    (texts / "a.txt").rename(texts / "a.pdf")
+    with pytest.raises(UserError, match="can be read as text|cannot be read as text"):
+        write_inputs(dataset, "bpe", out)

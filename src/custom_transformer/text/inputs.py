@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from custom_transformer.errors import UserError
 from custom_transformer.files import sha256_file, write_json
 from custom_transformer.text.datasets import dataset_files
+from custom_transformer.text.local_files import NoFiles
 from custom_transformer.text.tokenizer_files import tokenizer_files
 
 
@@ -34,7 +34,7 @@ def _write(manifest: Path, parameter: str, value: str, files: Callable[[str], li
     missing = None
     try:
         paths = files(value)
-    except UserError as error:
+    except NoFiles as error:
         paths, missing = [], error
     if not paths:
         last = _last(manifest)

@@ -93,6 +93,10 @@ def _listed(names: Iterable[str]) -> str:
     return one_line(", ".join(shown))[:300]
 
 
+class NoFiles(UserError):
+    """Nothing that a path or a glob of files could mean is here."""
+
+
 def local_files(pattern: str) -> list[Path]:
     """The files that a path, a folder or a glob names, sorted, looked for here and then under the repository's root.
 
@@ -119,7 +123,7 @@ def local_files(pattern: str) -> list[Path]:
         if folder is not None:
             raise UserError(f"data.dataset {pattern}: no file in this folder can be read as text; give {KINDS}")
         if kind_of(Path(pattern)) or any(c in pattern for c in "*?["):
-            raise UserError(f"data.dataset {pattern}: no such file")
+            raise NoFiles(f"data.dataset {pattern}: no such file")
         return []
     for path in paths:
         if kind_of(path) is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from custom_transformer.errors import shown
+from custom_transformer.errors import escaped
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from tokenizers import Tokenizer
@@ -81,4 +81,5 @@ def _difference(text: str, back: str) -> str:
     """The place where the two part, for a message."""
     first = next(i for i, (a, b) in enumerate(zip_longest(text, back)) if a != b)
     start = max(0, first - 10)
-    return f"{shown(text[start : start + 30])} comes back as {shown(back[start : start + 30])}"
+    # Not on one line as other messages are: that would hide a difference of white space.
+    return f"{escaped(repr(text[start : start + 30]))} comes back as {escaped(repr(back[start : start + 30]))}"
