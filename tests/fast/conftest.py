@@ -1,4 +1,4 @@
-"""The fast functions divide their work: here they have two threads, however few `make test` gives to a process."""
+"""What the tests of the fast functions share: two threads for work that is divided; `make test` gives a process one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -74,6 +74,7 @@ def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], b
         assert error < bound, f"{name}: {error}"
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("engine", [NATIVE, FUSED], ids=["native", "fused"])
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(("sizes", "bias", "dropout"), list(itertools.product(STACKS, [True, False], [0.0, 0.2])))
@@ -124,6 +125,7 @@ def run_head(engine: Engine, problem: tuple[Tensor, ...], dloss: float = 0.7) ->
     return {"loss": loss, "dx": dx, "dweight": dweight}
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("engine", [NATIVE, FUSED], ids=["native", "fused"])
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("sizes", HEADS)

@@ -130,5 +130,5 @@ def test_files_that_are_here_and_cannot_be_read_are_named(texts: Path, tmp_path:
     shutil.rmtree(texts / "sub")
     manifests(out, dataset)
     (texts / "a.txt").rename(texts / "a.pdf")
-    with pytest.raises(UserError, match="can be read as text|cannot be read as text"):
+    with pytest.raises(UserError, match=r"can be read as text|cannot be read as text"):
         write_inputs(dataset, "bpe", out)
