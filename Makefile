@@ -41,7 +41,7 @@ define at_once
 endef
 
 tests = -m 'not processes' --ignore=tests/fast
-tests_1 = -m 'processes or not processes' tests/fast
+tests_1 = tests/fast
 tests_2 = -m processes tests/faults tests/tracking
 tests_3 = -m processes --ignore=tests/fast --ignore=tests/faults --ignore=tests/tracking
 proofs = tests/maths --ignore=tests/maths/test_architecture.py --ignore=tests/maths/test_gradcheck.py

@@ -28,7 +28,6 @@ from custom_transformer.config import (
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import sha256_file
 from custom_transformer.interchange import CHECKPOINT as IMPORTED
-from custom_transformer.interchange import TOKENIZER as IMPORTED_TOKENIZER
 from custom_transformer.interchange import check_target, export_huggingface, import_huggingface
 from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
@@ -39,7 +38,6 @@ from custom_transformer.paths import BEST, EXPORTED, PARAMS, REFUSED, TOKENIZER,
 from custom_transformer.progress import AS_IS
 from custom_transformer.runs.checkpoint import DTYPES, load_checkpoint
 from custom_transformer.runs.serving import CHECKPOINT
-from custom_transformer.runs.serving import TOKENIZER as SERVED_TOKENIZER
 from custom_transformer.runs.summary import memory_bytes
 from custom_transformer.schema import params_schema
 from custom_transformer.text.tokenization import load_tokenizer, vocabulary_size
@@ -197,10 +195,10 @@ def print_generated(arguments: argparse.Namespace, params: Params) -> None:
         if arguments.model:
             from custom_transformer.tracking import registered_files  # MLflow takes seconds to import
 
-            folder = files.enter_context(registered_files(arguments.model, params.tracking))
-            path, tokenizer_folder = folder / CHECKPOINT, folder / SERVED_TOKENIZER
+            path = files.enter_context(registered_files(arguments.model, params.tracking)) / CHECKPOINT
         else:
-            path, tokenizer_folder = arguments.checkpoint, tokenizer_of(arguments.checkpoint)
+            path = arguments.checkpoint
+        tokenizer_folder = tokenizer_of(path)
         checkpoint = load_checkpoint(path)
         tokenizer = load_tokenizer(tokenizer_folder, checkpoint.metadata.get("tokenizer"))
     if (size := vocabulary_size(tokenizer)) > checkpoint.config.vocab_size:
@@ -224,8 +222,8 @@ def export(arguments: argparse.Namespace, params: Params) -> None:
 
 
 def tokenizer_of(checkpoint: Path) -> Path:
-    """The tokenizer beside an imported checkpoint, else the pipeline's."""
-    beside = checkpoint.parent / IMPORTED_TOKENIZER
+    """The tokenizer beside an imported or a registered checkpoint, else the pipeline's."""
+    beside = checkpoint.parent / TOKENIZER.name
     return beside if beside.exists() else TOKENIZER
 
 

@@ -264,7 +264,7 @@ class GenerationParams(SamplingParams):
     prompts: Annotated[list[str], Field(min_length=1)]
     """The texts that samples begin with."""
     num_samples: Count
-    """Continuations a prompt."""
+    """Continuations per prompt."""
 
     @model_validator(mode="after")
     def _prompts_are_text(self) -> GenerationParams:

@@ -44,11 +44,9 @@ def to_huggingface(model: CustomTransformer, eos_token_id: int | None = None) ->
     model_class: Any = getattr(transformers, form.model_class)
     settings: dict[str, Any] = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
     settings |= {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id, "dtype": model.parameter_dtype}
-    theirs = model_class(model_class.config_class(**settings, **form.settings(config))).to(model.parameter_dtype)
-    state = form.state(model.parameters, config)
-    if config.tie_embeddings:
-        state["lm_head.weight"] = state[next(iter(state))]
-    theirs.load_state_dict(state)
+    settings |= {their: getattr(config, our) for our, their in form.keys.items()} | form.settings(config)
+    theirs = model_class(model_class.config_class(**settings)).to(model.parameter_dtype)
+    theirs.load_state_dict(form.state(model.parameters, config))
     return theirs.eval()
 
 
@@ -89,7 +87,7 @@ def _config(theirs: Mapping[str, Any]) -> CustomTransformerConfig:
         architecture=kind,
         vocab_size=theirs["vocab_size"],
         tie_embeddings=theirs["tie_word_embeddings"],
-        **form.config(theirs),
+        **{our: theirs[their] for our, their in form.keys.items()} | form.config(theirs),
     )
 
 

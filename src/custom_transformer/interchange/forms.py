@@ -48,15 +48,17 @@ class Form:
 
     model_class: the library's name of it
     only: keys of its configuration that change the mathematics, and the only values that this project computes
-    settings: the library's configuration of one of ours
-    config: ours of the library's, whose keys are all there
-    state: the library's tensors of ours, new ones
+    keys: our keys of sizes and settings, and the library's for them
+    settings: what else the library's configuration has for one of ours
+    config: what else ours has for the library's, whose keys are all there; raises ValueError for what is not here
+    state: the library's tensors of ours, new ones; those of a tied head are the token table's
     parameters: ours of the library's; raises KeyError with the name of a missing one
     ignored: ends of names that files may hold besides
     """
 
     model_class: str
     only: Mapping[str, tuple[Any, ...]]
+    keys: Mapping[str, str]
     settings: Callable[[CustomTransformerConfig], dict[str, Any]]
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
     state: Callable[[Mapping[str, Tensor], CustomTransformerConfig], State]
@@ -85,11 +87,6 @@ def _gpt2_name(name: str) -> str:
 
 def _gpt2_settings(config: CustomTransformerConfig) -> dict[str, Any]:
     return {
-        "n_positions": config.max_seq_len,
-        "n_embd": config.d_model,
-        "n_layer": config.n_blocks,
-        "n_head": config.n_heads,
-        "n_inner": config.d_ffn,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
@@ -101,10 +98,6 @@ def _gpt2_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"n_embd ({theirs['n_embd']}) is no multiple of n_head ({theirs['n_head']})")
     dropouts = {theirs[key] for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
     return {
-        "max_seq_len": theirs["n_positions"],
-        "n_blocks": theirs["n_layer"],
-        "n_heads": theirs["n_head"],
-        "d_model": theirs["n_embd"],
         "d_ffn": theirs["n_inner"] or 4 * theirs["n_embd"],
         "dropout": float(dropouts.pop()) if len(dropouts) == 1 else 0.0,
     }
@@ -114,10 +107,11 @@ def _gpt2_state(parameters: Mapping[str, Tensor], config: CustomTransformerConfi
     """Biases that the model does not have are zeros, since the library's always has them."""
     table = architecture_of(config).parameters(config.model_copy(update={"bias": True}))
     dtype = parameters["token_embedding"].dtype
-    return {
+    state = {
         _gpt2_name(name): parameters.get(name, torch.zeros(shape)).to("cpu", dtype, copy=True)
         for name, (shape, _) in table.items()
     }
+    return state | ({"lm_head.weight": state[_GPT2["token_embedding"]]} if config.tie_embeddings else {})
 
 
 def _gpt2_parameters(state: Mapping[str, Tensor], config: CustomTransformerConfig) -> State:
@@ -129,13 +123,7 @@ def _gpt2_parameters(state: Mapping[str, Tensor], config: CustomTransformerConfi
 
 def _llama_settings(config: CustomTransformerConfig) -> dict[str, Any]:
     return {
-        "max_position_embeddings": config.max_seq_len,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ffn,
-        "num_hidden_layers": config.n_blocks,
-        "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.kv_heads,
-        "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
         "attention_dropout": config.dropout,
     }
@@ -152,15 +140,9 @@ def _llama_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
     if kind != "default":
         raise ValueError(f"rope_type is {shown(kind)}, here it is 'default'")
     return {
-        "max_seq_len": theirs["max_position_embeddings"],
-        "n_blocks": theirs["num_hidden_layers"],
-        "n_heads": heads,
         "n_kv_heads": theirs["num_key_value_heads"],
-        "d_model": width,
-        "d_ffn": theirs["intermediate_size"],
         "dropout": float(theirs["attention_dropout"]),
         "rope_base": float(turns.get("rope_theta") or theirs.get("rope_theta") or 10_000.0),
-        "norm_eps": theirs["rms_norm_eps"],
     }
 
 
@@ -181,7 +163,7 @@ def _llama_state(parameters: Mapping[str, Tensor], config: CustomTransformerConf
             state |= {their: part.T.clone() for their, part in zip(theirs, parts, strict=True)}
         else:
             state[theirs[0]] = tensor.clone()
-    return state
+    return state | ({"lm_head.weight": state[_LLAMA["token_embedding"][0]]} if config.tie_embeddings else {})
 
 
 def _llama_parameters(state: Mapping[str, Tensor], config: CustomTransformerConfig) -> State:
@@ -203,6 +185,13 @@ FORMS = {
             "scale_attn_by_inverse_layer_idx": (False,),
             "add_cross_attention": (False,),
         },
+        {
+            "max_seq_len": "n_positions",
+            "n_blocks": "n_layer",
+            "n_heads": "n_head",
+            "d_model": "n_embd",
+            "d_ffn": "n_inner",
+        },
         _gpt2_settings,
         _gpt2_config,
         _gpt2_state,
@@ -213,6 +202,14 @@ FORMS = {
     "llama": Form(
         "LlamaForCausalLM",
         {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
+        {
+            "max_seq_len": "max_position_embeddings",
+            "n_blocks": "num_hidden_layers",
+            "n_heads": "num_attention_heads",
+            "d_model": "hidden_size",
+            "d_ffn": "intermediate_size",
+            "norm_eps": "rms_norm_eps",
+        },
         _llama_settings,
         _llama_config,
         _llama_state,

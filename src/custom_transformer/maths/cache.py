@@ -1,6 +1,6 @@
 """Attention of new tokens to earlier ones, whose keys and values are kept.
 
-Shapes: B batch, T time, D d_model, H heads, K head size.
+Shapes: B batch, T time, D d_model, H heads, G heads of keys and values, K head size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from custom_transformer.maths.scope import Saved
 
 
 class KeyValues:
-    """One block's keys and values of the tokens so far, (B, H, T, K) at the front of (B, H, capacity, K)."""
+    """One block's keys and values of the tokens so far, (B, G, T, K) at the front of (B, G, capacity, K)."""
 
     def __init__(self, capacity: int):
         self.capacity, self.length = capacity, 0  # T
@@ -31,7 +31,7 @@ class KeyValues:
             )
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of all tokens, the new ones' k and v (B, H, T_new, K) included."""
+        """Those of all tokens, the new ones' k and v (B, G, T_new, K) included."""
         batch, n_heads, new, size = k.shape
         self.reserve(batch, n_heads, new, size, k)
         start, self.length = self.length, self.length + new

@@ -1,7 +1,7 @@
 """Every operation of the model: its forward and its hand-derived backward, side by side.
 
     y, saved = op_forward(x, weight, ...)           saved: exactly what the backward needs
-    dx, dweight, ... = op_backward(dy, saved)       one gradient an input, in input order
+    dx, dweight, ... = op_backward(dy, saved)       one gradient per input, in input order
 
 `dx` is the gradient of the scalar loss L with respect to x: dx[i] = ∂L/∂x[i], of x's shape. Every backward
 follows from dL = Σ dy ∘ δy: put the forward's differential in place of δy and read off the factor of each δx.
@@ -10,8 +10,8 @@ The functions are pure: they write into no argument and no saved tensor, so that
 the forward saw when the backward reads it. Reductions, norms, softmax and the loss are computed in float32 or
 wider whatever the inputs' dtype; results have the inputs' dtype. An absent bias (None) has the gradient None.
 
-Shapes: B batch, T time, D d_model, H heads, K head size (D = H·K), F d_ffn, V vocabulary, N = B·T rows;
-`...` is any leading shape.
+Shapes: B batch, T time, D d_model, H heads, G heads of keys and values, K head size (D = H·K),
+F d_ffn, V vocabulary, N = B·T rows; `...` is any leading shape.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ def rotary_attention_backward(dy: Tensor, saved: Saved) -> Tensor:
 
 
 def _token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """−log softmax(z)[label] a row, 0 where the label does not count; and log Σ_v exp z_v. Float32 or wider."""
+    """−log softmax(z)[label] per row, 0 where the label does not count; and log Σ_v exp z_v. Float32 or wider."""
     z = logits.to(_wide(logits.dtype))
     lse = torch.logsumexp(z, -1)
     label_logits = z.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -378,7 +378,7 @@ def cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> Tensor:
 def linear_cross_entropy_forward(x: Tensor, weight: Tensor, labels: Tensor, rows: int = 1024) -> tuple[Tensor, Saved]:
     """The cross-entropy of z = x Eᵀ, in chunks of `rows` rows, so that z (N, V) never exists at once.
 
-    x (..., D), weight E (V, D), labels (...) int64 -> scalar. E stands as the token table does, one row a token,
+    x (..., D), weight E (V, D), labels (...) int64 -> scalar. E stands as the token table does, one row per token,
     so that one tensor can be both.
     """
     x_rows, label_rows = x.to(weight.dtype).flatten(0, -2), labels.flatten()

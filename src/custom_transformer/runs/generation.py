@@ -40,7 +40,7 @@ def continuation(
 
     Yields for each step the tokens (B,) int64 and the logits (B, V) from which they were chosen. Rows that have
     produced `eos_token_id` are filled up with it; generation ends early once all have. Beyond max_seq_len the model
-    sees the last max_seq_len tokens. The cache changes the speed, not the tokens: learned positions move once that
+    sees the last max_seq_len tokens. The cache changes the speed, not the tokens: positions move once that
     window slides, so from there on each step computes it whole. Raises ValueError for an empty prompt, a token outside
     the vocabulary, and settings that are out of range, also where nothing is left to generate.
     """
@@ -86,7 +86,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draws one token a row: logits (B, V) -> (B,) int64. Temperature 0 takes the likeliest.
+    """Draws one token per row: logits (B, V) -> (B,) int64. Temperature 0 takes the likeliest.
 
     top_k keeps the k likeliest tokens (Fan et al. 2018); top_p then keeps the fewest whose probabilities add up
     to p (Holtzman et al. 2020). Raises ValueError for settings that are out of range.
