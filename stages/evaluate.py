@@ -61,11 +61,12 @@ def log_result(
 
 
 def evaluated_text(metrics: Mapping[str, float | int]) -> str:
-    """A digest of the text that the metrics tell of."""
+    """A digest of the text that the metrics tell of, and how it was read: figures by another rule compare with none."""
     split = load_tokens(TOKENS, "validation")
-    if metrics["tokens"] == split.n_tokens - 1:
-        return str(split.meta["text_sha256"])
-    return sha256(f"the first {metrics['tokens']} tokens of {split.meta['sha256']}".encode()).hexdigest()
+    digest = str(split.meta["text_sha256"])
+    if metrics["tokens"] != split.n_text_tokens:
+        digest = sha256(f"the first {metrics['tokens']} tokens of {split.meta['sha256']}".encode()).hexdigest()
+    return f"by-document:{digest}"
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint, params: Params) -> dict[str, float | int]:
@@ -78,10 +79,12 @@ def evaluate_checkpoint(checkpoint: Checkpoint, params: Params) -> dict[str, flo
             f"the checkpoint's vocabulary has {model.config.vocab_size} entries, data/tokens was made with "
             f"{vocab_size}: evaluate it with the configuration it was trained with"
         )
-    length = min(params.data.max_length, model.config.max_seq_len)
-    metrics, by_position = evaluate(model, split, length, params.evaluation.batch_size, params.evaluation.max_batches)
-    if not math.isfinite(metrics["loss"]):
-        raise UserError(f"the loss on the validation split is {metrics['loss']}: evaluate an earlier checkpoint")
+    if not split.n_text_tokens:
+        raise UserError("data/tokens: the validation split has no token of a text; give it more text")
+    metrics, by_position = evaluate(model, split, params.evaluation.batch_size, params.evaluation.max_batches)
+    for name in ("loss", "end_loss"):
+        if not math.isfinite(metrics.get(name, 0)):
+            raise UserError(f"the {name} of the validation split is {metrics[name]}: evaluate an earlier checkpoint")
     if params.data.dataset == "primer":
         metrics["held_out_accuracy"] = held_out_accuracy(model, tokenizer, held_out_questions())
     write_json(METRICS / "eval.json", metrics)

@@ -10,15 +10,12 @@ learning rate still high, would be above what those tokens can give (Hoffmann et
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import dvc.api
@@ -30,7 +27,7 @@ from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import write_csv, write_json
 from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.parameters import count
-from custom_transformer.paths import METRICS, TOKENS
+from custom_transformer.paths import TOKENS
 from custom_transformer.progress import AS_IS
 from custom_transformer.text.tokens import META
 from custom_transformer.tracking import SweepRun, flat_params, sweep_runs, sync
@@ -40,7 +37,6 @@ from studies.law import Fit, fit_law
 from studies.plot import save_plot
 
 RESULTS = Path("studies/results")
-BY_POSITION = f"{METRICS}/loss_by_position.csv"  # of an evaluation, among its run's artifacts
 DECIDING = ("seed", "data.", "model.", "training.", "evaluation.")  # parameters that decide a point's result
 
 
@@ -70,15 +66,13 @@ class Result:
     parameters: without embeddings, the N of Kaplan et al. 2020 (section 2.1), whose laws are cleaner for it: the
     embeddings of small models outweigh all else, and how many of them there are is the vocabulary's matter.
     tokens: trained on, each once.
-    loss: nats a token over the second half of each window. In the first half a text that the window cuts has lost its
-    beginning, which costs every model something that no size and no training buys.
+    loss: of the validation texts, nats a token.
     """
 
     width: int
     parameters: int
     tokens: int
     loss: float
-    eval_loss: float
     run_id: str
 
 
@@ -217,7 +211,8 @@ def run_missing(base: Params, points: Sequence[Point], jobs: int) -> None:
 def finished(base: Params) -> list[SweepRun]:
     """The sweep's evaluated runs, newest first, those included whose results wait in the spool."""
     sync()
-    return [run for run in sweep_runs(base.tracking, (BY_POSITION,)) if "eval_loss" in run.metrics]
+    # Evaluations that had no end_loss were over windows of the stream, and their losses are of another kind.
+    return [run for run in sweep_runs(base.tracking) if "eval_end_loss" in run.metrics]
 
 
 def find(point: Point, runs: Sequence[SweepRun]) -> SweepRun | None:
@@ -237,7 +232,6 @@ def read_results(base: Params, points: Sequence[Point]) -> tuple[list[Result], f
             )
         metrics, training = run.metrics, point.params.training
         floor = metrics.get("eval_loss_floor", floor)
-        losses = [float(row["loss"]) for row in csv.DictReader(io.StringIO(run.files[BY_POSITION]))]
         assert training.max_steps is not None
         results.append(
             Result(
@@ -247,8 +241,7 @@ def read_results(base: Params, points: Sequence[Point]) -> tuple[list[Result], f
                 * training.batch_size
                 * training.grad_accumulation
                 * point.params.data.max_length,
-                loss=fmean(losses[len(losses) // 2 :]),
-                eval_loss=metrics["eval_loss"],
+                loss=metrics["eval_loss"],
                 run_id=run.run_id,
             )
         )

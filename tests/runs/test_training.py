@@ -16,9 +16,9 @@ from custom_transformer.errors import UserError
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.optim import SGD
 from custom_transformer.runs.checkpoint import load_checkpoint
-from custom_transformer.runs.evaluation import evaluate, validation_loss
 from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.record import SPIKE_WINDOW, is_spike
+from custom_transformer.runs.scoring import validation_loss
 from custom_transformer.runs.training import Trainer, training_step
 from custom_transformer.text.tokens import TokenSplit
 from tests.helpers import SIZES, random_model, random_tokens
@@ -245,56 +245,8 @@ def test_too_little_text_is_named(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
-def test_evaluation_counts_every_token_once_and_knows_its_floor() -> None:
-    model, data = random_model(), split(100)
-    data.meta["log2_prob"] = -450.0
-    metrics, by_position = evaluate(model, data, LENGTH, 4)
-    tokens = torch.from_numpy(data.tokens.astype(np.int64))
-    total = 0.0
-    for start in range(0, 99, LENGTH):
-        window = tokens[start : start + LENGTH + 1][None]
-        logits = model.forward(window[:, :-1])
-        total += torch.nn.functional.cross_entropy(logits[0], window[0, 1:], reduction="sum").item()
-    assert metrics["tokens"] == 99
-    assert metrics["loss"] == pytest.approx(total / 99)
-    assert metrics["perplexity"] == pytest.approx(np.exp(total / 99))
-    assert metrics["bits_per_byte"] == pytest.approx(total / np.log(2) / 300)
-    assert metrics["bits_per_byte_floor"] == 1.5
-    # The floor is to the loss as its bits are to the bits.
-    assert metrics["loss_floor"] == pytest.approx(metrics["loss"] * 1.5 / metrics["bits_per_byte"])
-    assert metrics["loss_floor"] == pytest.approx(450 * np.log(2) / 99)
-    lossy = TokenSplit(data.tokens, data.meta | {"lost": 0.25})
-    named = evaluate(model, lossy, LENGTH, 4)[0]
-    assert {"bits_per_byte", "bits_per_byte_floor", "loss_floor"}.isdisjoint(named)
-    assert (named["lossy_bits_per_byte"], named["bytes_lost"]) == (metrics["bits_per_byte"], 0.25)
-    del data.meta["log2_prob"]
-    assert {"loss_floor", "bits_per_byte_floor"}.isdisjoint(evaluate(model, data, LENGTH, 4)[0])
-    assert [row["position"] for row in by_position] == list(range(LENGTH))
-    assert np.mean([row["loss"] for row in by_position]) == pytest.approx(metrics["loss"])
-
-
 def test_a_run_that_diverges_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("custom_transformer.runs.training.validation_loss", lambda *_: float("nan"))
     with pytest.raises(UserError, match="the validation loss is nan"):
         list(trainer(tmp_path).run())
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"length": 0}, "length must be"),
-        ({"length": 14}, "length must be .* < 14"),
-        ({"length": 2.5}, "length must be"),
-        ({"batch_size": 0}, "batch_size must be"),
-        ({"split": split(1)}, "at least 2 tokens"),
-        ({"split": split(0)}, "at least 2 tokens"),
-    ],
-)
-def test_evaluation_of_nothing_or_beyond_the_model_is_refused(changes: dict[str, Any], message: str) -> None:
-    given = {"split": split(100), "length": LENGTH, "batch_size": 4} | changes
-    for measure in (validation_loss, evaluate):
-        with pytest.raises(ValueError, match=message):
-            measure(random_model(), **given)
-    with pytest.raises(ValueError, match="max_batches must be"):
-        evaluate(random_model(), split(100), LENGTH, 4, max_batches=0)

@@ -125,7 +125,7 @@ def test_a_points_run_is_that_of_its_parameters() -> None:
 
     def run(name: str, **changes: Any) -> SweepRun:
         params = with_changes(point.params, {key.replace("__", "."): value for key, value in changes.items()})
-        return SweepRun(name, name, dict(flat_params(params.model_dump(mode="json"))), {}, {})
+        return SweepRun(name, name, dict(flat_params(params.model_dump(mode="json"))), {})
 
     others = [run("seed", seed=5), run("steps", training__max_steps=7), run("part", evaluation__max_batches=2)]
     assert find(point, others) is None
@@ -135,6 +135,6 @@ def test_a_points_run_is_that_of_its_parameters() -> None:
 
 def test_the_picture_shows_a_law_without_a_known_floor_too(tmp_path: Path) -> None:
     losses = TRUE.loss(N, D)
-    results = [Result(16, int(a), int(b), float(loss), 1.0, "r") for a, b, loss in zip(N, D, losses, strict=True)]
+    results = [Result(16, int(a), int(b), float(loss), "r") for a, b, loss in zip(N, D, losses, strict=True)]
     save_plot(results, fit(0.01, None, resamples=2), None, tmp_path / "law.png")
     assert (tmp_path / "law.png").stat().st_size > 10_000

@@ -79,7 +79,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(queue, "start_workers", dvc.start_workers)
         monkeypatch.setattr(queue.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(scaling, "sync", lambda: mlflow.extend(spool))
-        monkeypatch.setattr(scaling, "sweep_runs", lambda tracking, artifacts: mlflow)
+        monkeypatch.setattr(scaling, "sweep_runs", lambda tracking: mlflow)
         run_missing(PARAMS, points, 2)
         return dvc
 
@@ -87,7 +87,9 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def result(params: Params) -> SweepRun:
-    return SweepRun("id", "name", dict(flat_params(params.model_dump(mode="json"))), {"eval_loss": 1.0}, {})
+    return SweepRun(
+        "id", "name", dict(flat_params(params.model_dump(mode="json"))), {"eval_loss": 1.0, "eval_end_loss": 0.1}
+    )
 
 
 def test_what_mlflow_has_or_the_spool_holds_is_not_run_again(study: Any, points: list[Point]) -> None:

@@ -112,6 +112,17 @@ def test_no_passage_begins_another(kind: Kind) -> None:
         known |= next(iter(values_of(kind, new, known)))
 
 
+def test_no_text_begins_another() -> None:
+    """Neither within a kind, by the test above, nor between kinds: a reader knows the kind by the first passage. So the
+    end of a text follows from the text, and the whole of -log2 p is the text's own cost."""
+    strings = []
+    for kind in KINDS:
+        named = [f for f in kind.facts if any(re.search(rf"{{{f}[.}}]", w) for w in kind.passages[0])]
+        values = values_of(kind, named, {})
+        strings += [wording.format_map(row) for wording in kind.passages[0] for row in values]
+    assert all(not b.startswith(a) for a, b in pairwise(sorted(strings)))
+
+
 def values_of(kind: Kind, new: list[str], known: dict[str, object]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = [{}]
     for fact in new:

@@ -58,18 +58,6 @@ def runs(root: Path) -> dict[str, list[Any]]:
     return grouped
 
 
-def test_the_runs_of_a_sweep_are_asked_for_their_artifacts(root: Path) -> None:
-    curve = root / "curve.csv"
-    curve.write_text("step,loss\n")
-    train(root, "s", checkpoint=None, loss=1.0)
-    work = root / "work/train/k"
-    (work / "spool").unlink(missing_ok=True)
-    with training_run(in_sweep("s"), datasets={}, work=work, tags={}) as run:
-        run.log_artifact(curve, "metrics")
-    (found,) = sweep_runs(in_sweep("s").tracking, ("metrics/curve.csv",))  # the other has none yet
-    assert found.files == {"metrics/curve.csv": "step,loss\n"}
-
-
 def test_a_sweep_is_a_run_that_holds_its_runs(root: Path) -> None:
     for sweep, loss in (("widths", 1.0), ("widths", 2.0), ("rates", 3.0), (None, 4.0)):
         train(root, sweep, loss=loss)

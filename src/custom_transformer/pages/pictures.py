@@ -122,7 +122,7 @@ def training_figure(metrics: Path) -> Figure:
     loss, rate, norm = figure.subplot_mosaic([["loss", "loss"], ["rate", "norm"]], height_ratios=[2, 1]).values()
     loss.plot(train["step"], train["train_loss"], color=BLUE, lw=1.2, label="training")
     loss.plot(validation["step"], validation["validation_loss"], "o-", color=ORANGE, ms=4, label="validation")
-    if (floor := json.loads((metrics / "eval.json").read_text("utf-8")).get("loss_floor")) is not None:
+    if (floor := _stream_floor(metrics)) is not None:
         loss.axhline(floor, color=GREY, ls="--", lw=1.2, label=f"what the grammar itself would need: {floor:.4g}")
     loss.set(title="Loss", ylabel="nats per token", yscale="log")
     _plain_ticks(loss)
@@ -135,6 +135,14 @@ def training_figure(metrics: Path) -> Figure:
     for axes in (loss, rate, norm):
         _over_steps(axes)
     return figure
+
+
+def _stream_floor(metrics: Path) -> float | None:
+    """What the grammar itself would need per token of the stream, if it is known: the ends of texts cost it nothing."""
+    result = json.loads((metrics / "eval.json").read_text("utf-8"))
+    if (floor := result.get("loss_floor")) is None:
+        return None
+    return float(floor * result["tokens"] / (result["tokens"] + result.get("texts", 0)))
 
 
 def gradient_figure(metrics: Path) -> Figure:
@@ -203,7 +211,7 @@ def activation_figure(metrics: Path) -> Figure:
 
 
 def position_figure(metrics: Path) -> Figure:
-    """The validation loss of each position in the window, and the mean of all."""
+    """The loss of each position in the validation texts, and the mean of all their tokens."""
     columns = _columns(metrics / "loss_by_position.csv")
     mean = json.loads((metrics / "eval.json").read_text("utf-8"))["loss"]
     figure = Figure(figsize=(WIDTH, 3.6))

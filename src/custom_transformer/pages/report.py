@@ -17,15 +17,17 @@ from custom_transformer.pages.samples import read_samples
 TEMPLATE = Path(__file__).with_name("report.html")
 
 MEANINGS = {
-    "loss": "nats per token",
+    "loss": "nats per token of the texts",
     "perplexity": "exp(loss)",
-    "bits_per_byte": "of the text, end of text included",
+    "bits_per_byte": "of the texts, each from its start",
     "lossy_bits_per_byte": "of tokens that lose text: not comparable",
+    "accuracy": "next token right",
+    "tokens": "predicted, each once",
+    "texts": "read to their ends",
+    "end_loss": "nats per end of a text",
     "bytes_lost": "share of the text that the tokenizer loses",
     "bits_per_byte_floor": "what the grammar itself would need",
     "loss_floor": "the same, in nats per token",
-    "accuracy": "next token right",
-    "tokens": "predicted, each once",
     "held_out_accuracy": "facts that no text states",
 }
 
@@ -59,8 +61,9 @@ PICTURES = {
     ),
     "loss_by_position": (
         "Loss by context",
-        "The more text the model has seen in its window, the better it predicts. The fall of the curve is what context "
-        "gains. Where the curve is flat, more context does not help. Both axes are logarithmic.",
+        "The more of a text the model has seen, the better it predicts. The fall of the curve is what context gains. "
+        "Where the curve is flat, more context does not help. Fewer texts reach further to the right, so the curve "
+        "varies more there. Both axes are logarithmic.",
     ),
     "attention": (
         "Attention",

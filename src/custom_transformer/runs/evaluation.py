@@ -1,13 +1,12 @@
 """How good a model is: loss, perplexity, bits per byte, accuracy, loss by position, held-out facts.
 
-Shapes: B batch, T time.
+Measured text by text, each from its start, as lm-evaluation-harness does. Shapes: B batch, T time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +14,9 @@ from torch import Tensor
 
 from custom_transformer.maths import checks, ops
 from custom_transformer.maths.model import CustomTransformer
-from custom_transformer.text.tokens import TokenSplit, eval_windows
+from custom_transformer.runs.scoring import score
+from custom_transformer.text.document_windows import document_windows
+from custom_transformer.text.tokens import TokenSplit
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
@@ -23,56 +24,57 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from custom_transformer.text.primer import Cloze
 
 
-def score(model: CustomTransformer, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of each label in nats (0 where it is IGNORE_INDEX), and whether it was the likeliest token.
-
-    input_ids, labels (B, T) int64 -> losses (B, T) float64, correct (B, T) bool, both on the CPU. Raises ValueError for
-    what the model does not take.
-    """
-    checks.check_ids("input_ids", input_ids)
-    checks.check_ids("labels", labels)
-    labels = labels.to(model.device)
-    losses, predicted = model.scores(input_ids.to(model.device), labels)
-    return losses.to("cpu", torch.float64), (predicted == labels).cpu()
-
-
-def validation_loss(model: CustomTransformer, split: TokenSplit, length: int, batch_size: int) -> float:
-    """The mean loss of every token of `split`, in nats, over non-overlapping windows of `length`."""
-    _check_windows(model, split, length, batch_size)
-    total, count = 0.0, 0
-    for input_ids, labels in eval_windows(split, length, batch_size):
-        total += score(model, input_ids, labels)[0].sum().item()
-        count += int((labels != ops.IGNORE_INDEX).sum())
-    return total / count
-
-
 def evaluate(
-    model: CustomTransformer, split: TokenSplit, length: int, batch_size: int, max_batches: int | None = None
+    model: CustomTransformer, split: TokenSplit, batch_size: int, max_batches: int | None = None
 ) -> tuple[dict[str, float | int], list[dict[str, float | int]]]:
-    """The metrics of `split` over non-overlapping windows of `length`, and the mean loss by position in them.
+    """The metrics of `split`, text by text, and the mean loss by position in a text.
 
-    loss is in nats per token; bits_per_byte spreads the text's whole cost, end tokens included, over its UTF-8
-    bytes. If the split knows the probability of its texts, bits_per_byte_floor and loss_floor are what a model that
-    knew the grammar itself would reach on them. If the tokenizer loses text, the tokens are not the text: then there is
-    no floor, the bits spread over bytes that they do not encode are lossy_bits_per_byte, and bytes_lost is the share of
-    the text that is lost.
+    Each text is read from its start, behind an end token, in windows of max_seq_len tokens (`document_windows`), as
+    lm-evaluation-harness reads it by loglikelihood_rolling. The metrics:
+
+    - loss: the mean over all tokens of the texts, in nats. The end tokens are not among them;
+    - perplexity: exp(loss);
+    - bits_per_byte: the texts' whole cost, without their ends, divided by their UTF-8 bytes;
+    - accuracy: the share of the texts' tokens that were the likeliest;
+    - tokens: how many tokens the texts have, each predicted once;
+    - texts: how many texts were read to their ends;
+    - end_loss: the mean over the end tokens behind these texts, in nats; absent if there is none.
+
+    If the split knows the probability of its texts, bits_per_byte_floor and loss_floor are what a model that knew the
+    grammar itself would reach on them: none of its texts is the beginning of another, so its ends cost nothing. If the
+    tokenizer loses text, the tokens are not the text: then there is no floor, the bits spread over bytes that they do
+    not encode are lossy_bits_per_byte, and bytes_lost is the share of the text that is lost.
+
+    by position: position (0 for a text's first token), loss (mean, nats) and tokens (how many); of tokens in the first
+    window of their text, which see it from its start.
+
+    max_batches: only the split's first batch_size · max_batches windows, which may end within a text.
+    Raises ValueError if there is no token of a text to predict.
     """
-    _check_windows(model, split, length, batch_size)
+    checks.check_count("batch_size", batch_size, 1)
     if max_batches is not None:
         checks.check_count("max_batches", max_batches, 1)
-    loss_sums = torch.zeros(length, dtype=torch.float64, device="cpu")
-    counts = torch.zeros(length, dtype=torch.int64, device="cpu")
-    correct_count = 0
-    for input_ids, labels in islice(eval_windows(split, length, batch_size), max_batches):
+    length = model.config.max_seq_len
+    total, correct_count, tokens, end_total, texts = 0.0, 0, 0, 0.0, 0
+    position_losses = torch.zeros(length, dtype=torch.float64, device="cpu")
+    position_counts = torch.zeros(length, dtype=torch.int64, device="cpu")
+    for input_ids, labels in document_windows(split, length, batch_size, max_batches):
         losses, correct = score(model, input_ids, labels)
-        time = losses.shape[1]
-        loss_sums[:time] += losses.sum(0)
-        counts[:time] += (labels != ops.IGNORE_INDEX).sum(0)
-        correct_count += int(correct.sum())
-    tokens = int(counts.sum())
-    loss = loss_sums.sum().item() / tokens
+        end = labels == split.end_id
+        of_text = (labels != ops.IGNORE_INDEX) & ~end
+        total += losses[of_text].sum().item()
+        correct_count += int(correct[of_text].sum())
+        tokens += int(of_text.sum())
+        end_total += losses[end].sum().item()
+        texts += int(end.sum())
+        from_start = of_text & (input_ids[:, :1] == split.end_id)
+        position_losses[: losses.shape[1]] += (losses * from_start).sum(0)
+        position_counts[: losses.shape[1]] += from_start.sum(0)
+    if not tokens:
+        raise ValueError("the split must have at least 1 token of text: there is nothing to predict")
+    loss = total / tokens
     # With max_batches the bytes of what was scored are not known: the split's average stands for them.
-    tokens_per_byte = (split.n_tokens - 1) / split.meta["bytes"]
+    tokens_per_byte = split.n_text_tokens / split.meta["bytes"]
     lost = split.meta.get("lost")
     metrics: dict[str, float | int] = {
         "loss": loss,
@@ -80,23 +82,21 @@ def evaluate(
         "bits_per_byte" if lost is None else "lossy_bits_per_byte": loss / math.log(2) * tokens_per_byte,
         "accuracy": correct_count / tokens,
         "tokens": tokens,
+        "texts": texts,
     }
+    if texts:
+        metrics["end_loss"] = end_total / texts
     if lost is not None:
         metrics["bytes_lost"] = lost
     elif "log2_prob" in split.meta:
         metrics["bits_per_byte_floor"] = floor = -split.meta["log2_prob"] / split.meta["bytes"]
         metrics["loss_floor"] = floor * math.log(2) / tokens_per_byte
     by_position: list[dict[str, float | int]] = [
-        {"position": t, "loss": loss_sums[t].item() / int(counts[t])} for t in range(length) if counts[t]
+        {"position": t, "loss": position_losses[t].item() / count, "tokens": count}
+        for t, count in enumerate(position_counts.tolist())
+        if count
     ]
     return metrics, by_position
-
-
-def _check_windows(model: CustomTransformer, split: TokenSplit, length: int, batch_size: int) -> None:
-    checks.check_count("length", length, 1, model.config.max_seq_len + 1)
-    checks.check_count("batch_size", batch_size, 1)
-    if split.n_tokens < 2:
-        raise ValueError(f"the split must have at least 2 tokens, not {split.n_tokens}: there is nothing to predict")
 
 
 def held_out_accuracy(

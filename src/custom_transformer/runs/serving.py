@@ -15,8 +15,8 @@ from custom_transformer.config import SamplingParams, validated
 from custom_transformer.errors import UserError, shown
 from custom_transformer.fast.choose import choose_device, choose_engine
 from custom_transformer.runs.checkpoint import load_checkpoint
-from custom_transformer.runs.evaluation import score
 from custom_transformer.runs.generation import generate, new_text
+from custom_transformer.runs.scoring import score
 from custom_transformer.text.saved_tokenizer import load_tokenizer
 
 CHECKPOINT, TOKENIZER = "checkpoint.pt", "tokenizer"  # the names in a served model's folder

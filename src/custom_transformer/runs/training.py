@@ -19,9 +19,9 @@ from custom_transformer.maths.ops import IGNORE_INDEX
 from custom_transformer.maths.optim import Optimizer, build_optimizer, clip_scale, learning_rate_at
 from custom_transformer.maths.parameters import Tensors, decays
 from custom_transformer.runs.checkpoint import checkpoint_content, save_checkpoint
-from custom_transformer.runs.evaluation import validation_loss
 from custom_transformer.runs.observe import activation_statistics, gradient_norms
 from custom_transformer.runs.record import Progress, StepMetrics, StepResult, Validation, is_spike
+from custom_transformer.runs.scoring import validation_loss
 from custom_transformer.text.tokens import TokenSplit, epoch_order, eval_windows
 
 Batch = tuple[Tensor, Tensor]  # input_ids and labels, each (B, T) int64

@@ -7,11 +7,13 @@ bits, and the costs of a chain of choices add up:
 
     log2 p(text) = - Σ log2 n_i
 
-This is the probability of the *text*, and not just of one way of writing it, because no two chains of choices give
-the same text (see `primer_lessons`). Whatever the model, a text drawn with probability p takes at least -log2 p bits to
-encode on average: that is the meaning of entropy. So the mean of -log2 p over the texts of an evaluation, divided by
-their bytes, is the floor under every model's bits per byte there, except for sampling noise. Bits above the floor show
-what a model has not learnt yet: spelling, grammar, facts, or looking back to see which child had the red ball.
+This is the probability of the *text*, and not just of one way of writing it, because no two chains of choices give the
+same text (see `primer_lessons`). Nor is a text the beginning of another, so where it ends follows from the text, and a
+text costs the same bits with its end and without. Whatever the model, a text drawn with probability p takes at least
+-log2 p bits to encode on average: that is the meaning of entropy. So the mean of -log2 p over the texts of an
+evaluation, divided by their bytes, is the floor under every model's bits per byte there, except for sampling noise.
+Bits above the floor show what a model has not learnt yet: spelling, grammar, facts, or looking back to see which child
+had the red ball.
 
 A model near the floor need not have understood: it may have memorised all sums. Therefore some facts are never stated
 in any lesson (`held_out_questions`): about a tenth of the sums, of the comparisons of numbers, and of the comparisons

@@ -86,6 +86,21 @@ class TokenSplit:
     def n_tokens(self) -> int:
         return len(self.tokens)
 
+    @property
+    def n_text_tokens(self) -> int:
+        """How many tokens the documents have, without the end tokens around them."""
+        return self.n_tokens - len(self.ends())
+
+    @property
+    def end_id(self) -> int:
+        """The end token, which is in front of each document and behind it, and never in one."""
+        return int(self.meta["tokenizer"]["end_token_id"])
+
+    def ends(self) -> np.ndarray:
+        """Where the end tokens are in the stream, (documents + 1,) int64: document i is between ends i and i + 1."""
+        chunks = range(0, self.n_tokens, CHECKED_AT_ONCE)
+        return np.concatenate([np.flatnonzero(self.tokens[i : i + CHECKED_AT_ONCE] == self.end_id) + i for i in chunks])
+
     def n_windows(self, length: int) -> int:
         """How many non-overlapping windows of `length` inputs, each with a label, the stream holds."""
         return (self.n_tokens - 1) // length
@@ -136,6 +151,9 @@ def load_tokens(folder: Path | str, split: str) -> TokenSplit:
         raise UserError(f"{path}: {n_tokens} tokens, nothing to predict; give the {split} split some text")
     tokens = np.memmap(path, dtype=dtype, mode="r")
     _check_ids(tokens, vocab_size, path)
+    end_id = meta["tokenizer"]["end_token_id"]
+    if tokens[0] != end_id or tokens[-1] != end_id:
+        raise UserError(f"{path}: does not begin and end with the end token, {end_id}; {REMEDY}")
     if sha256_file(path) != meta["splits"][split]["sha256"]:
         raise UserError(f"{path}: changed since it was made (its SHA-256 is not {META}'s); {REMEDY}")
     return TokenSplit(tokens, meta | meta["splits"][split])

@@ -8,8 +8,6 @@ one deletes it and adopts its children. The last process to check has seen every
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from custom_transformer.config import TrackingParams
@@ -65,14 +63,10 @@ class SweepRun:
     name: str
     params: dict[str, str]
     metrics: dict[str, float]
-    files: dict[str, str]  # the text of the artifacts asked for
 
 
-def sweep_runs(tracking: TrackingParams, artifacts: tuple[str, ...] = ()) -> list[SweepRun]:
-    """The finished runs of the sweep `tracking.sweep`, newest first, with these artifacts' texts.
-
-    A run that lacks one of the artifacts is left out. Raises UserError if the store does not answer.
-    """
+def sweep_runs(tracking: TrackingParams) -> list[SweepRun]:
+    """The finished runs of the sweep `tracking.sweep`, newest first. Raises UserError if the store does not answer."""
     uri = store_uri(tracking)
     if is_local(uri) and not database_of(uri).exists():
         return []
@@ -84,18 +78,7 @@ def sweep_runs(tracking: TrackingParams, artifacts: tuple[str, ...] = ()) -> lis
         children = f"tags.{SWEEP_TAG} = '{tracking.sweep}' and tags.stage != 'sweep'"
         finished = f"{children} and attributes.status = 'FINISHED'"
         found = client.search_runs([experiment.experiment_id], finished, max_results=_MOST_RUNS)
-        runs = [_sweep_run(client, run, artifacts) for run in found]
     except Exception as error:
         message = f"MLflow tracking: {without_password(uri)}: {cause(error)}; run this again when it answers"
         raise UserError(message) from None
-    return [run for run in runs if set(artifacts) <= set(run.files)]
-
-
-def _sweep_run(client: MlflowClient, run: Run, artifacts: tuple[str, ...]) -> SweepRun:
-    files = {}
-    with TemporaryDirectory() as folder:
-        for artifact in artifacts:
-            there = client.list_artifacts(run.info.run_id, str(PurePosixPath(artifact).parent))
-            if artifact in [entry.path for entry in there]:  # not of a run whose evaluation is still to come
-                files[artifact] = Path(client.download_artifacts(run.info.run_id, artifact, folder)).read_text("utf-8")
-    return SweepRun(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, files)
+    return [SweepRun(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics) for run in found]
