@@ -228,4 +228,6 @@ def test_scores_for_evaluation_are_the_losses_and_the_likeliest_tokens() -> None
     logits = x @ weight.T
     expected = F.cross_entropy(logits.flatten(0, 1), LABELS.flatten(), reduction="none").view(4, 3)
     torch.testing.assert_close(losses, expected)
-    assert torch.equal(predicted, logits.argmax(-1))
+    assert torch.equal(predicted, logits.argmax(-1) * (LABELS != -100))
+    nothing = torch.full((4, 3), -100)
+    assert not any(part.any() for part in ops.linear_cross_entropy_scores(x, weight, nothing))

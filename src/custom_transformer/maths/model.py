@@ -111,7 +111,7 @@ class CustomTransformer:
             return self._hidden(tokens, self._scope())
 
     def scores(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of each label in nats (0 where it is -100), and the likeliest token in its place.
+        """The loss of each label in nats, and the likeliest token in its place; both 0 where the label is -100.
 
         tokens, labels (B, T) int64 -> losses (B, T) float32 or wider, predicted (B, T) int64
         """

@@ -405,18 +405,26 @@ def linear_cross_entropy_backward(dloss: Tensor | float, saved: Saved) -> tuple[
 
 
 def linear_cross_entropy_scores(x: Tensor, weight: Tensor, labels: Tensor, rows: int = 1024) -> tuple[Tensor, Tensor]:
-    """For evaluation: each label's loss in nats (0 where it does not count), and the likeliest token.
+    """For evaluation: each label's loss in nats, and the likeliest token; both 0 where a label does not count.
 
     x (..., D), weight (V, D), labels (...) int64 -> losses (...) float32 or wider, predicted (...) int64; in chunks of
-    `rows` rows, as the loss.
+    `rows` rows, as the loss. Rows whose label does not count are left out: evaluation has many.
     """
-    x_rows, label_rows = x.to(weight.dtype).flatten(0, -2), labels.flatten()
+    counted = labels != IGNORE_INDEX
+    x_rows, label_rows = x.to(weight.dtype)[counted], labels[counted]
     losses, predicted = [], []
     for x_chunk, label_chunk in zip(x_rows.split(rows), label_rows.split(rows), strict=True):
         logits = x_chunk @ weight.T
         losses.append(_token_losses(logits, label_chunk)[0])
         predicted.append(logits.argmax(-1))
-    return torch.cat(losses).view(labels.shape), torch.cat(predicted).view(labels.shape)
+    return _in_places(torch.cat(losses), counted), _in_places(torch.cat(predicted), counted)
+
+
+def _in_places(values: Tensor, places: Tensor) -> Tensor:
+    """values (n,), places (...) bool with n of them true -> (...), 0 where they are false"""
+    all_places = torch.zeros_like(places, dtype=values.dtype)
+    all_places[places] = values
+    return all_places
 
 
 def last_logits(x: Tensor, weight: Tensor) -> Tensor:
