@@ -12,7 +12,7 @@ from rich.text import Text
 from custom_transformer.errors import UserError, lines_only, run_main
 from custom_transformer.pages.report import MEANINGS, shown
 from custom_transformer.pages.samples import read_samples
-from custom_transformer.paths import METRICS
+from custom_transformer.paths import EXPORTED, METRICS
 from custom_transformer.progress import AS_IS
 
 SAMPLES_SHOWN = 2
@@ -34,6 +34,7 @@ def main() -> None:
     console.print(
         f"\nthe whole report {METRICS}/report.html, in a browser"
         f"\nall samples      {METRICS}/samples.md"
+        f"\nthe model        {EXPORTED}, for transformers and what reads its format"
         "\ncompare runs     dvc plots diff, then open dvc_plots/index.html"
         "\nruns             make ui, then open http://127.0.0.1:5000"
         "\na first change   dvc exp run -S model.d_model=192, then dvc exp show"

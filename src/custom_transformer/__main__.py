@@ -26,21 +26,20 @@ from custom_transformer.config import (
     validated,
 )
 from custom_transformer.errors import ArgumentParser, UserError, run_main
-from custom_transformer.files import sha256_file
 from custom_transformer.interchange import CHECKPOINT as IMPORTED
-from custom_transformer.interchange import check_target, export_huggingface, import_huggingface
+from custom_transformer.interchange import import_huggingface
+from custom_transformer.interchange.export import export_checkpoint
 from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
-from custom_transformer.pages.card import model_card
 from custom_transformer.pages.continuation import print_continuation
-from custom_transformer.paths import BEST, EXPORTED, PARAMS, REFUSED, TOKENIZER, TOKENS, project_root
+from custom_transformer.paths import BEST, EXPORTED, PARAMS, REFUSED, TOKENS, project_root
 from custom_transformer.progress import AS_IS
 from custom_transformer.runs.checkpoint import DTYPES, load_checkpoint
 from custom_transformer.runs.serving import CHECKPOINT
 from custom_transformer.runs.summary import memory_bytes
 from custom_transformer.schema import params_schema
-from custom_transformer.text.tokenization import load_tokenizer, vocabulary_size
+from custom_transformer.text.saved_tokenizer import load_tokenizer, tokenizer_of, vocabulary_size
 from custom_transformer.text.tokens import META, load_tokens
 
 GPT2_VOCAB_SIZE = 50257
@@ -210,21 +209,8 @@ def print_generated(arguments: argparse.Namespace, params: Params) -> None:
 
 
 def export(arguments: argparse.Namespace, params: Params) -> None:
-    path, folder = arguments.checkpoint, arguments.to
-    check_target(folder, ("config.json", "model.safetensors"), path)
-    checkpoint = load_checkpoint(path)
-    tokenizer = load_tokenizer(tokenizer_of(path), checkpoint.metadata.get("tokenizer"))
-    origin = {"checkpoint, SHA-256": sha256_file(path)} | checkpoint.metadata
-    origin = {"tokenizer, SHA-256" if name == "tokenizer" else name: value for name, value in origin.items()}
-    card = model_card(checkpoint.config, origin, folder)
-    export_huggingface(checkpoint.build_model(), tokenizer, folder, card)
-    print(f"{count(architecture_of(checkpoint.config).parameters(checkpoint.config)):,} parameters; {folder}")
-
-
-def tokenizer_of(checkpoint: Path) -> Path:
-    """The tokenizer beside an imported or a registered checkpoint, else the pipeline's."""
-    beside = checkpoint.parent / TOKENIZER.name
-    return beside if beside.exists() else TOKENIZER
+    model = export_checkpoint(arguments.checkpoint, arguments.to, params)
+    print(f"{model.count_parameters():,} parameters; {arguments.to}")
 
 
 def print_sync() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,12 @@ import torch
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.errors import UserError, one_line, shown
-from custom_transformer.files import sha256_file, staged_folders
+from custom_transformer.files import sha256_file, staged_folders, writing
 from custom_transformer.interchange.forms import FORMS
 from custom_transformer.maths.architecture import ARCHITECTURES
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.runs.checkpoint import DTYPES, save_checkpoint
-from custom_transformer.text.tokenization import vocabulary_size
+from custom_transformer.text.saved_tokenizer import vocabulary_size
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -98,11 +98,19 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def export_huggingface(model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, folder: Path, card: str) -> None:
+def export_huggingface(
+    model: CustomTransformer,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    card: str,
+    add_files: Callable[[Path], None] | None = None,
+) -> None:
     """Writes `folder` as from_pretrained reads it: configuration, safetensors, tokenizer, and `card` as README.md.
 
-    An older folder is replaced once the new one is whole. Equal models give equal bytes. In the written tokenizer the
-    words of the end token are the end token, as other tools expect; here a text that says them goes on.
+    SHA256SUMS has the digest of every file, as `sha256sum -c` reads them. add_files: writes further files into the
+    folder that it is given, which takes the place of an older one once it is whole. Equal models give equal bytes. In
+    the written tokenizer the words of the end token are the end token, as other tools expect; here a text that says
+    them goes on.
 
     Raises UserError for a tokenizer of another vocabulary, StorageError for a folder that cannot be written.
     """
@@ -114,11 +122,16 @@ def export_huggingface(model: CustomTransformer, tokenizer: PreTrainedTokenizerF
     tokenizer.model_max_length = model.config.max_seq_len
     for key in ("is_local", "local_files_only"):  # say where it was loaded from here
         tokenizer.init_kwargs.pop(key, None)
-    with staged_folders(folder) as (staged,):
+    with staged_folders(folder) as (staged,), writing(folder, staged):
         theirs.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         (staged / "README.md").write_text(card, "utf-8")
-        for file in staged.iterdir():
+        if add_files is not None:
+            add_files(staged)
+        files = sorted(file for file in staged.rglob("*") if file.is_file())
+        sums = "".join(f"{sha256_file(file)}  {file.relative_to(staged).as_posix()}\n" for file in files)
+        (staged / "SHA256SUMS").write_text(sums, "utf-8")
+        for file in (*files, staged / "SHA256SUMS"):
             file.chmod(0o644)  # safetensors makes a file that only its owner reads
 
 

@@ -67,6 +67,16 @@ def read_pieces(path: Path) -> Iterator[Piece]:
             raise UserError(f"{path}: document {number} is not UTF-8 text; mend the source, then dvc repro") from None
 
 
+def read_documents(path: Path) -> Iterator[str]:
+    """The text of each document, whole. Raises UserError as `read_pieces`."""
+    parts = []
+    for piece in read_pieces(path):
+        parts.append(piece.text)
+        if piece.ends_document:
+            yield "".join(parts)
+            parts = []
+
+
 def batches(items: Iterable[Item], size: Callable[[Item], int], most_items: int, enough: int) -> Iterator[list[Item]]:
     """`items` in lists that end at `most_items`, or before that as soon as their sizes add up to `enough`."""
     batch: list[Item] = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from custom_transformer.errors import UserError
 from custom_transformer.files import sha256_file
+from custom_transformer.paths import TOKENIZER
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerFast
@@ -31,3 +32,14 @@ def load_tokenizer(folder: Path | str, sha256: str | None = None) -> PreTrainedT
     except Exception as error:  # a damaged file may raise anything, even the Rust library's bare Exception
         raise UserError(f"{folder}: damaged tokenizer ({error}); run dvc repro --force tokenize") from None
     return tokenizer
+
+
+def tokenizer_of(checkpoint: Path) -> Path:
+    """The tokenizer beside an imported or a registered checkpoint, else the pipeline's."""
+    beside = checkpoint.parent / TOKENIZER.name
+    return beside if beside.exists() else TOKENIZER
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """One more than the largest id, which is the number of entries unless the ids have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1

@@ -18,7 +18,7 @@ from custom_transformer.progress import ProgressBar
 from custom_transformer.text.documents import Piece, batches, document_count, log2_prob_sum, read_pieces
 from custom_transformer.text.hub import Repository, Unreachable, offline
 from custom_transformer.text.round_trip import RoundTrip, share
-from custom_transformer.text.saved_tokenizer import load_tokenizer
+from custom_transformer.text.saved_tokenizer import load_tokenizer, vocabulary_size
 from custom_transformer.text.tokenizer_files import TOKENIZER_FILES, local_tokenizer
 from custom_transformer.text.tokens import META, token_dtype
 
@@ -46,11 +46,6 @@ def build_tokenizer(data: DataParams, texts: Iterable[str]) -> PreTrainedTokeniz
     if data.tokenizer == "bpe":
         return _trained(data.vocab_size, texts)
     return _loaded(data.tokenizer)
-
-
-def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """One more than the largest id, which is the number of entries unless the ids have gaps."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def _trained(vocab_size: int, texts: Iterable[str]) -> PreTrainedTokenizerFast:
