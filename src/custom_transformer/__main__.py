@@ -28,7 +28,8 @@ from custom_transformer.config import (
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.files import sha256_file
 from custom_transformer.interchange import CHECKPOINT as IMPORTED
-from custom_transformer.interchange import check_target, export_huggingface, import_huggingface
+from custom_transformer.interchange import check_target, export_huggingface
+from custom_transformer.interchange.sources import import_model
 from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
@@ -44,6 +45,12 @@ from custom_transformer.text.tokenization import load_tokenizer, vocabulary_size
 from custom_transformer.text.tokens import META, load_tokens
 
 GPT2_VOCAB_SIZE = 50257
+# The formats of `export`, and the files by which it knows its own older result.
+FORMATS = {
+    "huggingface": ("config.json", "model.safetensors"),
+    "gguf": ("model.gguf",),
+    "onnx": ("model.onnx", "tokenizer.json"),
+}
 
 
 def main() -> None:
@@ -66,17 +73,22 @@ def main() -> None:
     command.add_argument("--seed", type=int, help="equal seeds give equal texts (default: another each time)")
     command.add_argument("--logprobs", action="store_true", help="a line per token, with what it was chosen over")
     command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
-    about = "writes the trained model as other tools read it, in the format of Hugging Face"
+    about = "writes the trained model as other tools read it"
     command = commands.add_parser("export", help=about, description=about)
     command.add_argument("--checkpoint", type=Path, default=BEST, help="default: %(default)s")
+    command.add_argument("--to", type=Path, metavar="FOLDER", help="replaced when it exists (default: models/FORMAT)")
     command.add_argument(
-        "--to", type=Path, default=EXPORTED, help="folder, replaced when it exists (default: %(default)s)"
+        "--format",
+        choices=FORMATS,
+        default="huggingface",
+        help="huggingface (transformers, vLLM, …), gguf (llama.cpp, ollama, …) or onnx (default: %(default)s)",
     )
     command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
-    about = "takes over GPT-2 or Llama weights, in the format of Hugging Face, as FOLDER/model.pt and FOLDER/tokenizer"
+    about = "takes over GPT-2 or Llama weights as FOLDER/model.pt and FOLDER/tokenizer"
     command = commands.add_parser("import", help=about, description=about)
-    command.add_argument("source", type=Path, help="folder with config.json, the weights and the tokenizer")
+    command.add_argument("source", metavar="PATH_OR_ID", help="folder of save_pretrained, .gguf file, or Hub id")
     command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="replaced when it exists")
+    command.add_argument("--revision", help="branch, tag or commit of a Hub id (default: its main branch)")
     for name, about in (
         ("schema", "the JSON Schema of params.yaml, for editors"),
         ("sync", "delivers to the MLflow stores what runs could not; finds a moved store's artifacts again"),
@@ -88,7 +100,7 @@ def main() -> None:
     elif arguments.command == "sync":
         print_sync()
     elif arguments.command == "import":
-        model = import_huggingface(arguments.source, arguments.to)
+        model = import_model(arguments.source, arguments.to, arguments.revision)
         print(f"{model.count_parameters():,} parameters; {arguments.to / IMPORTED}")
     else:
         params = load_params(arguments.config)
@@ -210,14 +222,23 @@ def print_generated(arguments: argparse.Namespace, params: Params) -> None:
 
 
 def export(arguments: argparse.Namespace, params: Params) -> None:
-    path, folder = arguments.checkpoint, arguments.to
-    check_target(folder, ("config.json", "model.safetensors"), path)
+    path, folder = arguments.checkpoint, arguments.to or EXPORTED.with_name(arguments.format)
+    check_target(folder, FORMATS[arguments.format], path)
     checkpoint = load_checkpoint(path)
     tokenizer = load_tokenizer(tokenizer_of(path), checkpoint.metadata.get("tokenizer"))
     origin = {"checkpoint, SHA-256": sha256_file(path)} | checkpoint.metadata
     origin = {"tokenizer, SHA-256" if name == "tokenizer" else name: value for name, value in origin.items()}
-    card = model_card(checkpoint.config, origin, folder)
-    export_huggingface(checkpoint.build_model(), tokenizer, folder, card)
+    model = checkpoint.build_model()
+    if arguments.format == "gguf":
+        from custom_transformer.interchange.gguf_files import export_gguf
+
+        export_gguf(model, tokenizer, folder)
+    elif arguments.format == "onnx":
+        from custom_transformer.interchange.onnx_file import export_onnx
+
+        export_onnx(model, tokenizer, folder)
+    else:
+        export_huggingface(model, tokenizer, folder, model_card(checkpoint.config, origin, folder))
     print(f"{count(architecture_of(checkpoint.config).parameters(checkpoint.config)):,} parameters; {folder}")
 
 
