@@ -27,8 +27,8 @@ from custom_transformer.config import (
 )
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.interchange import CHECKPOINT as IMPORTED
-from custom_transformer.interchange import import_huggingface
-from custom_transformer.interchange.export import export_checkpoint
+from custom_transformer.interchange.export import FORMATS, export_checkpoint
+from custom_transformer.interchange.sources import import_model
 from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
@@ -65,17 +65,22 @@ def main() -> None:
     command.add_argument("--seed", type=int, help="equal seeds give equal texts (default: another each time)")
     command.add_argument("--logprobs", action="store_true", help="a line per token, with what it was chosen over")
     command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
-    about = "writes the trained model as other tools read it, in the format of Hugging Face"
+    about = "writes the trained model as other tools read it"
     command = commands.add_parser("export", help=about, description=about)
     command.add_argument("--checkpoint", type=Path, default=BEST, help="default: %(default)s")
+    command.add_argument("--to", type=Path, metavar="FOLDER", help="replaced when it exists (default: models/FORMAT)")
     command.add_argument(
-        "--to", type=Path, default=EXPORTED, help="folder, replaced when it exists (default: %(default)s)"
+        "--format",
+        choices=FORMATS,
+        default="huggingface",
+        help="huggingface (transformers, vLLM, …), gguf (llama.cpp, ollama, …) or onnx (default: %(default)s)",
     )
     command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
-    about = "takes over GPT-2 or Llama weights, in the format of Hugging Face, as FOLDER/model.pt and FOLDER/tokenizer"
+    about = "takes over GPT-2 or Llama weights as FOLDER/model.pt and FOLDER/tokenizer"
     command = commands.add_parser("import", help=about, description=about)
-    command.add_argument("source", type=Path, help="folder with config.json, the weights and the tokenizer")
+    command.add_argument("source", metavar="PATH_OR_ID", help="folder of save_pretrained, .gguf file, or Hub id")
     command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="replaced when it exists")
+    command.add_argument("--revision", help="branch, tag or commit of a Hub id (default: its main branch)")
     for name, about in (
         ("schema", "the JSON Schema of params.yaml, for editors"),
         ("sync", "delivers to the MLflow stores what runs could not; finds a moved store's artifacts again"),
@@ -87,7 +92,7 @@ def main() -> None:
     elif arguments.command == "sync":
         print_sync()
     elif arguments.command == "import":
-        model = import_huggingface(arguments.source, arguments.to)
+        model = import_model(arguments.source, arguments.to, arguments.revision)
         print(f"{model.count_parameters():,} parameters; {arguments.to / IMPORTED}")
     else:
         params = load_params(arguments.config)
@@ -209,8 +214,9 @@ def print_generated(arguments: argparse.Namespace, params: Params) -> None:
 
 
 def export(arguments: argparse.Namespace, params: Params) -> None:
-    model = export_checkpoint(arguments.checkpoint, arguments.to, params)
-    print(f"{model.count_parameters():,} parameters; {arguments.to}")
+    folder = arguments.to or EXPORTED.with_name(arguments.format)
+    model = export_checkpoint(arguments.checkpoint, folder, params, arguments.format)
+    print(f"{model.count_parameters():,} parameters; {folder}")
 
 
 def print_sync() -> None:

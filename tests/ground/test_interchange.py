@@ -13,7 +13,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from custom_transformer import CustomTransformer
 from custom_transformer.errors import UserError
@@ -172,6 +181,9 @@ def test_equal_models_give_equal_bytes_and_replace_older_ones(exported: Path, to
 def test_a_folder_is_taken_over_with_its_tokenizer(exported: Path, tokenizer: Any, tmp_path: Path, form: str) -> None:
     source, theirs = tmp_path / "source", AutoModelForCausalLM.from_pretrained(exported)
     AutoTokenizer.from_pretrained(exported).save_pretrained(source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    del settings["split_special_tokens"]  # which others leave out
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
     if form == "bin":  # as old files are: with masks, and the tied head a second time
         theirs.config.save_pretrained(source)
         names = [f"transformer.h.{i}.attn.{name}" for i in (0, 1) for name in ("bias", "masked_bias")]
@@ -291,6 +303,32 @@ def test_a_llama_that_has_more_than_ours_is_refused(changes: dict[str, Any], wor
     sizes = {"hidden_size": 18, "intermediate_size": 22, "num_hidden_layers": 1, "num_attention_heads": 3}
     with pytest.raises(ValueError, match=words):
         from_huggingface(LlamaForCausalLM(LlamaConfig(vocab_size=37, **sizes | changes)))
+
+
+MISTRAL = {"hidden_size": 18, "intermediate_size": 22, "num_hidden_layers": 2, "num_attention_heads": 3}
+
+
+def test_a_mistral_is_a_llama_unless_attention_sees_a_window(tokenizer: Any, tmp_path: Path) -> None:
+    sizes = MISTRAL | {"num_key_value_heads": 1, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
+    theirs = MistralForCausalLM(MistralConfig(**sizes, sliding_window=None)).eval()
+    model, tokens = from_huggingface(theirs), random_tokens(vocab_size=len(tokenizer))
+    assert model.architecture.name == "llama"
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward(tokens), theirs(tokens).logits)
+    source = tmp_path / "source"
+    theirs.save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    import_huggingface(source, tmp_path / "here")
+    ours = load_checkpoint(tmp_path / "here" / CHECKPOINT).build_model()
+    assert torch.equal(ours.forward(tokens), model.forward(tokens))
+    with pytest.raises(ValueError, match="sliding_window is 4096, here it is None"):
+        from_huggingface(MistralForCausalLM(MistralConfig(**sizes, sliding_window=4096)))
+    # A configuration that does not say means the library's default, which is a window.
+    given = json.loads((source / "config.json").read_text())
+    del given["sliding_window"]
+    (source / "config.json").write_text(json.dumps(given))
+    with pytest.raises(UserError, match="sliding_window is 4096"):
+        import_huggingface(source, tmp_path / "other")
 
 
 @pytest.mark.parametrize("key", ["head_dim", "num_key_value_heads", "rope_parameters", "attention_dropout"])

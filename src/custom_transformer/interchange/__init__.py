@@ -24,7 +24,7 @@ from custom_transformer.runs.checkpoint import DTYPES, save_checkpoint
 from custom_transformer.text.saved_tokenizer import vocabulary_size
 
 if TYPE_CHECKING:  # transformers takes seconds to import
-    from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, PreTrainedTokenizerFast
 
 CHECKPOINT, TOKENIZER = "model.pt", "tokenizer"  # the names in the folder of an imported model
 
@@ -50,7 +50,9 @@ def to_huggingface(model: CustomTransformer, eos_token_id: int | None = None) ->
     return theirs.eval()
 
 
-def from_huggingface(theirs: GPT2LMHeadModel | LlamaForCausalLM, dtype: torch.dtype | None = None) -> CustomTransformer:
+def from_huggingface(
+    theirs: GPT2LMHeadModel | LlamaForCausalLM | MistralForCausalLM, dtype: torch.dtype | None = None
+) -> CustomTransformer:
     """The same model here, in evaluation mode. dtype: of its products; None: that of its parameters, at least float32.
 
     Raises ValueError, naming what it is, for a model that has something that this project has not.
@@ -59,7 +61,7 @@ def from_huggingface(theirs: GPT2LMHeadModel | LlamaForCausalLM, dtype: torch.dt
     if dtype not in DTYPES.values():
         raise ValueError(f"a model in {dtype}; this project has {', '.join(DTYPES)}")
     config = _config(theirs.config.to_dict())
-    form, state = FORMS[config.architecture], theirs.state_dict()
+    form, state = FORMS[theirs.config.model_type], theirs.state_dict()
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity")
@@ -84,7 +86,7 @@ def _config(theirs: Mapping[str, Any]) -> CustomTransformerConfig:
         if theirs[key] not in allowed:
             raise ValueError(f"{key} is {shown(theirs[key])}, here it is {' or '.join(map(repr, allowed))}")
     return CustomTransformerConfig(
-        architecture=kind,
+        architecture=form.architecture,
         vocab_size=theirs["vocab_size"],
         tie_embeddings=theirs["tie_word_embeddings"],
         **{our: theirs[their] for our, their in form.keys.items()} | form.config(theirs),
@@ -114,17 +116,12 @@ def export_huggingface(
 
     Raises UserError for a tokenizer of another vocabulary, StorageError for a folder that cannot be written.
     """
-    if (size := vocabulary_size(tokenizer)) > model.config.vocab_size:
-        raise UserError(f"the tokenizer has {size} entries, the model {model.config.vocab_size}; give the model's own")
+    check_vocabulary(tokenizer, model.config)
     _quiet()
-    theirs, tokenizer = to_huggingface(model, tokenizer.eos_token_id), copy.deepcopy(tokenizer)
-    tokenizer.split_special_tokens = False
-    tokenizer.model_max_length = model.config.max_seq_len
-    for key in ("is_local", "local_files_only"):  # say where it was loaded from here
-        tokenizer.init_kwargs.pop(key, None)
+    theirs = to_huggingface(model, tokenizer.eos_token_id)
     with staged_folders(folder) as (staged,), writing(folder, staged):
         theirs.save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
+        save_tokenizer(tokenizer, staged, model.config.max_seq_len)
         (staged / "README.md").write_text(card, "utf-8")
         if add_files is not None:
             add_files(staged)
@@ -135,10 +132,26 @@ def export_huggingface(
             file.chmod(0o644)  # safetensors makes a file that only its owner reads
 
 
-def check_target(folder: Path, written: Sequence[str], source: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_seq_len: int) -> None:
+    """Writes the tokenizer as other tools expect it: the words of the end token are the end token."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.split_special_tokens = False
+    tokenizer.model_max_length = max_seq_len
+    for key in ("is_local", "local_files_only"):  # say where it was loaded from here
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.save_pretrained(folder)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: CustomTransformerConfig) -> None:
+    """Raises UserError for a tokenizer with more entries than a model of `config` has."""
+    if (size := vocabulary_size(tokenizer)) > config.vocab_size:
+        raise UserError(f"the tokenizer has {size} entries, the model {config.vocab_size}; give the model's own")
+
+
+def check_target(folder: Path, written: Sequence[str], source: Path | None = None) -> None:
     """Raises UserError where writing `folder` anew would lose what is no older result of the same command: a file, a
     folder without the names in `written`, or one that holds `source`."""
-    if source.resolve().is_relative_to(folder.resolve()):
+    if source is not None and source.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{folder}: holds {source}, which would be lost; name another folder with --to")
     if folder.is_dir() and (not any(folder.iterdir()) or all((folder / name).exists() for name in written)):
         return
@@ -146,15 +159,16 @@ def check_target(folder: Path, written: Sequence[str], source: Path) -> None:
         raise UserError(f"{folder}: exists, and is not what this command writes; name another folder with --to")
 
 
-def import_huggingface(source: Path, folder: Path) -> CustomTransformer:
+def import_huggingface(source: Path, folder: Path, origin: str | None = None) -> CustomTransformer:
     """Writes the model and the tokenizer in the folder `source` as `folder`/model.pt and `folder`/tokenizer/.
 
-    Raises UserError, naming the file and what is wrong, for what is damaged, missing or unusual.
+    origin: what the checkpoint's metadata name as its source; None: the name of `source`. Raises UserError, naming the
+    file and what is wrong, for what is damaged, missing or unusual.
     """
     import transformers
 
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; a model on the Hub must be downloaded first (hf download)")
+        raise UserError(f"{source}: no such folder; give one that save_pretrained wrote")
     check_target(folder, (CHECKPOINT, TOKENIZER), source)
     _quiet()
     try:
@@ -169,7 +183,7 @@ def import_huggingface(source: Path, folder: Path) -> CustomTransformer:
         raise UserError(f"{source}: no config.json there; give a folder that save_pretrained wrote") from None
     except Exception as error:  # values of any kind may stand there
         raise UserError(f"{source / 'config.json'}: {one_line(error)[:200]}") from None
-    form = FORMS[config.architecture]
+    form = FORMS[given["model_type"]]
     try:
         theirs, info = getattr(transformers, form.model_class).from_pretrained(
             source, local_files_only=True, output_loading_info=True, dtype="auto", ignore_mismatched_sizes=True
@@ -187,11 +201,23 @@ def import_huggingface(source: Path, folder: Path) -> CustomTransformer:
         raise UserError(f"{source}: no tokenizer that could be read ({one_line(error)[:200]})") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{source}: its tokenizer has no end token; name one as eos_token in tokenizer_config.json")
+    write_imported(folder, model, tokenizer, source, origin or source.resolve().name)
+    return model
+
+
+def write_imported(
+    folder: Path, model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, source: Path, origin: str
+) -> None:
+    """Writes `folder`/model.pt, whose metadata name `origin`, and `folder`/tokenizer/, once both are whole.
+
+    Raises UserError, naming `source`, for a tokenizer of another vocabulary, StorageError for a folder that cannot be
+    written.
+    """
     if (size := vocabulary_size(tokenizer)) > model.config.vocab_size:
         raise UserError(f"{source}: the tokenizer has {size} entries, the model {model.config.vocab_size}")
-    tokenizer.split_special_tokens = True  # a text that says <|endoftext|> does not end there
-    with staged_folders(folder) as (staged,):
+    # A text that says <|endoftext|> does not end there. Only a setting among these is saved.
+    tokenizer.init_kwargs["split_special_tokens"] = tokenizer.split_special_tokens = True
+    with staged_folders(folder) as (staged,), writing(folder, staged):
         tokenizer.save_pretrained(staged / TOKENIZER)
         digest = sha256_file(staged / TOKENIZER / "tokenizer.json")
-        save_checkpoint(staged / CHECKPOINT, model, {"source": source.resolve().name, "tokenizer": digest})
-    return model
+        save_checkpoint(staged / CHECKPOINT, model, {"source": origin, "tokenizer": digest})

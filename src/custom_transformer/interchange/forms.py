@@ -1,10 +1,10 @@
-"""GPT-2 and Llama as the transformers library has them: keys of configurations, names and layouts of tensors."""
+"""GPT-2, Llama and Mistral as the transformers library has them: keys of configurations, tensors' names and layouts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ _LLAMA = {
 class Form:
     """One architecture there.
 
+    architecture: ours that computes the same
     model_class: the library's name of it
     only: keys of its configuration that change the mathematics, and the only values that this project computes
     keys: our keys of sizes and settings, and the library's for them
@@ -56,6 +57,7 @@ class Form:
     ignored: ends of names that files may hold besides
     """
 
+    architecture: Literal["gpt2", "llama"]
     model_class: str
     only: Mapping[str, tuple[Any, ...]]
     keys: Mapping[str, str]
@@ -177,6 +179,7 @@ def _llama_parameters(state: Mapping[str, Tensor], config: CustomTransformerConf
 
 FORMS = {
     "gpt2": Form(
+        "gpt2",
         "GPT2LMHeadModel",
         {
             "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -200,6 +203,7 @@ FORMS = {
         (".attn.bias", ".attn.masked_bias", "lm_head.weight"),
     ),
     "llama": Form(
+        "llama",
         "LlamaForCausalLM",
         {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
         {
@@ -217,3 +221,8 @@ FORMS = {
         (".rotary_emb.inv_freq", "lm_head.weight"),
     ),
 }
+
+# Mistral is Llama, unless attention sees a window of the last positions only.
+FORMS["mistral"] = replace(
+    FORMS["llama"], model_class="MistralForCausalLM", only={"hidden_act": ("silu",), "sliding_window": (None,)}
+)

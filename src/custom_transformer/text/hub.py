@@ -34,9 +34,9 @@ class Unreachable(UserError):
 class Repository:
     """A repository, and how long one still waits for the Hub on its behalf: all requests share one deadline.
 
-    parameter: the key in params.yaml that names it. remedy: what else to do where the Hub cannot be reached. Each
-    method raises UserError for what the Hub does not have or does not give, and StorageError for a cache that is full
-    or read-only.
+    parameter: the key in params.yaml or the command that names it. remedy: what else to do where the Hub cannot be
+    reached. Each method raises UserError for what the Hub does not have or does not give, and StorageError for a cache
+    that is full or read-only.
     """
 
     def __init__(self, kind: Literal["dataset", "model"], name: str, revision: str | None, parameter: str, remedy: str):
@@ -211,7 +211,8 @@ class Repository:
         if isinstance(error, hub.RepositoryNotFoundError):
             return UserError(f"{self.where}: no such {self.kind} on the Hub; correct the name, or, if private, {login}")
         if isinstance(error, hub.RevisionNotFoundError):
-            return UserError(f"data.revision {self.revision}: {self.name} has no such branch, tag or commit")
+            revision = f"{'data.' if self.kind == 'dataset' else '--'}revision {self.revision}"
+            return UserError(f"{revision}: {self.name} has no such branch, tag or commit")
         if isinstance(error, hub.HFValidationError):
             return UserError(f"{self.where}: neither a file here nor a name that the Hub could know")
         if status == 401:
