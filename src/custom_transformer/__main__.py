@@ -27,7 +27,6 @@ from custom_transformer.config import (
 )
 from custom_transformer.errors import ArgumentParser, UserError, run_main
 from custom_transformer.interchange import CHECKPOINT as IMPORTED
-from custom_transformer.interchange.export import FORMATS, export_checkpoint
 from custom_transformer.interchange.sources import import_model
 from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
@@ -71,7 +70,7 @@ def main() -> None:
     command.add_argument("--to", type=Path, metavar="FOLDER", help="replaced when it exists (default: models/FORMAT)")
     command.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=("huggingface", "gguf", "onnx"),
         default="huggingface",
         help="huggingface (transformers, vLLM, …), gguf (llama.cpp, ollama, …) or onnx (default: %(default)s)",
     )
@@ -214,8 +213,10 @@ def print_generated(arguments: argparse.Namespace, params: Params) -> None:
 
 
 def export(arguments: argparse.Namespace, params: Params) -> None:
+    from custom_transformer.interchange.formats import export_as  # gguf takes half a second to import
+
     folder = arguments.to or EXPORTED.with_name(arguments.format)
-    model = export_checkpoint(arguments.checkpoint, folder, params, arguments.format)
+    model = export_as(arguments.format, arguments.checkpoint, folder, params)
     print(f"{model.count_parameters():,} parameters; {folder}")
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from custom_transformer.config import Params
 from custom_transformer.errors import UserError
@@ -16,43 +16,26 @@ from custom_transformer.interchange.harness import QUESTIONS, TASKS, TEXTS, harn
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.pages.card import RunFacts, model_card
 from custom_transformer.paths import BEST, METRICS, RAW, TOKENS
-from custom_transformer.runs.checkpoint import load_checkpoint
+from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 from custom_transformer.text.documents import read_documents
 from custom_transformer.text.primer import held_out_questions
 from custom_transformer.text.saved_tokenizer import load_tokenizer, tokenizer_of
 from custom_transformer.text.tokens import load_tokens
 
-Format = Literal["huggingface", "gguf", "onnx"]
-# The files by which each format knows its own older result.
-FORMATS: dict[Format, tuple[str, ...]] = {
-    "huggingface": ("config.json", "model.safetensors"),
-    "gguf": ("model.gguf",),
-    "onnx": ("model.onnx", "tokenizer.json"),
-}
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerFast
 
 
-def export_checkpoint(path: Path, folder: Path, params: Params, form: Format = "huggingface") -> CustomTransformer:
-    """Writes the model in the checkpoint `path` to `folder`, in the format `form`; returns it.
+def export_checkpoint(path: Path, folder: Path, params: Params) -> CustomTransformer:
+    """Writes the model in the checkpoint `path` to `folder`, in Hugging Face's format; returns it.
 
-    In Hugging Face's format the card of checkpoints/best.pt also tells data, training and results, by `params` and the
-    earlier stages' files, and tasks for lm-evaluation-harness stand beside the weights. Equal inputs give equal bytes.
-    Raises UserError for a missing or damaged input and for a `folder` that holds something else; then nothing is
-    written.
+    Of checkpoints/best.pt the card also tells data, training and results, by `params` and the earlier stages' files,
+    and tasks for lm-evaluation-harness stand beside the weights. Equal inputs give equal bytes. Raises UserError for a
+    missing or damaged input and for a `folder` that holds something else; then nothing is written.
     """
-    check_target(folder, FORMATS[form], path)
-    checkpoint = load_checkpoint(path)
-    tokenizer = load_tokenizer(tokenizer_of(path), checkpoint.metadata.get("tokenizer"))
+    check_target(folder, ("config.json", "model.safetensors"), path)
+    checkpoint, tokenizer = with_tokenizer(path)
     model = checkpoint.build_model()
-    if form == "gguf":
-        from custom_transformer.interchange.gguf_files import export_gguf
-
-        export_gguf(model, tokenizer, folder)
-        return model
-    if form == "onnx":
-        from custom_transformer.interchange.onnx_file import export_onnx
-
-        export_onnx(model, tokenizer, folder)
-        return model
     origin = {"checkpoint, SHA-256": sha256_file(path)} | checkpoint.metadata
     origin = {"tokenizer, SHA-256" if name == "tokenizer" else name: value for name, value in origin.items()}
     if path.resolve() != BEST.resolve():
@@ -71,6 +54,13 @@ def export_checkpoint(path: Path, folder: Path, params: Params, form: Format = "
         lambda staged: write_tasks(staged / TASKS, texts, questions),
     )
     return model
+
+
+def with_tokenizer(path: Path) -> tuple[Checkpoint, PreTrainedTokenizerFast]:
+    """The checkpoint in `path` and the tokenizer that it was trained with. Raises UserError if one is missing, damaged,
+    or of another."""
+    checkpoint = load_checkpoint(path)
+    return checkpoint, load_tokenizer(tokenizer_of(path), checkpoint.metadata.get("tokenizer"))
 
 
 def _metrics(name: str) -> dict[str, Any]:

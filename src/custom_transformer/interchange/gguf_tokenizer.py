@@ -14,7 +14,7 @@ import numpy as np
 from gguf import TokenType
 
 from custom_transformer.errors import UserError, one_line, shown
-from custom_transformer.text.tokenization import vocabulary_size
+from custom_transformer.text.saved_tokenizer import vocabulary_size
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerFast
