@@ -143,7 +143,8 @@ def print_summary(params: Params) -> None:
     console.print(table)
 
     training, time = params.training, params.data.max_length
-    memory = memory_bytes(config, training.batch_size, time, DTYPES[training.precision], training.optimizer)
+    asked = (config, training.batch_size, time, DTYPES[training.precision], training.optimizer)
+    memory, other = (memory_bytes(*asked, recompute) for recompute in (training.recompute, not training.recompute))
     resources = Table("memory", "MiB")
     resources.columns[1].justify = "right"
     for what, size in memory.items():
@@ -152,6 +153,8 @@ def print_summary(params: Params) -> None:
     console.print(resources)
     console.print(
         f"activations: {training.batch_size} × {time} tokens in {training.precision}, without the head's chunks\n"
+        f"with training.recompute: {json.dumps(not training.recompute)} they are "
+        f"{other['activations'] / 2**20:,.1f} MiB\n"
         f"arithmetic: {flops_per_token(config, time):,} FLOPs per token, forward and backward"
     )
 

@@ -21,7 +21,7 @@ from custom_transformer.interchange.forms import FORMS
 from custom_transformer.maths.architecture import ARCHITECTURES
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.runs.checkpoint import DTYPES, save_checkpoint
-from custom_transformer.text.tokenization import vocabulary_size
+from custom_transformer.text.tokenization import plain, vocabulary_size
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -176,7 +176,7 @@ def import_huggingface(source: Path, folder: Path) -> CustomTransformer:
         raise UserError(f"{source}: its tokenizer has no end token; name one as eos_token in tokenizer_config.json")
     if (size := vocabulary_size(tokenizer)) > model.config.vocab_size:
         raise UserError(f"{source}: the tokenizer has {size} entries, the model {model.config.vocab_size}")
-    tokenizer.split_special_tokens = True  # a text that says <|endoftext|> does not end there
+    tokenizer = plain(tokenizer)  # the very file that the pipeline makes of it, by whose digest the two are compared
     with staged_folders(folder) as (staged,):
         tokenizer.save_pretrained(staged / TOKENIZER)
         digest = sha256_file(staged / TOKENIZER / "tokenizer.json")
