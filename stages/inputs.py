@@ -1,4 +1,4 @@
-"""Writes data/inputs/: the digests of the local files that data.dataset and data.tokenizer name."""
+"""Writes data/inputs/: the digests of the local files that data.dataset, data.tokenizer, training.init_from name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from stages.cli import parameters
 
 
 def main() -> None:
-    data = parameters(__doc__).data
-    for line in write_inputs(data.dataset, data.tokenizer, INPUTS):
+    params = parameters(__doc__)
+    for line in write_inputs(params.data.dataset, params.data.tokenizer, params.training.init_from, INPUTS):
         print(line)
 
 

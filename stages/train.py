@@ -12,15 +12,24 @@ import torch
 from custom_transformer.config import Params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.fast.choose import prepare
-from custom_transformer.files import write_csv, write_json
+from custom_transformer.files import sha256_file, write_csv, write_json
 from custom_transformer.maths.architecture import flops_per_token
 from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
-from custom_transformer.paths import CHECKPOINTS, METRICS, TOKENIZER, TOKENS, UNFINISHED, project_root
+from custom_transformer.paths import (
+    CHECKPOINTS,
+    METRICS,
+    TOKENIZER,
+    TOKENS,
+    UNFINISHED,
+    initial_checkpoint,
+    project_root,
+)
 from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.checkpoint import DTYPES
 from custom_transformer.runs.dvc_parent import orphaned
 from custom_transformer.runs.fingerprint import fingerprint, tags
+from custom_transformer.runs.initial import load_initial
 from custom_transformer.runs.record import Progress, StepMetrics
 from custom_transformer.runs.training import Trainer
 from custom_transformer.runs.work_folder import WorkFolder
@@ -33,25 +42,25 @@ def main() -> None:
     params = parameters("train the configured model")
     train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
     device, engine = prepare(params.training, flops(params, train))
-    described = fingerprint_of(params, train.meta, engine, device)
+    model, begun_from = build_model(params, train.meta["tokenizer"], engine, device)
+    described = fingerprint_of(params, train.meta | begun_from, engine, device)
     with WorkFolder(project_root() / UNFINISHED, described) as folder:
-        trainer = build_trainer(params, train, validation, folder, engine, device)
+        trainer = build_trainer(params, model, begun_from, train, validation, folder)
         if others := folder.others():
             print(f"{folder.path.parent}: {others} unfinished of other parameters, data or code; rm -r discards them")
-        if (state := folder.load()) is not None:
-            trainer.restore(state)
-            print(f"going on after step {trainer.progress.step:,}, where an unfinished run of these parameters stopped")
+        resume(trainer, folder)
         datasets = dataset_versions(params, train.meta)
-        with training_run(params, datasets=datasets, work=folder.path, tags=tags(folder.fingerprint)) as run:
+        every_tag = tags(folder.fingerprint) | begun_from
+        with training_run(params, datasets=datasets, work=folder.path, tags=every_tag) as run:
             run_to_end(trainer, params, folder, run)
             write_outputs(trainer, folder)
             log_outputs(run, trainer)
         folder.remove()
 
 
-def fingerprint_of(params: Params, tokens: dict[str, Any], engine: Engine, device: torch.device) -> dict[str, str]:
+def fingerprint_of(params: Params, data: dict[str, Any], engine: Engine, device: torch.device) -> dict[str, str]:
     deciding = params.model_dump(include={"seed": True, "data": {"max_length"}, "model": True, "training": True})
-    return fingerprint(deciding, tokens, Path(__file__), engine.name, device)
+    return fingerprint(deciding, data, Path(__file__), engine.name, device)
 
 
 def flops(params: Params, train: TokenSplit) -> float:
@@ -62,16 +71,38 @@ def flops(params: Params, train: TokenSplit) -> float:
     return flops_per_token(params.model.with_vocabulary(train.meta["tokenizer"]["vocab_size"]), length) * tokens
 
 
-def build_trainer(
-    params: Params, train: TokenSplit, validation: TokenSplit, folder: WorkFolder, engine: Engine, device: torch.device
-) -> Trainer:
+def build_model(
+    params: Params, tokenizer: dict[str, Any], engine: Engine, device: torch.device
+) -> tuple[CustomTransformer, dict[str, str]]:
+    """The model as it begins, and what it begins from: the digest of training.init_from's file, if that names one."""
+    training, initial, begun_from = params.training, None, {}
+    vocab_size = tokenizer["vocab_size"]
+    if training.init_from is not None:
+        path = initial_checkpoint(training.init_from)
+        initial = load_initial(path, params.model, tokenizer)
+        begun_from["init_from"] = sha256_file(path)
+        vocab_size = initial.config.vocab_size
     model = CustomTransformer(
-        params.model.with_vocabulary(train.meta["tokenizer"]["vocab_size"]),
+        params.model.with_vocabulary(vocab_size),
         device=device,
-        dtype=DTYPES[params.training.precision],
+        dtype=DTYPES[training.precision],
         seed=params.seed,
         engine=engine,
+        recompute=training.recompute,
     )
+    if initial is not None:
+        model.load_state_dict(initial.state_dict)
+    return model, begun_from
+
+
+def build_trainer(
+    params: Params,
+    model: CustomTransformer,
+    begun_from: dict[str, str],
+    train: TokenSplit,
+    validation: TokenSplit,
+    folder: WorkFolder,
+) -> Trainer:
     return Trainer(
         model,
         params.training,
@@ -81,7 +112,15 @@ def build_trainer(
         seed=params.seed,
         checkpoints=folder.checkpoints,
         keep_state=folder.keep,
+        origin=begun_from,
     )
+
+
+def resume(trainer: Trainer, folder: WorkFolder) -> None:
+    """Goes on from the folder's newest state, if there is one."""
+    if (state := folder.load()) is not None:
+        trainer.restore(state)
+        print(f"going on after step {trainer.progress.step:,}, where an unfinished run of these parameters stopped")
 
 
 def dataset_versions(params: Params, meta: dict[str, Any]) -> dict[str, DatasetVersion]:

@@ -1,4 +1,4 @@
-"""What several tests share: a small model of odd sizes with non-trivial weights, a copy of the repository, limits."""
+"""What several tests share: a small model of odd sizes with non-trivial weights, what lives, a repository, limits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import resource
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from custom_transformer import CustomTransformer
 from custom_transformer.maths.engine import READABLE, Engine
@@ -43,6 +47,34 @@ def checkpoint_content() -> dict[str, Any]:
 
 def random_tokens(batch: int = 3, time: int = 11, vocab_size: int = 37, seed: int = 1) -> torch.Tensor:
     return torch.randint(vocab_size, (batch, time), generator=torch.Generator().manual_seed(seed))
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that live at once in tensors made while this is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.most = 0
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given | self.storages:
+                self._hold(tensor.untyped_storage())
+        return result
+
+    def _hold(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self.storages.add(key)
+        self.bytes += size
+        self.most = max(self.most, self.bytes)
+        weakref.finalize(storage, self._let_go, key, size)
+
+    def _let_go(self, key: int, size: int) -> None:
+        self.storages.discard(key)
+        self.bytes -= size
 
 
 def copy_repository(folder: Path) -> Path:

@@ -26,7 +26,7 @@ from custom_transformer.config import (
     validated,
 )
 from custom_transformer.errors import ArgumentParser, UserError, run_main
-from custom_transformer.interchange import CHECKPOINT as IMPORTED
+from custom_transformer.interchange.imported import CHECKPOINT as IMPORTED
 from custom_transformer.interchange.sources import import_model
 from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
@@ -146,7 +146,8 @@ def print_summary(params: Params) -> None:
     console.print(table)
 
     training, time = params.training, params.data.max_length
-    memory = memory_bytes(config, training.batch_size, time, DTYPES[training.precision], training.optimizer)
+    asked = (config, training.batch_size, time, DTYPES[training.precision], training.optimizer)
+    memory, other = (memory_bytes(*asked, recompute) for recompute in (training.recompute, not training.recompute))
     resources = Table("memory", "MiB")
     resources.columns[1].justify = "right"
     for what, size in memory.items():
@@ -155,6 +156,8 @@ def print_summary(params: Params) -> None:
     console.print(resources)
     console.print(
         f"activations: {training.batch_size} × {time} tokens in {training.precision}, without the head's chunks\n"
+        f"with training.recompute: {json.dumps(not training.recompute)} they are "
+        f"{other['activations'] / 2**20:,.1f} MiB\n"
         f"arithmetic: {flops_per_token(config, time):,} FLOPs per token, forward and backward"
     )
 

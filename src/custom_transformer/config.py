@@ -220,6 +220,10 @@ class TrainingParams(Section):
     """Whether to use compiled kernels; auto: for runs of more than some seconds."""
     device: Literal["auto", "cpu", "cuda"]
     """What computes; auto: a GPU if there is one, else the processor."""
+    init_from: Text | None = None
+    """Checkpoint whose parameters training begins from: an imported FOLDER/model.pt or one from here; null: random."""
+    recompute: bool = False
+    """Whether a block keeps only its input and is computed again going back: less memory, more time, same result."""
     log_every: Count
     """Steps between rows of the training curve."""
     eval_every: Count | None

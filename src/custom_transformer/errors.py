@@ -20,6 +20,10 @@ class UserError(Exception):
     """
 
 
+class NoFiles(UserError):
+    """Nothing that a parameter's path or glob of files could mean is here."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """A parser whose complaint about the command line is one line, like every other."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from custom_transformer.errors import NoFiles, UserError
+
 PARAMS = Path("params.yaml")  # every parameter; --config names another file
 PIPELINE = Path("dvc.yaml")  # DVC's description of the stages
 LOCK = Path("dvc.lock")  # the digests of what each stage read and wrote last
@@ -31,3 +33,19 @@ def project_root() -> Path:
         return Path(root).resolve()
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / PIPELINE).exists()), here)
+
+
+def located(name: str) -> Path | None:
+    """The file or folder that a parameter names, looked for here and then under the repository's root."""
+    return next((path for root in (Path(), project_root()) if (path := root / name).exists()), None)
+
+
+def initial_checkpoint(name: str) -> Path:
+    """The file that `training.init_from` names. Raises NoFiles if it is not here, and UserError for one that the
+    training itself would replace."""
+    path = located(name)
+    if path is None:
+        raise NoFiles(f"training.init_from {name}: no such file; correct the path, or import a model there first")
+    if any(path.resolve().is_relative_to((root / CHECKPOINTS).resolve()) for root in (Path(), project_root())):
+        raise UserError(f"training.init_from {name}: the training would replace it; name a copy in another folder")
+    return path

@@ -21,9 +21,10 @@ from custom_transformer import CustomTransformer
 from custom_transformer.__main__ import main
 from custom_transformer.errors import UserError
 from custom_transformer.files import StorageError
-from custom_transformer.interchange import CHECKPOINT, TOKENIZER, to_huggingface
+from custom_transformer.interchange import to_huggingface
 from custom_transformer.interchange.gguf_files import FILE, export_gguf, import_gguf
 from custom_transformer.interchange.gguf_header import read_header
+from custom_transformer.interchange.imported import CHECKPOINT, TOKENIZER
 from custom_transformer.runs.checkpoint import load_checkpoint, save_checkpoint
 from custom_transformer.text.tokenization import load_tokenizer
 from tests.helpers import largest_file, random_model, random_tokens

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import weakref
 from itertools import groupby
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from custom_transformer.fast.choose import FUSED, NATIVE
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.ops import linear
 from custom_transformer.maths.scope import Scope
-from tests.helpers import random_model, random_tokens
+from tests.helpers import Held, random_model, random_tokens
 
 ENGINES = pytest.mark.parametrize("engine", [READABLE, FUSED, NATIVE], ids=lambda engine: engine.name)
 
@@ -149,34 +145,6 @@ def test_watching_sees_each_result_and_each_gradient_by_name(engine: Engine) -> 
         assert seen[f"d {name}"] is gradient
         torch.testing.assert_close(gradient, unwatched[name], rtol=1e-9, atol=1e-12)
     assert seen.keys() == {f"d {name}" for name in [*expected, *model.parameters]}
-
-
-class Held(TorchDispatchMode):
-    """The most bytes that live at once in tensors made while this is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.most = 0
-        self.storages: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given | self.storages:
-                self._hold(tensor.untyped_storage())
-        return result
-
-    def _hold(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self.storages.add(key)
-        self.bytes += size
-        self.most = max(self.most, self.bytes)
-        weakref.finalize(storage, self._let_go, key, size)
-
-    def _let_go(self, key: int, size: int) -> None:
-        self.storages.discard(key)
-        self.bytes -= size
 
 
 def most_bytes(engine: Engine, n_blocks: int, what: str) -> int:

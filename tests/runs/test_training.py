@@ -21,7 +21,7 @@ from custom_transformer.runs.record import SPIKE_WINDOW, is_spike
 from custom_transformer.runs.scoring import validation_loss
 from custom_transformer.runs.training import Trainer, training_step
 from custom_transformer.text.tokens import TokenSplit
-from tests.helpers import SIZES, random_model, random_tokens
+from tests.helpers import SIZES, Held, random_model, random_tokens
 
 TRAINING = load_params("configs/smoke.yaml").training
 LENGTH = 9
@@ -63,6 +63,16 @@ def test_accumulated_batches_are_one_larger_batch() -> None:
         torch.testing.assert_close(apart.parameters[name], p, rtol=1e-10, atol=1e-12)
 
 
+def test_several_batches_hold_their_sum_and_the_gradient_that_arrives() -> None:
+    most = []
+    for batches in (1, 4):
+        model, tokens = random_model(vocab_size=3000), random_tokens()  # the table's gradient is most of what lives
+        with Held() as held:
+            training_step(model, SGD({}), [(tokens, tokens)] * batches, 0.1, None)
+        most.append(held.most)
+    assert most[1] - most[0] <= sum(p.nbytes for p in model.parameters.values())
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_nan_changes_nothing(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
@@ -73,8 +83,8 @@ def test_nan_changes_nothing(where: str, monkeypatch: pytest.MonkeyPatch) -> Non
     else:
         backward = model.loss_backward
 
-        def poisoned(share: float) -> None:
-            backward(share)
+        def poisoned(share: float, gradients: dict[str, torch.Tensor]) -> None:
+            backward(share, gradients)
             model.gradients["blocks.1.up.weight"][0, 0] = float("nan")
 
         monkeypatch.setattr(model, "loss_backward", poisoned)

@@ -17,7 +17,7 @@ from tests.text.making import data, make
 
 
 def manifests(out: Path, dataset: str = "primer", tokenizer: str = "bpe") -> tuple[bytes, bytes]:
-    assert write_inputs(dataset, tokenizer, out) == []
+    assert write_inputs(dataset, tokenizer, None, out) == []
     return (out / "dataset.json").read_bytes(), (out / "tokenizer.json").read_bytes()
 
 
@@ -97,6 +97,38 @@ def test_a_local_tokenizer_counts_by_its_files(texts: Path, tmp_path: Path, name
     assert after[1] != before[1]
 
 
+def test_a_checkpoint_counts_by_its_content(texts: Path, tmp_path: Path) -> None:
+    out, model = tmp_path / "out", tmp_path / "models/theirs/model.pt"
+    manifest = out / "init_from.json"
+
+    def written(init_from: str | None) -> Any:
+        assert write_inputs("primer", "bpe", init_from, out) == []
+        return json.loads(manifest.read_text("utf-8"))
+
+    assert written(None) == {"training.init_from": None, "files": []}
+    with pytest.raises(UserError, match=r"training\.init_from models/theirs/model\.pt: no such file"):
+        write_inputs("primer", "bpe", "models/theirs/model.pt", out)
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"parameters")
+    digest = sha256(b"parameters").hexdigest()
+    before = written("models/theirs/model.pt")
+    assert before == {"training.init_from": "models/theirs/model.pt", "files": [{"name": "model.pt", "sha256": digest}]}
+    model.write_bytes(b"others")
+    assert written("models/theirs/model.pt") != before
+    changed = manifest.read_bytes()
+    model.unlink()
+    (line,) = write_inputs("primer", "bpe", "models/theirs/model.pt", out)
+    assert line.startswith("training.init_from models/theirs/model.pt: no longer here")
+    assert manifest.read_bytes() == changed
+    with pytest.raises(UserError, match="models/theirs: not a regular file"):
+        write_inputs("primer", "bpe", "models/theirs", out)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/best.pt").touch()
+    for name in ("checkpoints/best.pt", str(tmp_path / "checkpoints/best.pt")):
+        with pytest.raises(UserError, match="the training would replace it; name a copy in another folder"):
+            write_inputs("primer", "bpe", name, out)
+
+
 def test_a_local_tokenizer_is_found_from_a_temporary_copy(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,15 +144,15 @@ def test_files_that_are_not_here_leave_what_was_made_of_them(texts: Path, tmp_pa
     wanted: dict[str, Any] = {"dataset": "texts/*.txt", "tokenizer": "tokenizer"}
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"nothing/\*\.txt: no such file"):
-        write_inputs("nothing/*.txt", "bpe", out)
+        write_inputs("nothing/*.txt", "bpe", None, out)
     before = manifests(out, **wanted)
     shutil.rmtree(texts)
     shutil.rmtree(tmp_path / "tokenizer")
-    lines = write_inputs(**wanted, out=out)
+    lines = write_inputs(**wanted, init_from=None, out=out)
     assert [line.partition(":")[0] for line in lines] == ["data.dataset texts/*.txt", "data.tokenizer tokenizer"]
     assert ((out / "dataset.json").read_bytes(), (out / "tokenizer.json").read_bytes()) == before
     with pytest.raises(UserError, match="no such file"):
-        write_inputs("texts/a.txt", "bpe", out)
+        write_inputs("texts/a.txt", "bpe", None, out)
 
 
 @pytest.mark.parametrize("dataset", ["texts/*", "texts"])
@@ -131,4 +163,4 @@ def test_files_that_are_here_and_cannot_be_read_are_named(texts: Path, tmp_path:
     manifests(out, dataset)
     (texts / "a.txt").rename(texts / "a.pdf")
     with pytest.raises(UserError, match=r"can be read as text|cannot be read as text"):
-        write_inputs(dataset, "bpe", out)
+        write_inputs(dataset, "bpe", None, out)

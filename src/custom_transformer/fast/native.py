@@ -14,6 +14,8 @@ Shapes: B batch, T time, D d_model, H heads, K head size, F d_ffn, N = B·T rows
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.products import matmul
 from custom_transformer.maths.scope import Saved, Scope
+from custom_transformer.maths.stack import recomputable_forward, recompute
 
 QUERY_BYTES = 256  # of a column of an attention tile: 64 queries in float32
 
@@ -141,73 +144,108 @@ def causal_attention_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor 
 # -------------------------------------------------------------------------------------------------- the stack
 
 
+class Stream(NamedTuple):
+    """What a block hands to the next: x + dropout(h + bias), which the next norm adds up.
+
+    batch: rows of x and h that are one position, B
+    x (N, D): float32 or wider; h (N, D): in the products' dtype, None before the first block
+    """
+
+    batch: int
+    x: Tensor
+    h: Tensor | None = None
+    bias: Tensor | None = None
+    keep: Tensor | None = None
+    p: float = 0.0
+
+
+class StreamGradient(NamedTuple):
+    """What a block's backward hands to that of the block before it: the gradients of a Stream's x, h and bias."""
+
+    dx: Tensor
+    dh: Tensor
+    d_bias: Tensor | None
+
+
 def stack_forward(x: Tensor, at: Scope, config: CustomTransformerConfig) -> Tensor:
     """As stack.stack_forward"""
-    batch, time, d = x.shape
-    x, h, h_bias, keep, p = x.view(-1, d), None, None, None, 0.0
+    stream = Stream(len(x), x.view(-1, x.shape[-1]))
     for i in range(config.n_blocks):
-        block = at / f"blocks.{i}"
-        keep_attention, p = block.dropped((batch, config.n_heads, time, time))
-        (keep_1, _), (keep_2, _) = block.dropped((batch, time, d)), block.dropped((batch, time, d))
-
-        weight = block["qkv.weight"]
-        x, y, saved = add_norm_forward(
-            x, h, h_bias, keep, p, block["norm_1.weight"], block.get("norm_1.bias"), weight.dtype
-        )
-        block.save("norm_1", saved)
-        qkv = matmul(y, weight)
-        a, saved = causal_attention_forward(qkv, block.get("qkv.bias"), batch, config.n_heads, keep_attention, p)
-        block.save("attention", saved)
-        block.save("projection", (a,))
-        h, h_bias, keep = matmul(a, block["projection.weight"]), block.get("projection.bias"), keep_1
-
-        weight = block["up.weight"]
-        x, y, saved = add_norm_forward(
-            x, h, h_bias, keep, p, block["norm_2.weight"], block.get("norm_2.bias"), weight.dtype
-        )
-        block.save("norm_2", saved)
-        up = matmul(y, weight)
-        block.save("gelu", (up,))
-        y = torch.empty_like(up)
-        kernel("gelu_forward", up.dtype)(up, block.get("up.bias"), *up.shape, y)
-        h, h_bias, keep = matmul(y, block["down.weight"]), block.get("down.bias"), keep_2
-    h = None if h is None else h.to(x.dtype)
-    _, y, saved = add_norm_forward(x, h, h_bias, keep, p, at["final_norm.weight"], at.get("final_norm.bias"), x.dtype)
+        stream = recomputable_forward(block_forward, stream, at / f"blocks.{i}", config)
+    weight, bias, dtype = at["final_norm.weight"], at.get("final_norm.bias"), x.dtype
+    h = None if stream.h is None else stream.h.to(dtype)
+    _, y, saved = add_norm_forward(stream.x, h, stream.bias, stream.keep, stream.p, weight, bias, dtype)
     at.save("final_norm", saved)
-    return y.view(batch, time, d)
+    return y.view(x.shape)
 
 
 def stack_backward(dy: Tensor, at: Scope, config: CustomTransformerConfig) -> Tensor:
     """As stack.stack_backward"""
     dx, dh, d_bias, dweight, dbias = add_norm_backward(dy.reshape(-1, dy.shape[-1]), None, at.take("final_norm"))
+    gradient = StreamGradient(dx, dh, d_bias)
     at.give("final_norm.weight", dweight)
     at.give("final_norm.bias", dbias)
     for i in reversed(range(config.n_blocks)):
         block = at / f"blocks.{i}"
-        weight = block["down.weight"]
-        dh = dh.to(weight.dtype)
-        d_up = matmul(dh, weight.T)
-        (up,), up_bias = block.take("gelu"), block.get("up.bias")
-        d_up_bias = None if up_bias is None else torch.empty_like(up_bias)
-        kernel("gelu_backward", up.dtype)(d_up, up, up_bias, *up.shape, d_up_bias)
-        block.give("down.weight", matmul(up.T, dh))  # `up` is gelu's output by now
-        block.give("down.bias", d_bias)
-        norm_2 = block.take("norm_2")
-        block.give("up.weight", matmul(norm_again(norm_2, d_up.dtype).T, d_up))
-        block.give("up.bias", d_up_bias)
-        dx, dh, d_bias, dweight, dbias = add_norm_backward(matmul(d_up, block["up.weight"].T), dx, norm_2)
-        block.give("norm_2.weight", dweight)
-        block.give("norm_2.bias", dbias)
+        recompute(block_forward, block, config)
+        gradient = block_backward(gradient, block)
+    return gradient.dx.view(dy.shape)
 
-        (a,) = block.take("projection")
-        block.give("projection.weight", matmul(a.T, dh))
-        block.give("projection.bias", d_bias)
-        da = matmul(dh, block["projection.weight"].T)
-        dqkv, dbias = causal_attention_backward(da, block.take("attention"))
-        norm_1 = block.take("norm_1")
-        block.give("qkv.weight", matmul(norm_again(norm_1, dqkv.dtype).T, dqkv))
-        block.give("qkv.bias", dbias)
-        dx, dh, d_bias, dweight, dbias = add_norm_backward(matmul(dqkv, block["qkv.weight"].T), dx, norm_1)
-        block.give("norm_1.weight", dweight)
-        block.give("norm_1.bias", dbias)
-    return dx.view(dy.shape)
+
+def block_forward(stream: Stream, at: Scope, config: CustomTransformerConfig) -> Stream:
+    """As gpt2.block_forward, but that the norms do the additions: its own first the last block's, the next its own"""
+    batch, x, h, h_bias, keep, p = stream
+    rows, d = x.shape
+    time = rows // batch
+    keep_attention, p_attention = at.dropped((batch, config.n_heads, time, time))
+    (keep_1, p_1), (keep_2, p_2) = at.dropped((batch, time, d)), at.dropped((batch, time, d))
+
+    weight = at["qkv.weight"]
+    x, y, saved = add_norm_forward(x, h, h_bias, keep, p, at["norm_1.weight"], at.get("norm_1.bias"), weight.dtype)
+    at.save("norm_1", saved)
+    qkv = matmul(y, weight)
+    a, saved = causal_attention_forward(qkv, at.get("qkv.bias"), batch, config.n_heads, keep_attention, p_attention)
+    at.save("attention", saved)
+    at.save("projection", (a,))
+    h, h_bias = matmul(a, at["projection.weight"]), at.get("projection.bias")
+
+    weight = at["up.weight"]
+    x, y, saved = add_norm_forward(x, h, h_bias, keep_1, p_1, at["norm_2.weight"], at.get("norm_2.bias"), weight.dtype)
+    at.save("norm_2", saved)
+    up = matmul(y, weight)
+    at.save("gelu", (up,))
+    y = torch.empty_like(up)
+    kernel("gelu_forward", up.dtype)(up, at.get("up.bias"), *up.shape, y)
+    return Stream(batch, x, matmul(y, at["down.weight"]), at.get("down.bias"), keep_2, p_2)
+
+
+def block_backward(gradient: StreamGradient, at: Scope) -> StreamGradient:
+    """As gpt2.block_backward"""
+    dx, dh, d_bias = gradient
+    weight = at["down.weight"]
+    dh = dh.to(weight.dtype)
+    d_up = matmul(dh, weight.T)
+    (up,), up_bias = at.take("gelu"), at.get("up.bias")
+    d_up_bias = None if up_bias is None else torch.empty_like(up_bias)
+    kernel("gelu_backward", up.dtype)(d_up, up, up_bias, *up.shape, d_up_bias)
+    at.give("down.weight", matmul(up.T, dh))  # `up` is gelu's output by now
+    at.give("down.bias", d_bias)
+    norm_2 = at.take("norm_2")
+    at.give("up.weight", matmul(norm_again(norm_2, d_up.dtype).T, d_up))
+    at.give("up.bias", d_up_bias)
+    dx, dh, d_bias, dweight, dbias = add_norm_backward(matmul(d_up, at["up.weight"].T), dx, norm_2)
+    at.give("norm_2.weight", dweight)
+    at.give("norm_2.bias", dbias)
+
+    (a,) = at.take("projection")
+    at.give("projection.weight", matmul(a.T, dh))
+    at.give("projection.bias", d_bias)
+    da = matmul(dh, at["projection.weight"].T)
+    dqkv, dbias = causal_attention_backward(da, at.take("attention"))
+    norm_1 = at.take("norm_1")
+    at.give("qkv.weight", matmul(norm_again(norm_1, dqkv.dtype).T, dqkv))
+    at.give("qkv.bias", dbias)
+    dx, dh, d_bias, dweight, dbias = add_norm_backward(matmul(dqkv, at["qkv.weight"].T), dx, norm_1)
+    at.give("norm_1.weight", dweight)
+    at.give("norm_1.bias", dbias)
+    return StreamGradient(dx, dh, d_bias)

@@ -7,7 +7,6 @@ before.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.errors import UserError, one_line, shown
+from custom_transformer.errors import UserError, shown
 from custom_transformer.files import sha256_file, staged_folders, writing
 from custom_transformer.interchange.forms import FORMS
 from custom_transformer.maths.architecture import ARCHITECTURES
 from custom_transformer.maths.model import CustomTransformer
-from custom_transformer.runs.checkpoint import DTYPES, save_checkpoint
+from custom_transformer.runs.checkpoint import DTYPES
 from custom_transformer.text.saved_tokenizer import vocabulary_size
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, PreTrainedTokenizerFast
-
-CHECKPOINT, TOKENIZER = "model.pt", "tokenizer"  # the names in the folder of an imported model
 
 
 def to_huggingface(model: CustomTransformer, eos_token_id: int | None = None) -> GPT2LMHeadModel | LlamaForCausalLM:
@@ -60,7 +57,7 @@ def from_huggingface(
     dtype = dtype or torch.promote_types(theirs.dtype, torch.float32)
     if dtype not in DTYPES.values():
         raise ValueError(f"a model in {dtype}; this project has {', '.join(DTYPES)}")
-    config = _config(theirs.config.to_dict())
+    config = config_of(theirs.config.to_dict())
     form, state = FORMS[theirs.config.model_type], theirs.state_dict()
     for name, tensor in state.items():
         if not tensor.isfinite().all():
@@ -77,7 +74,8 @@ def from_huggingface(
     return model
 
 
-def _config(theirs: Mapping[str, Any]) -> CustomTransformerConfig:
+def config_of(theirs: Mapping[str, Any]) -> CustomTransformerConfig:
+    """Ours for the content of a config.json. Raises ValueError, naming what this project has not."""
     kind = theirs.get("model_type")
     if kind not in FORMS:
         raise ValueError(f"a model of the type {shown(kind)}; this project has {', '.join(FORMS)}")
@@ -93,7 +91,8 @@ def _config(theirs: Mapping[str, Any]) -> CustomTransformerConfig:
     )
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """No warnings and no progress bars of transformers."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -117,7 +116,7 @@ def export_huggingface(
     Raises UserError for a tokenizer of another vocabulary, StorageError for a folder that cannot be written.
     """
     check_vocabulary(tokenizer, model.config)
-    _quiet()
+    quiet()
     theirs = to_huggingface(model, tokenizer.eos_token_id)
     with staged_folders(folder) as (staged,), writing(folder, staged):
         theirs.save_pretrained(staged)
@@ -157,67 +156,3 @@ def check_target(folder: Path, written: Sequence[str], source: Path | None = Non
         return
     if folder.exists():
         raise UserError(f"{folder}: exists, and is not what this command writes; name another folder with --to")
-
-
-def import_huggingface(source: Path, folder: Path, origin: str | None = None) -> CustomTransformer:
-    """Writes the model and the tokenizer in the folder `source` as `folder`/model.pt and `folder`/tokenizer/.
-
-    origin: what the checkpoint's metadata name as its source; None: the name of `source`. Raises UserError, naming the
-    file and what is wrong, for what is damaged, missing or unusual.
-    """
-    import transformers
-
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give one that save_pretrained wrote")
-    check_target(folder, (CHECKPOINT, TOKENIZER), source)
-    _quiet()
-    try:
-        given = json.loads((source / "config.json").read_text("utf-8"))
-        if not isinstance(given, dict):
-            raise ValueError("it holds no object")
-        # What is not there has the library's defaults, some of which follow from what is.
-        known = given.get("model_type") in FORMS
-        complete = type(transformers.AutoConfig.for_model(given["model_type"])).from_dict(given) if known else None
-        config = _config(given if complete is None else complete.to_dict())
-    except FileNotFoundError:
-        raise UserError(f"{source}: no config.json there; give a folder that save_pretrained wrote") from None
-    except Exception as error:  # values of any kind may stand there
-        raise UserError(f"{source / 'config.json'}: {one_line(error)[:200]}") from None
-    form = FORMS[given["model_type"]]
-    try:
-        theirs, info = getattr(transformers, form.model_class).from_pretrained(
-            source, local_files_only=True, output_loading_info=True, dtype="auto", ignore_mismatched_sizes=True
-        )
-        borne = {"missing_keys": ("lm_head.weight",) if config.tie_embeddings else (), "unexpected_keys": form.ignored}
-        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if keys := sorted(str(key) for key in info[what] if not str(key).endswith(borne.get(what, ()))):
-                raise ValueError(f"{what.replace('_', ' ')}: {keys[0]}")
-        model = from_huggingface(theirs)
-    except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{source}: no weights that could be read ({one_line(error)[:200]})") from None
-    try:
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
-    except Exception as error:
-        raise UserError(f"{source}: no tokenizer that could be read ({one_line(error)[:200]})") from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{source}: its tokenizer has no end token; name one as eos_token in tokenizer_config.json")
-    write_imported(folder, model, tokenizer, source, origin or source.resolve().name)
-    return model
-
-
-def write_imported(
-    folder: Path, model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, source: Path, origin: str
-) -> None:
-    """Writes `folder`/model.pt, whose metadata name `origin`, and `folder`/tokenizer/, once both are whole.
-
-    Raises UserError, naming `source`, for a tokenizer of another vocabulary, StorageError for a folder that cannot be
-    written.
-    """
-    if (size := vocabulary_size(tokenizer)) > model.config.vocab_size:
-        raise UserError(f"{source}: the tokenizer has {size} entries, the model {model.config.vocab_size}")
-    # A text that says <|endoftext|> does not end there. Only a setting among these is saved.
-    tokenizer.init_kwargs["split_special_tokens"] = tokenizer.split_special_tokens = True
-    with staged_folders(folder) as (staged,), writing(folder, staged):
-        tokenizer.save_pretrained(staged / TOKENIZER)
-        digest = sha256_file(staged / TOKENIZER / "tokenizer.json")
-        save_checkpoint(staged / CHECKPOINT, model, {"source": origin, "tokenizer": digest})

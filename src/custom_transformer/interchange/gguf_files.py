@@ -17,9 +17,10 @@ from torch import Tensor
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.files import check_regular, staged_folders, writing
-from custom_transformer.interchange import CHECKPOINT, TOKENIZER, check_target, check_vocabulary, write_imported
+from custom_transformer.interchange import check_target, check_vocabulary
 from custom_transformer.interchange.gguf_header import StoredTensor, read_header
 from custom_transformer.interchange.gguf_tokenizer import tokenizer_keys, tokenizer_of_keys
+from custom_transformer.interchange.imported import CHECKPOINT, TOKENIZER, write_imported
 from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.model import CustomTransformer
 

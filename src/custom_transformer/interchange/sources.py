@@ -8,7 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from custom_transformer.errors import UserError
-from custom_transformer.interchange import CHECKPOINT, TOKENIZER, check_target, import_huggingface
+from custom_transformer.interchange import check_target
+from custom_transformer.interchange.imported import CHECKPOINT, TOKENIZER, import_huggingface
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.text.hub import Repository, Unreachable, offline
 from custom_transformer.text.tokenizer_files import TOKENIZER_FILES

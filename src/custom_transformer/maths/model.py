@@ -36,6 +36,8 @@ class CustomTransformer:
         residual stream, norms, softmax, loss and gradients in float32 (Micikevicius et al. 2018, section 3.1).
     architecture: which layers it has, by default those that the configuration names.
     engine: the functions it computes them with, all of the same results within rounding.
+    recompute: whether each block keeps its input only and computes the rest again before its backward (stack.py): less
+        memory, more time, the same gradients.
     watch: sees each layer's result and each gradient by its name, as Scope says; the blocks then compute one
         operation after another.
 
@@ -52,6 +54,7 @@ class CustomTransformer:
         seed: int = 0,
         engine: Engine = READABLE,
         architecture: Architecture | None = None,
+        recompute: bool = False,
     ):
         if not isinstance(config, CustomTransformerConfig):
             config = CustomTransformerConfig.from_mapping(config)
@@ -62,6 +65,7 @@ class CustomTransformer:
         self.device = checks.usable_device("cpu" if device is None else device)
         seed = checks.check_count("seed", seed, -(2**63), 2**64)
         self.engine, self.architecture = engine, architecture or architecture_of(config)
+        self.recompute = recompute
         self.training = False
         self.watch: Watch = nobody
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -172,13 +176,11 @@ class CustomTransformer:
             return self.engine.head.last_logits(x, head_weight)
 
     def _dropout(self) -> Dropout | None:
-        p, generator = self.config.dropout, self.generator
-        if not (self.training and p):
-            return None
-        return Dropout(p, lambda shape: _uniform(shape, generator) >= p)
+        p = self.config.dropout
+        return Dropout(p, self.generator) if self.training and p else None
 
     def _scope(self, saved: dict[str, Saved] | None = None, dropout: Dropout | None = None) -> Scope:
-        return Scope(self.in_products(), saved, {}, self.engine.equals, dropout, self.watch)
+        return Scope(self.in_products(), saved, {}, self.engine.equals, dropout, self.recompute, self.watch)
 
     def _hidden(self, tokens: Tensor, at: Scope) -> Tensor:
         x = self.architecture.embedding_forward(_own(tokens), at, 0)
@@ -319,7 +321,3 @@ class CustomTransformer:
 def _own(ids: Tensor) -> Tensor:
     """A contiguous copy, which whoever gave it cannot change before the backward reads it."""
     return ids.clone(memory_format=torch.contiguous_format)
-
-
-def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)

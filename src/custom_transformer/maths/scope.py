@@ -33,10 +33,19 @@ class Op(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """What is dropped while training: a share `p`; `draw` makes the mask of a shape, True where something is kept."""
+    """What is dropped while training: a share `p`, by masks that are drawn from `generator`."""
 
     p: float
-    draw: Callable[[Sequence[int]], Tensor]
+    generator: torch.Generator
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """A mask, True where something is kept."""
+        device = self.generator.device
+        return torch.rand(shape, generator=self.generator, device=device, dtype=torch.float32) >= self.p
+
+    def again(self) -> Dropout:
+        """Draws the same masks as this one from here on, and leaves this one's generator alone."""
+        return self._replace(generator=self.generator.clone_state())
 
 
 def nobody(name: str, tensor: Tensor) -> None:
@@ -50,6 +59,7 @@ class Scope:
     gradients: is given each parameter's gradient, float32 or wider, as soon as it is ready
     equals: operations that stand in for others
     dropout: None where nothing is dropped
+    recompute: whether a block saves its input only, from which all else is computed again just before its backward
     watch: sees the result y of each layer under the layer's name, and under "d NAME" the gradient of that result and
         the gradient of each parameter
     prefix: of the names in this scope
@@ -60,6 +70,7 @@ class Scope:
     gradients: MutableMapping[str, Tensor] = field(default_factory=dict)
     equals: Mapping[Op, Op] = field(default_factory=dict)
     dropout: Dropout | None = None
+    recompute: bool = False
     watch: Watch = nobody
     prefix: str = ""
 

@@ -1,5 +1,10 @@
 """The blocks of a model one after another, and the last norm: forwards, upside down, and with cached keys and values.
 
+With recomputation (Chen et al. 2016, "Training deep nets with sublinear memory cost") a block saves its input alone.
+Just before its backward its forward runs once more, on the same input with the same dropout masks, and saves the rest:
+the same functions of the same numbers, so the gradients have the same bits. The memory of what is saved is then that of
+one block and of each block's input; the time grows by that of the blocks' forward.
+
 Shapes: B batch, T time, D d_model.
 """
 
@@ -8,14 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.maths.architecture import Architecture
 from custom_transformer.maths.cache import KeyValues
-from custom_transformer.maths.scope import Op, Scope
+from custom_transformer.maths.scope import Op, Scope, nobody
+
+# (stream, at, config) -> stream: what one block hands to the next, x in the readable stack
+BlockForward = Callable[[Any, Scope, CustomTransformerConfig], Any]
 
 
 class Stack(NamedTuple):
@@ -34,7 +42,7 @@ def readable_stack(architecture: Architecture) -> Stack:
 def stack_forward(architecture: Architecture, x: Tensor, at: Scope, config: CustomTransformerConfig) -> Tensor:
     """x (B, T, D) -> (B, T, D)"""
     for i in range(config.n_blocks):
-        x = architecture.block_forward(x, at / f"blocks.{i}", config)
+        x = recomputable_forward(architecture.block_forward, x, at / f"blocks.{i}", config)
         at.watch(f"blocks.{i}", x)
     return architecture.final_norm_forward(x, at, config)
 
@@ -44,8 +52,25 @@ def stack_backward(architecture: Architecture, dx: Tensor, at: Scope, config: Cu
     dx = architecture.final_norm_backward(dx, at)
     for i in reversed(range(config.n_blocks)):
         at.watch(f"d blocks.{i}", dx)
-        dx = architecture.block_backward(dx, at / f"blocks.{i}")
+        block = at / f"blocks.{i}"
+        recompute(architecture.block_forward, block, config)
+        dx = architecture.block_backward(dx, block)
     return dx
+
+
+def recomputable_forward(block_forward: BlockForward, stream: Any, at: Scope, config: CustomTransformerConfig) -> Any:
+    """The block's forward, which saves its input only if the scope recomputes"""
+    if not at.recompute:
+        return block_forward(stream, at, config)
+    at.save("", (stream, at.dropout and at.dropout.again()))
+    return block_forward(stream, replace(at, saved=None), config)
+
+
+def recompute(block_forward: BlockForward, at: Scope, config: CustomTransformerConfig) -> None:
+    """Before the block's backward: saves what `recomputable_forward` has dropped"""
+    if at.recompute:
+        stream, dropout = at.take("")
+        block_forward(stream, replace(at, dropout=dropout, watch=nobody), config)
 
 
 def cached_block_forward(

@@ -65,7 +65,7 @@ def save_checkpoint(path: Path | str, model: CustomTransformer, metadata: Mappin
     content = checkpoint_content(model, metadata)
     with atomic_write(path) as file:
         # A file object, since torch.save writes a path's own name into the archive.
-        _save(content, file)
+        write_tensors(content, file)
 
 
 def checkpoint_content(model: CustomTransformer, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,8 @@ def checkpoint_content(model: CustomTransformer, metadata: Mapping[str, Any]) ->
     }
 
 
-def _save(content: dict[str, Any], file: IO[bytes]) -> None:
+def write_tensors(content: dict[str, Any], file: IO[bytes]) -> None:
+    """torch.save, whose error for a failed write is the system's."""
     try:
         torch.save(content, file)
     except RuntimeError as error:  # a failed write's, which closing the archive has hidden behind its own

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from custom_transformer.maths import checks
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.ops import IGNORE_INDEX
 from custom_transformer.maths.optim import Optimizer, build_optimizer, clip_scale, learning_rate_at
-from custom_transformer.maths.parameters import Tensors, decays
+from custom_transformer.maths.parameters import decays
 from custom_transformer.runs.checkpoint import checkpoint_content, save_checkpoint
 from custom_transformer.runs.observe import activation_statistics, gradient_norms
 from custom_transformer.runs.record import Progress, StepMetrics, StepResult, Validation, is_spike
@@ -55,6 +56,16 @@ def training_step(
         return _step(model, optimizer, batches, learning_rate, max_grad_norm)
 
 
+class _Sums(dict[str, Tensor]):
+    """Gradients of several backwards, each added as it arrives: none is held beside the sum."""
+
+    def __setitem__(self, name: str, gradient: Tensor) -> None:
+        if name in self:
+            self[name].add_(gradient)
+        else:
+            super().__setitem__(name, gradient)
+
+
 def _step(
     model: CustomTransformer,
     optimizer: Optimizer,
@@ -64,7 +75,7 @@ def _step(
 ) -> StepResult:
     counts = [int((labels != IGNORE_INDEX).sum()) for _, labels in batches]
     loss = 0.0
-    gradients: Tensors = {}
+    gradients = _Sums()
     model.gradients = {}  # frees the last step's, so that this step reuses their memory
     for (input_ids, labels), count in zip(batches, counts, strict=True):
         share = count / max(1, sum(counts))
@@ -72,14 +83,12 @@ def _step(
         if not torch.isfinite(batch_loss):
             return StepResult(batch_loss.item(), "nan_detected", 0.0, 0.0)
         loss += share * batch_loss.item()
-        model.loss_backward(share)
-        gradients = {name: gradients[name] + g for name, g in model.gradients.items()} if gradients else model.gradients
-    norm = model.engine.rules.global_norm(gradients)
+        model.loss_backward(share, gradients)
+    norm = model.engine.rules.global_norm(model.gradients)
     if not math.isfinite(norm):
         return StepResult(loss, "nan_gradient", norm, norm)
-    model.gradients = gradients
     scale = clip_scale(norm, max_grad_norm)
-    optimizer.update(model.parameters, gradients, learning_rate, scale)
+    optimizer.update(model.parameters, model.gradients, learning_rate, scale)
     return StepResult(loss, "ok", norm if max_grad_norm is None else min(norm, max_grad_norm), norm)
 
 
@@ -90,7 +99,7 @@ class Trainer:
     of the same arguments, goes on to the same end. Checkpoints are written into `checkpoints`:
     custom_transformer_epoch_N.pt as epochs end, best.pt whenever the validation loss improves. `keep_state`
     is given the state before the first step whose loss or gradient is NaN or infinite, with its number of steps, and
-    returns where it keeps it.
+    returns where it keeps it. `origin`: where the model's parameters come from, for the checkpoints' metadata.
     """
 
     def __init__(
@@ -104,11 +113,12 @@ class Trainer:
         seed: int,
         checkpoints: Path,
         keep_state: Callable[[int, dict[str, Any]], Path],
+        origin: Mapping[str, str] = MappingProxyType({}),
     ):
         self.model, self.params = model, params
         self.train, self.validation = train, validation
         self.max_length, self.seed = max_length, seed
-        self.checkpoints, self.keep_state = checkpoints, keep_state
+        self.checkpoints, self.keep_state, self.origin = checkpoints, keep_state, origin
         weight_decay = decays(model.table, params.weight_decay)
         self.optimizer = build_optimizer(params, model.parameters, weight_decay, model.engine.rules)
         self.n_windows = train.n_windows(max_length)
@@ -206,7 +216,7 @@ class Trainer:
 
     def _metadata(self, epoch: int, step: int, tokens: int) -> dict[str, Any]:
         facts = {"epoch": epoch, "step": step, "tokens": tokens, "seed": self.seed}
-        return facts | {"tokenizer": self.train.meta["tokenizer"]["sha256"]}
+        return facts | {"tokenizer": self.train.meta["tokenizer"]["sha256"], **self.origin}
 
     def curves(self) -> dict[str, Sequence[dict[str, Any]]]:
         """The rows of each CSV file in metrics/, by its name; gradient norms are those before clipping."""

@@ -14,18 +14,29 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from custom_transformer.errors import UserError
 from custom_transformer.files import atomic_write, link_or_copy, sha256_file, writing
-from custom_transformer.runs.checkpoint import read_tensors
+from custom_transformer.runs.checkpoint import read_tensors, write_tensors
 from custom_transformer.runs.fingerprint import differences, run_key, tags
 
 GENERATIONS = 2  # saved states kept: if the newest is damaged, the one before it is used
 RESUME = "CUSTOM_TRANSFORMER_RESUME"  # set to "anyway", it lets a run continue under other conditions
 
 _LOCK_SECONDS = 30.0  # enough for a training whose dvc was killed to notice that and release the lock
+
+
+class _Digest(io.BytesIO):
+    """Takes what is written for its digest and keeps none of it: a state's bytes would double a training's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.sha256.update(content)
+        return len(content)
 
 
 class WorkFolder:
@@ -106,13 +117,11 @@ class WorkFolder:
         return self._write("kept", step, state)
 
     def _write(self, name: str, step: int, state: dict[str, Any]) -> Path:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getbuffer()
-        digest = hashlib.sha256(content).hexdigest()[:16]
-        path = self.path / f"{name}-{step:09d}-{digest}.pt"
+        digest = _Digest()
+        write_tensors(state, digest)
+        path = self.path / f"{name}-{step:09d}-{digest.sha256.hexdigest()[:16]}.pt"
         with atomic_write(path) as file:
-            file.write(content)
+            write_tensors(state, file)
         return path
 
     def load(self) -> dict[str, Any] | None:

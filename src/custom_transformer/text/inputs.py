@@ -6,31 +6,43 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from custom_transformer.files import sha256_file, write_json
+from custom_transformer.errors import NoFiles
+from custom_transformer.files import check_regular, sha256_file, write_json
+from custom_transformer.paths import initial_checkpoint
 from custom_transformer.text.datasets import dataset_files
-from custom_transformer.text.local_files import NoFiles
 from custom_transformer.text.tokenizer_files import tokenizer_files
 
+_Value = TypeVar("_Value", str, str | None)
 
-def write_inputs(dataset: str, tokenizer: str, out: Path) -> list[str]:
-    """Writes dataset.json and tokenizer.json to `out`; returns a line for each whose files are not here any more.
+
+def write_inputs(dataset: str, tokenizer: str, init_from: str | None, out: Path) -> list[str]:
+    """Writes dataset.json, tokenizer.json and init_from.json to `out`; returns a line for each whose files are not here
+    any more.
 
     Each has the parameter's value and, in the order in which they are read, its files' names and SHA-256. Equal files
-    give equal bytes, in whatever folder they lie. There are no files for the primer and for what is on the Hub. If
-    none of the files that the last manifest names is here, as in a clone that has pulled the results of others, that
-    manifest stays, and with it what was made of the files. Raises UserError if files are missing and there is no such
-    manifest, or one cannot be read.
+    give equal bytes, in whatever folder they lie. There are no files for the primer, for what is on the Hub, and for
+    no checkpoint. If none of the files that the last manifest names is here, as in a clone that has pulled the results
+    of others, that manifest stays, and with it what was made of the files. Raises UserError if files are missing and
+    there is no such manifest, or one cannot be read.
     """
     lines = (
         _write(out / "dataset.json", "data.dataset", dataset, dataset_files),
         _write(out / "tokenizer.json", "data.tokenizer", tokenizer, tokenizer_files),
+        _write(out / "init_from.json", "training.init_from", init_from, _checkpoint_files),
     )
     return [line for line in lines if line]
 
 
-def _write(manifest: Path, parameter: str, value: str, files: Callable[[str], list[Path]]) -> str | None:
+def _checkpoint_files(name: str | None) -> list[Path]:
+    if name is None:
+        return []
+    check_regular(path := initial_checkpoint(name))
+    return [path]
+
+
+def _write(manifest: Path, parameter: str, value: _Value, files: Callable[[_Value], list[Path]]) -> str | None:
     missing = None
     try:
         paths = files(value)

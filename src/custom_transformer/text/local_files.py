@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from custom_transformer.errors import UserError, one_line
+from custom_transformer.errors import NoFiles, UserError, one_line
 from custom_transformer.paths import project_root
 from custom_transformer.text.documents import rows_at_once
 from custom_transformer.text.json_values import decoded, json_values
@@ -91,10 +91,6 @@ class Reading:
 def _listed(names: Iterable[str]) -> str:
     shown = (name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in map(str, islice(names, MAX_NAMES)))
     return one_line(", ".join(shown))[:300]
-
-
-class NoFiles(UserError):
-    """Nothing that a path or a glob of files could mean is here."""
 
 
 def local_files(pattern: str) -> list[Path]:

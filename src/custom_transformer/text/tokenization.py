@@ -38,14 +38,23 @@ BATCH_PIECES, BATCH_BYTES = 1000, 2**21  # given to the encoder at once
 def build_tokenizer(data: DataParams, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """The tokenizer that `data.tokenizer` names; `texts` are read only to train "bpe".
 
-    A name other than "bpe" is a local folder or tokenizer.json file, or else a Hub id. Whatever its own settings, the
-    result neither truncates nor pads, and reads a special token that is spelt out in a text as text. Its eos_token
-    ends a document: the tokenizer's own, else its sep_token, else <|endoftext|>, added if there is no such entry.
+    A name other than "bpe" is a local folder or tokenizer.json file, or else a Hub id; the result is `plain`.
     Raises UserError if nothing has that name, or it is not a fast tokenizer.
     """
     if data.tokenizer == "bpe":
         return _trained(data.vocab_size, texts)
     return _loaded(data.tokenizer)
+
+
+def plain(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same vocabulary and the same splitting, as the pipeline uses and saves it, whatever its own settings are.
+
+    It neither truncates nor pads, and reads a special token that is spelt out in a text as text. Its eos_token ends a
+    document: the tokenizer's own, else its sep_token, else <|endoftext|>, added if there is no such entry.
+    """
+    names = tokenizer.special_tokens_map
+    end = names.get("eos_token") or names.get("sep_token") or END_TOKEN
+    return _wrapped(tokenizer.backend_tokenizer, names | {"eos_token": end})
 
 
 def _trained(vocab_size: int, texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -99,9 +108,7 @@ def _loaded(name: str) -> PreTrainedTokenizerFast:
         )
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise UserError(f"data.tokenizer: {name!r} is no fast tokenizer: it needs a tokenizer.json; choose another")
-        names = tokenizer.special_tokens_map
-        end = names.get("eos_token") or names.get("sep_token") or END_TOKEN
-        return _wrapped(tokenizer.backend_tokenizer, names | {"eos_token": end})
+        return plain(tokenizer)
     except UserError:
         raise
     except Exception as error:  # the libraries' various errors for missing, damaged or foreign files

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from custom_transformer.paths import project_root
+from custom_transformer.paths import located
 
 TOKENIZER_FILES = ("*token*", "config.json", "vocab.*", "merges.txt")  # of a folder, or of a repository on the Hub
 
 
 def local_tokenizer(name: str) -> Path | None:
     """The file or folder that `data.tokenizer` names, looked for here and then under the repository's root."""
-    if name == "bpe":
-        return None
-    return next((path for root in (Path(), project_root()) if (path := root / name).exists()), None)
+    return None if name == "bpe" else located(name)
 
 
 def tokenizer_files(name: str) -> list[Path]:
