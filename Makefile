@@ -7,7 +7,7 @@ PORT ?= 5000
 # PyTorch's own package index, for machines without an NVIDIA driver.
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: in-git setup repro test test-maths soak fuzz check bench scaling ui clean
+.PHONY: in-git setup repro test test-maths soak fuzz check bench scaling smollm2 ui clean
 
 # Installs what is pinned; again when the pins or the project's metadata change.
 $(READY): pyproject.toml constraints.txt
@@ -72,6 +72,10 @@ bench: $(READY)
 # DATA, where given: other text than that of params.yaml, as data.dataset takes it; JOBS: experiments at a time.
 scaling: $(READY)
 	@$(BIN)/python -m studies.scaling --jobs $(or $(JOBS),2) $(if $(DATA),--data '$(DATA)')
+
+# TEXT, where given: a file of text to measure on in place of the primer's lessons.
+smollm2: $(READY)
+	@$(BIN)/python -m studies.smollm2 $(if $(TEXT),--text '$(TEXT)')
 
 ui: $(READY)
 	-@$(BIN)/python -m custom_transformer sync
