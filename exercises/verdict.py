@@ -1,0 +1,148 @@
+"""Which element of a result is off, and what the deviations have in common, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from custom_transformer.errors import shown
+from exercises.cases import Case, Functions, Right, Wrong, tensors
+
+# What a common factor between found and right is called.
+_FACTORS = {-1.0: "the sign is the wrong way round", 2.0: "twice too large", 0.5: "half of it", -2.0: "minus twice it"}
+
+
+def check(
+    cases: Iterable[Case],
+    functions: Functions,
+    calling: Callable[[Case], AbstractContextManager[None]] = lambda case: nullcontext(),
+) -> None:
+    """Raises Wrong, which says what is off, for the first case that the functions get wrong.
+
+    calling: a context in which they are called
+    """
+    for case in cases:
+        right = case.right
+        given = [(name, t, t.clone()) for name, value in case.given.items() for t in tensors(value)]
+        try:
+            with calling(case):
+                results = case.run(functions)
+        finally:
+            written = [name for name, t, before in given if not torch.equal(t, before)]
+            for _, t, before in given:
+                t.copy_(before)
+        if written:
+            raise Wrong(f"your code writes into {written[0]}, which is needed again: make a new tensor in its place")
+        faults = {name: _fault(name, results[name], value, right) for name, value in right.items()}
+        off = [name for name, fault in faults.items() if fault]
+        if off:
+            others = _others(off[1:], [name for name in faults if name not in off])
+            raise Wrong(f"{faults[off[0]]}{others}\n{described(case)}")
+
+
+def described(case: Case) -> str:
+    """What is special about the case, and the shapes or values of what the answer is given."""
+
+    def size(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{name}: {size(part)}" for name, part in value.items()) + "}"
+        return str(tuple(value.shape)) if isinstance(value, Tensor) else shown(value)
+
+    given = [f"{name} {size(value)}" for name, value in case.given.items() if not callable(value)]
+    return f"The case: {case.title}. Given: {', '.join(given)}."
+
+
+def _others(off: list[str], right: list[str]) -> str:
+    words = [f"{how}: {', '.join(names)}." for how, names in (("Off too", off), ("Right", right)) if names]
+    return "\n" + " ".join(words) if words else ""
+
+
+def _fault(name: str, found: Any, right: Right, others: Mapping[str, Right]) -> str | None:
+    value = right.value
+    if value is None:
+        return None if found is None else f"{name} has to be None: there is no such gradient here."
+    if found is None:
+        return f"{name} is None, it has to be a tensor of shape {tuple(value.shape)}."
+    if not isinstance(found, Tensor):
+        return f"{name} is {shown(found)}, it has to be a tensor of shape {tuple(value.shape)}."
+    if found.shape != value.shape:
+        wanted = f"{tuple(value.shape)}{_same(name, found, others)}."
+        return f"{name} has the shape {tuple(found.shape)}, it has to have {wanted}"
+    if found.dtype != value.dtype:
+        return f"{name} is {found.dtype}, it has to be {value.dtype} as what it belongs to."
+    error = (found - value).abs()
+    off = ~(error <= right.tolerance * (value.abs().max().item() or 1.0))  # NaN is off
+    if not off.any():
+        return None
+    worst = torch.where(error.isnan(), torch.inf, error).masked_fill(~off, -1).argmax()
+    a, b = found.flatten()[worst].item(), value.flatten()[worst].item()
+    if abs(b) <= right.tolerance * value.abs().max().item():
+        b = 0.0  # as near as it is known
+    at = ", ".join(str(int(i)) for i in torch.unravel_index(worst, found.shape))
+    where = f"{name}[{at}]" if at else name
+    relation = _relation(found, value, off) or _same(name, found, others)
+    return f"{where} is {_number(a, b)}, {right.known_by} {_number(b, a)}{relation}. {_how_many(name, off)}"
+
+
+def _number(value: float, other: float) -> str:
+    """With enough digits to tell it from `other`."""
+    return next((f"{value:.{n}g}" for n in (3, 5, 8, 12) if f"{value:.{n}g}" != f"{other:.{n}g}"), repr(value))
+
+
+def _relation(found: Tensor, right: Tensor, off: Tensor) -> str:
+    """What all deviations have in common, after a colon; "" for nothing simple."""
+    if not found.isfinite().all():
+        return ""
+    if not found[off].any():
+        return ": yours is zero wherever it is off"
+    if _close(found, right):
+        return ": so near that something seems to be computed in float32"
+    if _close(found[off] / right[off], ratio := (found[off] / right[off])[0]):
+        factor = ratio.item()
+        near = Fraction(factor).limit_denominator(12)
+        times = str(near) if abs(factor - near) < 1e-6 else f"{factor:.4g}"
+        words = next((w for f, w in _FACTORS.items() if abs(factor - f) < 1e-6), f"{times} times it")
+        return f": {words}" + ("" if off.sum() == 1 else ", and so is every element that is off")
+    deviation = found - right
+    if found.ndim and found.shape[-1] > 1 and _close(deviation, deviation[..., :1].expand_as(deviation)):
+        return ": in each row all elements are off by the same amount, as if a sum or mean over the row were wrong"
+    if found.ndim > 1 and found.shape[0] > 1 and _close(deviation, deviation[:1].expand_as(deviation)):
+        return ": all rows are off by the same amounts"
+    return ""
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool(((a - b).abs().max() <= 1e-6 * b.abs().max()).item())
+
+
+def _same(own: str, found: Tensor, others: Mapping[str, Right]) -> str:
+    """Says so if a result is another one's right value, or a transpose."""
+    for name, (value, *_) in others.items():
+        if value is not None and value.numel() == found.numel() > 1 and found.isfinite().all():
+            if name != own and value.shape == found.shape and _close(found, value):
+                return f": yours is {name}"
+            if found.ndim == 2 and value.shape == found.T.shape and _close(found.T, value):
+                return f": yours is {'its transpose' if name == own else f'the transpose of {name}'}"
+    return ""
+
+
+def _how_many(name: str, off: Tensor) -> str:
+    """How many elements are off, and which part of the tensor they fill."""
+    total, count = off.numel(), int(off.sum())
+    if total == 1:
+        return ""
+    if count == total:
+        return f"All {total} elements of {name} are off."
+    for axis in range(off.ndim):
+        places = off.any(dim=tuple(a for a in range(off.ndim) if a != axis)) if off.ndim > 1 else off
+        indices = places.nonzero().flatten().tolist()
+        if off.shape[axis] > 1 and len(indices) < off.shape[axis]:
+            part = ", ".join([*(":" * axis), "i", *([":"] * (off.ndim - 1 - axis))])
+            only = f"i = {', '.join(map(str, indices))}"
+            return f"{count} of the {total} elements of {name} are off, all in {name}[{part}] with {only}."
+    return f"{count} of the {total} elements of {name} {'is' if count == 1 else 'are'} off."
