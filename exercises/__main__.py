@@ -55,8 +55,8 @@ def named(name: str) -> Exercise:
     if name in EXERCISES:
         return EXERCISES[name]
     close = difflib.get_close_matches(name, EXERCISES, 1)
-    did_you_mean = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"no exercise is called {shown(name)}{did_you_mean} {COMMAND} lists all of them")
+    close_one = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"no exercise is called {shown(name)}; {close_one}{COMMAND} lists all of them")
 
 
 def grade(exercise: Exercise, path: Path) -> None:
@@ -73,11 +73,12 @@ def try_answer(exercise: Exercise, work: WorkFolder, progress: Progress) -> bool
     if begun := work.begin(exercise):
         print(f"{exercise.task}\n")
         todo = "Write what is missing" if exercise.kind == "write" else "Find the mistake"
-        print(f"Your file: {shown_path(path)}. {todo}, then run the same command again.\n")
+        print(f"Your file: {shown_path(path)}. {todo}, then run the same command again. What you print is shown.\n")
     try:
         grade(exercise, path)
     except Wrong as wrong:
-        print(lines_only(str(wrong)))
+        message, file = lines_only(str(wrong)), shown_path(path)
+        print(message if message.startswith(file) else f"{file}: {message}")
         left = len(exercise.hints) - progress.of(exercise.name).hints
         if left and not begun:
             print(f"A hint: {COMMAND} {exercise.name} --hint ({left} left)")
@@ -85,7 +86,7 @@ def try_answer(exercise: Exercise, work: WorkFolder, progress: Progress) -> bool
     standing = progress.of(exercise.name)
     standing.solved = True
     work.save(progress)
-    print(f"Right. Compare it with the project's: {exercise.answer_is_at}")
+    print(f"Right. To compare: {exercise.answer_is_at}")
     print(next_words(progress))
     return True
 

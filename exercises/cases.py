@@ -197,10 +197,12 @@ def update_case(
 
 def named(found: Any, names: Sequence[str], function: str) -> dict[str, Any]:
     """What a function returned, under the names of what it should return."""
+    if found is None:
+        raise Wrong(f"{function} returns nothing: is a return missing?")
     values = found if isinstance(found, tuple | list) else (found,)
     if len(values) != len(names):
         wanted = f"{', '.join(names)}{', in this order' if len(names) > 1 else ' alone'}"
-        raise Wrong(f"{function} returns {len(values)} value{'s'[: len(values) != 1]}, it has to return {wanted}")
+        raise Wrong(f"{function} returns {len(values)} value{'s'[: len(values) != 1]}, it has to return {wanted}.")
     return dict(zip(names, values, strict=True))
 
 

@@ -16,7 +16,7 @@ from custom_transformer.errors import brief, one_line
 from custom_transformer.files import read_text
 from exercises.cases import Functions, Wrong
 
-SECONDS = 10.0  # after which the learner's code is stopped: a right answer takes a hundredth of one
+SECONDS = 5.0  # after which the learner's code is stopped: a right answer takes a hundredth of one
 MAX_BYTES = 1 << 20
 
 

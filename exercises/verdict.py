@@ -38,7 +38,7 @@ def check(
                 t.copy_(before)
         if written:
             raise Wrong(f"your code writes into {written[0]}, which is needed again: make a new tensor in its place")
-        faults = {name: _fault(name, results[name], value, right) for name, value in right.items()}
+        faults = {name: _fault(name, results[name], right, case.given) for name in right}
         off = [name for name, fault in faults.items() if fault]
         if off:
             others = _others(off[1:], [name for name in faults if name not in off])
@@ -62,31 +62,30 @@ def _others(off: list[str], right: list[str]) -> str:
     return "\n" + " ".join(words) if words else ""
 
 
-def _fault(name: str, found: Any, right: Right, others: Mapping[str, Right]) -> str | None:
-    value = right.value
+def _fault(name: str, found: Any, rights: Mapping[str, Right], given: Mapping[str, Any]) -> str | None:
+    """What is wrong with one result; None if nothing is."""
+    value, known_by, tolerance = rights[name]
     if value is None:
         return None if found is None else f"{name} has to be None: there is no such gradient here."
-    if found is None:
-        return f"{name} is None, it has to be a tensor of shape {tuple(value.shape)}."
     if not isinstance(found, Tensor):
         return f"{name} is {shown(found)}, it has to be a tensor of shape {tuple(value.shape)}."
     if found.shape != value.shape:
-        wanted = f"{tuple(value.shape)}{_same(name, found, others)}."
+        wanted = f"{tuple(value.shape)}{_same(name, found, rights, given)}."
         return f"{name} has the shape {tuple(found.shape)}, it has to have {wanted}"
     if found.dtype != value.dtype:
         return f"{name} is {found.dtype}, it has to be {value.dtype} as what it belongs to."
     error = (found - value).abs()
-    off = ~(error <= right.tolerance * (value.abs().max().item() or 1.0))  # NaN is off
+    off = ~(error <= tolerance * (value.abs().max().item() or 1.0))  # NaN is off
     if not off.any():
         return None
     worst = torch.where(error.isnan(), torch.inf, error).masked_fill(~off, -1).argmax()
     a, b = found.flatten()[worst].item(), value.flatten()[worst].item()
-    if abs(b) <= right.tolerance * value.abs().max().item():
+    if abs(b) <= tolerance * value.abs().max().item():
         b = 0.0  # as near as it is known
     at = ", ".join(str(int(i)) for i in torch.unravel_index(worst, found.shape))
     where = f"{name}[{at}]" if at else name
-    relation = _relation(found, value, off) or _same(name, found, others)
-    return f"{where} is {_number(a, b)}, {right.known_by} {_number(b, a)}{relation}. {_how_many(name, off)}"
+    relation = _same(name, found, rights, given) or _relation(found, value, off)
+    return f"{where} is {_number(a, b)}, {known_by} {_number(b, a)}{relation}.{_how_many(name, off)}"
 
 
 def _number(value: float, other: float) -> str:
@@ -105,7 +104,10 @@ def _relation(found: Tensor, right: Tensor, off: Tensor) -> str:
     if _close(found[off] / right[off], ratio := (found[off] / right[off])[0]):
         factor = ratio.item()
         near = Fraction(factor).limit_denominator(12)
-        times = str(near) if abs(factor - near) < 1e-6 else f"{factor:.4g}"
+        simple = abs(factor - near) < 1e-6
+        if off.sum() == 1 and not simple:
+            return ""
+        times = str(near) if simple else f"{factor:.4g}"
         words = next((w for f, w in _FACTORS.items() if abs(factor - f) < 1e-6), f"{times} times it")
         return f": {words}" + ("" if off.sum() == 1 else ", and so is every element that is off")
     deviation = found - right
@@ -120,9 +122,12 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool(((a - b).abs().max() <= 1e-6 * b.abs().max()).item())
 
 
-def _same(own: str, found: Tensor, others: Mapping[str, Right]) -> str:
-    """Says so if a result is another one's right value, or a transpose."""
-    for name, (value, *_) in others.items():
+def _same(own: str, found: Tensor, rights: Mapping[str, Right], given: Mapping[str, Any]) -> str:
+    """Says so if a result is another one's right value, or a transpose, or what was given."""
+    for name, value in given.items():
+        if isinstance(value, Tensor) and found.shape == value.shape and found.ndim and torch.equal(found, value):
+            return ": it is as it was" if name == own else f": yours is {name}"
+    for name, (value, *_) in rights.items():
         if value is not None and value.numel() == found.numel() > 1 and found.isfinite().all():
             if name != own and value.shape == found.shape and _close(found, value):
                 return f": yours is {name}"
@@ -137,12 +142,12 @@ def _how_many(name: str, off: Tensor) -> str:
     if total == 1:
         return ""
     if count == total:
-        return f"All {total} elements of {name} are off."
+        return f" All {total} elements of {name} are off."
     for axis in range(off.ndim):
         places = off.any(dim=tuple(a for a in range(off.ndim) if a != axis)) if off.ndim > 1 else off
         indices = places.nonzero().flatten().tolist()
         if off.shape[axis] > 1 and len(indices) < off.shape[axis]:
             part = ", ".join([*(":" * axis), "i", *([":"] * (off.ndim - 1 - axis))])
             only = f"i = {', '.join(map(str, indices))}"
-            return f"{count} of the {total} elements of {name} are off, all in {name}[{part}] with {only}."
-    return f"{count} of the {total} elements of {name} {'is' if count == 1 else 'are'} off."
+            return f" {count} of the {total} elements of {name} are off, all in {name}[{part}] with {only}."
+    return f" {count} of the {total} elements of {name} {'is' if count == 1 else 'are'} off."

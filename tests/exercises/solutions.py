@@ -1,8 +1,8 @@
 """The solution of every exercise: the project's functions, or those that the teacher's guide works out."""
 
 from __future__ import annotations
-
 import __future__
+
 import inspect
 import math
 import re

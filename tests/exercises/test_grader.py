@@ -86,7 +86,7 @@ def _mutants(right: Solution, functions: Functions) -> Iterator[tuple[str, Funct
 
 
 def _differs(name: str, mutant: Functions, functions: Functions) -> bool:
-    """Whether the mutant gives other results than the solution on other numbers than the grader's; if not, it is none."""
+    """Whether the mutant is a mistake: gives other results than the solution, on other numbers than the grader's."""
     for case in cases(name, SEED + 1):
         right = case.run(functions)
         try:

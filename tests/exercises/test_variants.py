@@ -196,9 +196,17 @@ def scale_by_min(norm: float, max_norm: float | None) -> float:
 
 
 def adamw_at_once(
-    parameter: Tensor, gradient: Tensor, m: Tensor, v: Tensor, t: int, scale: float, lr: float, betas: tuple[float, float],
-    weight_decay: float, eps: float,
-) -> None:  # fmt: skip
+    parameter: Tensor,
+    gradient: Tensor,
+    m: Tensor,
+    v: Tensor,
+    t: int,
+    scale: float,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+) -> None:
     m += (1 - betas[0]) * (scale * gradient - m)
     v += (1 - betas[1]) * ((scale * gradient) ** 2 - v)
     direction = m / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)) ** 0.5 + eps)
