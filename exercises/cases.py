@@ -165,7 +165,7 @@ def value_case(title: str, function: str, given: Mapping[str, Any], right: Calla
     """`function(*given)` gives one value or tensor. right: a function of the same arguments."""
 
     def run(functions: Functions) -> dict[str, Any]:
-        result = functions[function](*given.values())
+        (result,) = named(functions[function](*given.values()), (name,), function).values()
         number = isinstance(result, float | int) or (isinstance(result, Tensor) and not result.ndim)
         return {name: torch.as_tensor(result, dtype=torch.float64) if number else result}
 

@@ -43,7 +43,7 @@ class Exercise:
 
     @property
     def task(self) -> str:
-        return ast.get_docstring(ast.parse(self.template.read_text("utf-8"))) or ""
+        return (ast.get_docstring(ast.parse(self.template.read_text("utf-8")), clean=False) or "").strip()
 
     @property
     def title(self) -> str:

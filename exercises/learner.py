@@ -32,7 +32,7 @@ def shown_path(path: Path) -> str:
 def load(path: Path, names: Sequence[str]) -> Functions:
     """The functions `names` of the file. Raises Wrong for a file that does not run or lacks one."""
     try:
-        source = read_text(path, MAX_BYTES)
+        source = read_text(path, MAX_BYTES).removeprefix("\ufeff")  # which some editors write first
         code = compile(source, str(path), "exec")
     except SyntaxError as error:
         raise Wrong(_at(path, error.lineno, f"{type(error).__name__}: {error.msg}")) from None

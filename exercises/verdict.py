@@ -13,7 +13,7 @@ from torch import Tensor
 from custom_transformer.errors import shown
 from exercises.cases import Case, Functions, Right, Wrong, tensors
 
-# What a common factor between found and right is called.
+# What the commonest factors between found and right are called.
 _FACTORS = {-1.0: "the sign is the wrong way round", 2.0: "twice too large", 0.5: "half of it", -2.0: "minus twice it"}
 
 
@@ -32,13 +32,13 @@ def check(
         try:
             with calling(case):
                 results = case.run(functions)
+                faults = {name: _fault(name, results[name], right, case.given) for name in right}
         finally:
             written = [name for name, t, before in given if not torch.equal(t, before)]
             for _, t, before in given:
                 t.copy_(before)
         if written:
             raise Wrong(f"your code writes into {written[0]}, which is needed again: make a new tensor in its place")
-        faults = {name: _fault(name, results[name], right, case.given) for name in right}
         off = [name for name, fault in faults.items() if fault]
         if off:
             others = _others(off[1:], [name for name in faults if name not in off])
@@ -101,21 +101,27 @@ def _relation(found: Tensor, right: Tensor, off: Tensor) -> str:
         return ": yours is zero wherever it is off"
     if _close(found, right):
         return ": so near that something seems to be computed in float32"
-    if _close(found[off] / right[off], ratio := (found[off] / right[off])[0]):
-        factor = ratio.item()
-        near = Fraction(factor).limit_denominator(12)
-        simple = abs(factor - near) < 1e-6
-        if off.sum() == 1 and not simple:
-            return ""
-        times = str(near) if simple else f"{factor:.4g}"
-        words = next((w for f, w in _FACTORS.items() if abs(factor - f) < 1e-6), f"{times} times it")
-        return f": {words}" + ("" if off.sum() == 1 else ", and so is every element that is off")
+    ratios = found[off] / right[off]
+    if _close(ratios, ratios[0]) and (words := _factor(ratios[0].item(), several=len(ratios) > 1)):
+        return f": {words}" + (", and so is every element that is off" if len(ratios) > 1 else "")
     deviation = found - right
     if found.ndim and found.shape[-1] > 1 and _close(deviation, deviation[..., :1].expand_as(deviation)):
         return ": in each row all elements are off by the same amount, as if a sum or mean over the row were wrong"
     if found.ndim > 1 and found.shape[0] > 1 and _close(deviation, deviation[:1].expand_as(deviation)):
         return ": all rows are off by the same amounts"
     return ""
+
+
+def _factor(factor: float, several: bool) -> str:
+    """What a common factor is called; "" for one element's that is not simple."""
+    for known, words in _FACTORS.items():
+        if abs(factor - known) < 1e-6:
+            return words
+    near = Fraction(factor).limit_denominator(12)
+    simple = abs(factor - near) < 1e-6
+    if not (simple or several):
+        return ""
+    return f"{near if simple else f'{factor:.4g}'} {'times' if abs(factor) > 1 else 'of'} it"
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -136,6 +142,13 @@ def _same(own: str, found: Tensor, rights: Mapping[str, Right], given: Mapping[s
     return ""
 
 
+def _ranges(numbers: list[int]) -> str:
+    """Rising numbers, those that follow one another as a range: 0–3, 5"""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
+
+
 def _how_many(name: str, off: Tensor) -> str:
     """How many elements are off, and which part of the tensor they fill."""
     total, count = off.numel(), int(off.sum())
@@ -148,6 +161,6 @@ def _how_many(name: str, off: Tensor) -> str:
         indices = places.nonzero().flatten().tolist()
         if off.shape[axis] > 1 and len(indices) < off.shape[axis]:
             part = ", ".join([*(":" * axis), "i", *([":"] * (off.ndim - 1 - axis))])
-            only = f"i = {', '.join(map(str, indices))}"
+            only = f"i = {_ranges(indices)}"
             return f" {count} of the {total} elements of {name} are off, all in {name}[{part}] with {only}."
     return f" {count} of the {total} elements of {name} {'is' if count == 1 else 'are'} off."

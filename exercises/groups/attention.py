@@ -21,7 +21,7 @@ def _split_heads(draw: Draw) -> list[Case]:
 
     return [
         backward_case(
-            f"{heads} heads of {size} numbers",
+            f"{heads} heads of {size} numbers; of the last axis the first third is queries, then keys, then values",
             "split_heads_backward",
             partial(forward, n_heads=heads),
             {"qkv": draw(2, 3, 3 * heads * size)},
@@ -72,7 +72,7 @@ def _values(draw: Draw) -> list[Case]:
 def _causal_attention(draw: Draw) -> list[Case]:
     return [
         backward_case(
-            title,
+            f"{title}; of the last axis 0–3 are queries, 4–7 keys and 8–11 values",
             "causal_attention_backward",
             partial(ops.causal_attention_forward, n_heads=2, keep=keep, dropout=p),
             {"qkv": draw(2, 3, 3 * 2 * 2)},
@@ -126,7 +126,7 @@ def _shared_keys(draw: Draw) -> list[Case]:
 def _rotary_attention(draw: Draw) -> list[Case]:
     return [
         backward_case(
-            title,
+            f"{title}; of the last axis 0–3 are queries, 4–5 keys and 6–7 values",
             "rotary_attention_backward",
             partial(ops.rotary_attention_forward, n_heads=2, n_kv_heads=1, base=BASE, keep=keep, dropout=p),
             {"qkv": draw(2, 3, (2 + 2 * 1) * 2)},

@@ -79,7 +79,7 @@ def _adamw(draw: Draw) -> list[Case]:
                 "eps": 0.01,
             },
             optim.adamw_update,
-            ("parameter", "m", "v"),
+            ("m", "v", "parameter"),
         )
         for title, t, scale, decay in (
             ("the first update, without decay", 1, 1.0, 0.0),
@@ -115,7 +115,7 @@ def _muon(draw: Draw) -> list[Case]:
                 "orthogonalise": orthogonalised,
             },
             muon_by_singular_values,
-            ("parameter", "m"),
+            ("m", "parameter"),
         )
         for title, shape, decay in (("a wide matrix, no decay", (2, 4), 0.0), ("a tall matrix and decay", (4, 2), 0.1))
     ]

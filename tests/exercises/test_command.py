@@ -14,6 +14,7 @@ from exercises.all import EXERCISES, GROUPS
 from exercises.work_folder import WorkFolder
 from tests.exercises.solutions import block, repaired
 from tests.helpers import ROOT
+from tests.processes import run
 
 SOLVED = "def product_backward(dy, saved):\n    x, weight = saved\n    return dy @ weight.T, x.T @ dy\n"
 
@@ -179,9 +180,29 @@ def test_every_exercise_is_whole() -> None:
     assert sum(len(group.exercises) for group in GROUPS) == len(EXERCISES)
 
 
-def test_the_guide_has_every_exercise_and_its_number() -> None:
+@pytest.mark.parametrize(
+    ("name", "page"), [("repair_cross_entropy", "README.md"), ("repair_layer_norm", "docs/teaching.md")]
+)
+def test_a_transcript_in_the_documentation_is_what_is_printed(name: str, page: str, learner: Learner) -> None:
+    learner.run(name)
+    _, text = learner.run(name)
+    transcript = f"$ python -m exercises {name}\nexercises/{text}```\n"
+    assert transcript in (ROOT / page).read_text("utf-8")
+
+
+@pytest.mark.processes
+def test_the_command_answers_in_one_line() -> None:
+    done = run("-m", "exercises", "produkt", cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: no exercise is called 'produkt'; did you mean product? python -m exercises lists all of them\n"
+    )
+
+
+def test_the_documentation_has_every_exercise_and_their_number() -> None:
     guide = (ROOT / "docs/teaching.md").read_text("utf-8")
     assert f"has {len(EXERCISES)} small exercises" in guide
+    assert f"gives {len(EXERCISES)} small exercises" in (ROOT / "README.md").read_text("utf-8")
     for exercise in EXERCISES.values():
         if None in exercise.answers.values():
             assert f"### {exercise.name}\n" in guide

@@ -19,7 +19,7 @@ from tests.exercises.mutations import mutated_arguments, mutated_results, mutate
 from tests.exercises.solutions import Solution, repaired, solution
 
 LEAST = 20  # mistakes that have to be planted, and refused, in each exercise
-SOURCES = 120  # most changed sources that are tried in each exercise
+SOURCES = 80  # most changed sources that are tried in each exercise
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,7 @@ def test_an_answer_is_checked_within_a_second(name: str) -> None:
 OPERATIONS = {exercise.cases: name for name, exercise in reversed(EXERCISES.items())}.values()
 
 
+@pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors of dimension other than 2")
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_planted_mistakes_are_refused(name: str) -> None:
     right = solution(EXERCISES[name])

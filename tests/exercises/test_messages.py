@@ -12,7 +12,7 @@ from exercises.__main__ import grade
 from exercises.all import EXERCISES
 from exercises.cases import Wrong
 
-PRODUCT = "def product_backward(dy, saved):\n    x, weight = saved\n"
+PRODUCT = "import torch\n\n\ndef product_backward(dy, saved):\n    x, weight = saved\n"
 
 
 def told(name: str, text: str, folder: Path) -> str:
@@ -31,21 +31,21 @@ def changed(name: str, old: str, new: str) -> str:
 
 NOT_PYTHON = {
     "a syntax error": ("def f(:\n", "FILE, line 1: SyntaxError: invalid syntax\n    def f(:"),
-    "an indentation": (f"{PRODUCT}  return 1\n", "FILE, line 3: IndentationError: unindent does not match"),
+    "an indentation": (f"{PRODUCT}  return 1\n", "FILE, line 6: IndentationError: unindent does not match"),
     "a null byte": ("x = 1\0\n", "null bytes"),
     "no function": ("x = 1\n", "FILE has no function product_backward"),
     "no function but a value": ("product_backward = 1\n", "FILE has no function product_backward"),
     "an unknown module": ("import nothing_like_it\n", "FILE, line 1: ModuleNotFoundError: No module named"),
-    "an unknown name": (f"{PRODUCT}    return dy @ wieght.T, x\n", "FILE, line 3: NameError: name 'wieght'"),
+    "an unknown name": (f"{PRODUCT}    return dy @ wieght.T, x\n", "FILE, line 6: NameError: name 'wieght'"),
     "an empty file": ("", "FILE has no function"),
-    "an end of Python": (f"{PRODUCT}    exit()\n", "FILE, line 3: ends Python"),
-    "no end": (f"{PRODUCT}    return product_backward(dy, saved)\n", "FILE, line 3: calls itself without end"),
+    "an end of Python": (f"{PRODUCT}    exit()\n", "FILE, line 6: ends Python"),
+    "no end": (f"{PRODUCT}    return product_backward(dy, saved)\n", "FILE, line 6: calls itself without end"),
     "an exception with lines": (
         f"{PRODUCT}    raise ValueError('a\\nb\\x1b')\n",
-        "FILE, line 3: ValueError: a b\\x1b\n",
+        "FILE, line 6: ValueError: a b\\x1b\n",
     ),
     "other arguments": ("def product_backward(dy):\n    return dy\n", "FILE: TypeError: product_backward() takes 1"),
-    "a shape": (f"{PRODUCT}    return dy @ weight, x\n", "FILE, line 3: RuntimeError: mat1 and mat2 shapes"),
+    "a shape": (f"{PRODUCT}    return dy @ weight, x\n", "FILE, line 6: RuntimeError: mat1 and mat2 shapes"),
 }
 
 
@@ -88,10 +88,11 @@ RETURNED = {
     "another dtype": ("return (dy @ weight.T).float(), x.T @ dy", "dx is torch.float32, it has to be torch.float64"),
     "less precise": ("return (dy @ weight.T).float().double(), x.T @ dy", "something seems to be computed in float32"),
     "what was given": ("return x, x.T @ dy", "All 12 elements of dx are off.\nRight: dweight."),
+    "what cannot be compared": ("return torch.empty(3, 4, dtype=x.dtype, device='meta'), x.T @ dy", "FILE: "),
     "the sign": ("return -dy @ weight.T, x.T @ dy", "the sign is the wrong way round, and so"),
     "twice": ("return 2 * dy @ weight.T, x.T @ dy", "twice too large"),
     "half": ("return dy @ weight.T, x.T @ dy / 2", "half of it"),
-    "two thirds": ("return dy @ weight.T, x.T @ dy * 2 / 3", "2/3 times it"),
+    "two thirds": ("return dy @ weight.T, x.T @ dy * 2 / 3", "2/3 of it"),
     "zero": ("return 0 * x, x.T @ dy", "yours is zero wherever it is off"),
     "not a number": ("return dy @ weight.T * float('nan'), x.T @ dy", "is nan, finite"),
     "one element": ("dx = dy @ weight.T\n    dx[1, 2] = 0\n    return dx, x.T @ dy", "dx[1, 2] is 0, finite"),
