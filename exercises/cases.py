@@ -212,9 +212,11 @@ def weighted(y: Any, dys: Sequence[Tensor]) -> Tensor:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples and lists."""
+    """All tensors in nested tuples, lists and mappings."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
     return [t for part in value for t in tensors(part)] if isinstance(value, tuple | list) else []
 
 

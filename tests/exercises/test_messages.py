@@ -108,6 +108,12 @@ def test_what_is_off_is_told(what: str, tmp_path: Path) -> None:
     assert expected in told("product", f"{PRODUCT}    {body}\n", tmp_path)
 
 
+def test_writing_into_one_of_several_gradients_is_told(tmp_path: Path) -> None:
+    body = "return sum(g.square_().sum() for g in gradients.values()) ** 0.5"
+    text = EXERCISES["clip"].template.read_text("utf-8").replace("raise NotImplementedError", body, 1)
+    assert "your code writes into gradients" in told("clip", text, tmp_path)
+
+
 def test_an_update_that_changed_nothing_is_told(tmp_path: Path) -> None:
     body = "parameter = parameter - lr * scale * gradient"
     assert "it is as it was" in told("sgd", changed("sgd", "raise NotImplementedError", body), tmp_path)
