@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,18 +16,17 @@ OTHER_COMPARISONS = {ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Gt: ast.Lt, ast.L
 OTHER_METHODS = {"sum": "mean", "mean": "sum", "square": "abs", "add_": "sub_", "sub_": "add_", "exp": "log"}
 
 
-def mutated_sources(source: str) -> Iterator[tuple[str, str]]:
-    """What was changed, and the source with this one change."""
+def mutated_sources(source: str, most: int) -> Iterator[tuple[str, str]]:
+    """What was changed, and the source with this one change; of all changes at most so many, evenly chosen."""
     tree = ast.parse(source)
-    places = [node for node in ast.walk(tree) if isinstance(node, ast.expr | ast.stmt)]
-    local = sorted({node.id for node in places if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)})
-    for i, node in enumerate(places):
-        for number, (what, _) in enumerate(_changes(node, local)):
-            changed = copy.deepcopy(tree)
-            place = [n for n in ast.walk(changed) if isinstance(n, ast.expr | ast.stmt)][i]
-            new = list(_changes(place, local))[number][1]
-            _Replace(place, new).visit(changed)
-            yield f"{ast.unparse(node)}: {what}", ast.unparse(ast.fix_missing_locations(changed))
+    local = sorted({n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)})
+    changes = [(i, number) for i, node in enumerate(ast.walk(tree)) for number, _ in enumerate(_changes(node, local))]
+    for i, number in changes[:: -(-len(changes) // most)]:
+        changed = ast.parse(source)
+        node = list(ast.walk(changed))[i]
+        before, (what, new) = ast.unparse(node), list(_changes(node, local))[number]
+        _Replace(node, new).visit(changed)
+        yield f"{before}: {what}", ast.unparse(ast.fix_missing_locations(changed))
 
 
 def _changes(node: ast.AST, local: list[str]) -> Iterator[tuple[str, ast.AST]]:

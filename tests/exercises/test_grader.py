@@ -77,8 +77,7 @@ def test_planted_mistakes_are_refused(name: str) -> None:
 
 
 def _mutants(right: Solution, functions: Functions) -> Iterator[tuple[str, Functions]]:
-    sources = list(mutated_sources(right.source))
-    for what, source in sources[:: -(-len(sources) // SOURCES)]:
+    for what, source in mutated_sources(right.source, SOURCES):
         yield what, right.functions(source)
     for name, function in functions.items():
         for changed in (mutated_results, mutated_arguments):
