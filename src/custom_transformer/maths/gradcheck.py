@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from custom_transformer.maths.ops import IGNORE_INDEX
 TOLERANCE = 1e-8
 BATCH = 3
 ELEMENTS = 12  # of each tensor, whose derivatives are measured one by one
+STEP = 3e-4  # of a finite difference
 
 # parameters, configuration, tokens and dropout's generator -> the last norm's output
 Reference = Callable[[Mapping[str, Tensor], CustomTransformerConfig, Tensor, torch.Generator], Tensor]
@@ -114,8 +116,7 @@ def _finite_differences(
 ) -> list[tuple[Tensor, float]]:
     """Directions in the parameter's space and the loss's measured derivative along each.
 
-    The directions are one random unit vector, which no element escapes, and ELEMENTS single elements. The
-    five-point stencil's error is h⁴/30 · L⁽⁵⁾, far below the rounding of a two-point one.
+    The directions are one random unit vector, which no element escapes, and ELEMENTS single elements.
     """
     parameter = model.parameters[name]
     direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device="cpu")
@@ -125,16 +126,22 @@ def _finite_differences(
         one.view(-1)[index] = 1
         directions.append(one)
 
-    h = 3e-4
-    measured = []
-    for d in directions:
-        values = []
-        for steps in (-2, -1, 1, 2):
-            model.parameters[name] = parameter + steps * h * d
-            values.append(_loss(model, tokens, labels, seed))
-        measured.append((d, (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h)))
+    def moved(d: Tensor, distance: float) -> float:
+        model.parameters[name] = parameter + distance * d
+        return _loss(model, tokens, labels, seed)
+
+    measured = [(d, derivative_at_0(partial(moved, d))) for d in directions]
     model.parameters[name] = parameter
     return measured
+
+
+def derivative_at_0(loss: Callable[[float], float]) -> float:
+    """The measured derivative of a function of one number where that number is 0.
+
+    The error of the five-point stencil is h⁴/30 · L⁽⁵⁾, far below the rounding of a two-point one.
+    """
+    values = [loss(steps * STEP) for steps in (-2, -1, 1, 2)]
+    return (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * STEP)
 
 
 # ---------------------------------------------------------------------- the same mathematics, for autograd

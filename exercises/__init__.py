@@ -1,0 +1,1 @@
+"""Exercises in backpropagation, graded by the gradient check: python -m exercises"""
