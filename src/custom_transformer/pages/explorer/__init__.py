@@ -18,7 +18,7 @@ from custom_transformer.maths.gpt2 import parameters
 from custom_transformer.maths.parameters import DECAYS, count, initial
 from custom_transformer.pages.explorer.bundle import FOLDER, digest, script
 from custom_transformer.pages.explorer.excerpts import excerpts
-from custom_transformer.pages.explorer.weights import coarse, exact
+from custom_transformer.pages.explorer.weights import exact, rounded
 from custom_transformer.runs.checkpoint import Checkpoint
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -34,14 +34,11 @@ def explorer_page(
 ) -> str:
     """The page of `checkpoint`, which begins with `text`.
 
-    others: further checkpoints of the same run, by a name for people, in the order of training. They are kept in 8 bits
-    a number, and the first of them are left out where the page would grow too large. Raises UserError if the model
+    others: further checkpoints of the same run, by a name for people, in the order of training. They are rounded, and
+    some of them are left out where the page would grow too large. Raises UserError if the model
     or its tokenizer is not of a kind that the page's script can run.
     """
     _check_model(checkpoint)
-    steps = {**others}
-    if (start := _start(checkpoint)) is not None:
-        steps = {"step 0, before training": start, **steps}
     data: dict[str, Any] = {
         "config": checkpoint.config.model_dump(),
         "parameters": [
@@ -55,15 +52,29 @@ def explorer_page(
         "excerpts": excerpts(),
         "text": text,
     }
-    page = _filled(data)
-    room = LARGEST_PAGE - len(page.encode())
-    kept: list[dict[str, str]] = []
-    for name, other in reversed(steps.items()):
-        _check_model(other)
-        entry = {"name": name, "weights": coarse(other.state_dict, parameters(other.config))}
-        if other.config == checkpoint.config and (room := room - len(json.dumps(entry)) - 2) >= 0:
-            kept.insert(0, entry)
-    return _filled(data | {"others": kept}) if kept else page
+    room = LARGEST_PAGE - len(_filled(data).encode())
+    return _filled(data | {"others": _fitting(_rounded_checkpoints(checkpoint, others), room)})
+
+
+def _rounded_checkpoints(checkpoint: Checkpoint, others: Mapping[str, Checkpoint]) -> list[dict[str, str]]:
+    """The weights before training, and the other checkpoints of the same model."""
+    start = _start(checkpoint)
+    named = ({} if start is None else {"step 0, before training": start}) | dict(others)
+    table = parameters(checkpoint.config)
+    return [
+        {"name": name, "weights": rounded(other.state_dict, table)}
+        for name, other in named.items()
+        if other.config == checkpoint.config
+    ]
+
+
+def _fitting(entries: list[dict[str, str]], room: int) -> list[dict[str, str]]:
+    """As many as fit into `room` bytes, at even distances, with the first."""
+    for count in range(len(entries), 0, -1):
+        chosen = [entries[i * len(entries) // count] for i in range(count)]
+        if len(json.dumps(chosen)) <= room:
+            return chosen
+    return []
 
 
 def reason_page(reason: str) -> str:

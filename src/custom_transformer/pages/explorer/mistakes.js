@@ -2,7 +2,7 @@
 
 import { block_backward } from "./gpt2.js";
 import {
-  attention_scores, causal_attention, causal_attention_backward, cross_entropy, cross_entropy_backward, dropout, exp_minus, gelu, gelu_tanh,
+  attention_scores, causal_attention, cross_entropy, cross_entropy_backward, dropout, exp_minus, gelu, gelu_tanh,
   layer_norm, layer_norm_backward, linear, linear_backward, logsumexp, lookup, lookup_backward, merge_heads, positions,
   positions_backward, softmax_backward, split_heads, split_one,
 } from "./ops.js";

@@ -278,7 +278,9 @@ export function cross_entropy_forward(logits, labels) {
   const { losses, lse } = _token_losses(logits, labels);
   const count = labels.filter((label) => label !== IGNORE_INDEX).length;
   const loss = zeros(logits, [1]);
-  loss.data[0] = losses.data.reduce((sum, value) => sum + value, 0) / count;
+  let sum = 0;
+  for (const value of losses.data) sum += value;
+  loss.data[0] = sum / count;
   return { y: loss, saved: [logits, labels, lse, count] };
 }
 

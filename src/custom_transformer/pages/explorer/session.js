@@ -35,6 +35,8 @@ export class Session {
     /** @type {Session | null} */
     this.wide = null;
     this.has_backward = false;
+    /** @type {Tensors} */
+    this.gradients = new Map();
   }
 
   /** The tokens of a text: it begins after the end token, and each token is to be foretold from those before it.
@@ -62,6 +64,7 @@ export class Session {
 
   /** The gradients of the parameters, for the last forward. @returns {Tensors} */
   backward() {
+    if (this.has_backward) return this.gradients;
     const started = performance.now();
     this.gradients = /** @type {Pass} */ (this.pass).loss_backward();
     for (const [name, gradient] of this.gradients) this.values.set(`dw:${name}`, gradient);

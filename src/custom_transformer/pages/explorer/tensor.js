@@ -69,6 +69,13 @@ export function contiguous(x) {
   return y;
 }
 
+/** Σ of x ∘ y, in float64 @param {Numbers} x @param {Numbers} y */
+export function inner(x, y) {
+  let sum = 0;
+  for (let i = 0; i < x.length; i++) sum += x[i] * y[i];
+  return sum;
+}
+
 /** Σ over the rows -> (width,) @param {Tensor} x */
 export function sum_rows(x) {
   const sums = new Float64Array(x.width);
