@@ -7,79 +7,86 @@ anything. The JavaScript beside this file mirrors maths/: the same functions und
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
+from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from custom_transformer.errors import UserError, one_line
+from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.maths.architecture import architecture_of
-from custom_transformer.maths.gpt2 import parameters
 from custom_transformer.maths.parameters import DECAYS, count, initial
 from custom_transformer.pages.explorer.bundle import FOLDER, digest, script
 from custom_transformer.pages.explorer.excerpts import excerpts
 from custom_transformer.pages.explorer.weights import exact, rounded
-from custom_transformer.runs.checkpoint import Checkpoint
+from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
 TEXT = "Four plus five is nine."
-MAX_PARAMETERS = 4_000_000  # a page of 17 MB
+MAX_PARAMETERS = 4_000_000  # a page of 14 MB
 LARGEST_PAGE = 5_000_000  # bytes: other checkpoints are added as far as the page stays smaller
 
 
 def explorer_page(
-    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerFast, text: str = TEXT, others: Mapping[str, Checkpoint] = {}
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerFast, text: str = TEXT, others: Iterable[Checkpoint] = ()
 ) -> str:
     """The page of `checkpoint`, which begins with `text`.
 
-    others: further checkpoints of the same run, by a name for people, in the order of training. They are rounded, and
-    some of them are left out where the page would grow too large. Raises UserError if the model
-    or its tokenizer is not of a kind that the page's script can run.
+    others: further checkpoints of the same run. They are rounded, and some of them are left out where the page would
+    grow too large; one of another model is left out too. Raises UserError if the model or its tokenizer is not of a
+    kind that the page's script can run, or the text is not valid Unicode.
     """
-    _check_model(checkpoint)
+    _check(checkpoint, text)
+    table = architecture_of(checkpoint.config).parameters(checkpoint.config)
     data: dict[str, Any] = {
         "config": checkpoint.config.model_dump(),
         "parameters": [
             {"name": name, "shape": shape, "role": role, "decays": DECAYS[role]}
-            for name, (shape, role) in parameters(checkpoint.config).items()
+            for name, (shape, role) in table.items()
         ],
-        "name": _name(checkpoint),
-        "weights": exact(checkpoint.state_dict, parameters(checkpoint.config)),
-        "others": [],
         "tokenizer": _tokenizer_data(tokenizer),
         "excerpts": excerpts(),
         "text": text,
     }
-    room = LARGEST_PAGE - len(_filled(data).encode())
-    return _filled(data | {"others": _fitting(_rounded_checkpoints(checkpoint, others), room)})
-
-
-def _rounded_checkpoints(checkpoint: Checkpoint, others: Mapping[str, Checkpoint]) -> list[dict[str, str]]:
-    """The weights before training, and the other checkpoints of the same model."""
-    start = _start(checkpoint)
-    named = ({} if start is None else {"step 0, before training": start}) | dict(others)
-    table = parameters(checkpoint.config)
-    return [
-        {"name": name, "weights": rounded(other.state_dict, table)}
-        for name, other in named.items()
-        if other.config == checkpoint.config
+    own = {"step": _step(checkpoint), "exact": True, "weights": exact(checkpoint.state_dict, table)}
+    room = LARGEST_PAGE - len(_filled(data | {"checkpoints": [own]}).encode())
+    by_step = {_step(other): other for other in others if other.config == checkpoint.config}
+    if _step(checkpoint) is not None and (seed := checkpoint.metadata.get("seed")) is not None:
+        start = initial(table, checkpoint.config.n_blocks, seed)  # where the run began, drawn again
+        by_step[0] = Checkpoint(start, checkpoint.config, checkpoint.dtype, {})
+    entries = [
+        {"step": step, "exact": False, "weights": rounded(by_step[step].state_dict, table)}
+        for step in sorted(step for step in by_step if step not in (None, own["step"]))
     ]
+    checkpoints = sorted([*_fitting(entries, room), own], key=lambda entry: entry["step"] or 0)
+    return _filled(data | {"checkpoints": checkpoints})
 
 
-def _fitting(entries: list[dict[str, str]], room: int) -> list[dict[str, str]]:
-    """As many as fit into `room` bytes, at even distances, with the first."""
-    for count in range(len(entries), 0, -1):
-        chosen = [entries[i * len(entries) // count] for i in range(count)]
-        if len(json.dumps(chosen)) <= room:
-            return chosen
-    return []
+def run_checkpoints(path: Path) -> list[Checkpoint]:
+    """Every checkpoint beside the one at `path` that the same run kept for its epochs; damaged ones are left out."""
+    found = []
+    for other in sorted(path.parent.glob("custom_transformer_*.pt")):
+        try:
+            found.append(load_checkpoint(other))
+        except UserError as error:
+            print(f"left out: {one_line(error)}")
+    return found
 
 
 def reason_page(reason: str) -> str:
     """A page in the explorer's place that says why there is none."""
     return Template((FOLDER / "reason.html").read_text("utf-8")).substitute(reason=escape(one_line(reason)))
+
+
+def _fitting(entries: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
+    """As many as fit into `room` bytes, at even distances, with the first."""
+    for kept in range(len(entries), 0, -1):
+        chosen = [entries[i * len(entries) // kept] for i in range(kept)]
+        if len(json.dumps(chosen)) <= room:
+            return chosen
+    return []
 
 
 def _filled(data: Mapping[str, Any]) -> str:
@@ -91,31 +98,28 @@ def _filled(data: Mapping[str, Any]) -> str:
     )
 
 
-def _check_model(checkpoint: Checkpoint) -> None:
+def _check(checkpoint: Checkpoint, text: str) -> None:
     architecture = architecture_of(checkpoint.config)
     if architecture.name != "gpt2":
         raise UserError(
-            f"explore: a model of the architecture {architecture.name}; the page's script runs gpt2 only, choose a "
-            "checkpoint of that"
+            f"explore: the model has the architecture {architecture.name}, and the page's script runs only gpt2; "
+            "choose a checkpoint of a gpt2 model"
         )
-    if (size := count(parameters(checkpoint.config))) > MAX_PARAMETERS:
+    if (size := count(architecture.parameters(checkpoint.config))) > MAX_PARAMETERS:
         raise UserError(
-            f"explore: a model of {size:,} parameters; a browser reads and runs at most {MAX_PARAMETERS:,} with ease, "
-            "choose a smaller one"
+            f"explore: the model has {size:,} parameters, and a page takes at most {MAX_PARAMETERS:,}; choose a "
+            "checkpoint of a smaller model"
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"explore: the text {shown(text)} is not valid Unicode; correct --text") from None
 
 
-def _name(checkpoint: Checkpoint) -> str:
+def _step(checkpoint: Checkpoint) -> int | None:
+    """How many updates the checkpoint has seen; None if it does not say."""
     step = checkpoint.metadata.get("step")
-    return f"step {step:,}" if isinstance(step, int) else "the checkpoint"
-
-
-def _start(checkpoint: Checkpoint) -> Checkpoint | None:
-    """The weights from which the run began, drawn again from its seed."""
-    seed, config = checkpoint.metadata.get("seed"), checkpoint.config
-    if not isinstance(seed, int) or not isinstance(checkpoint.metadata.get("step"), int):
-        return None
-    return Checkpoint(initial(parameters(config), config.n_blocks, seed), config, checkpoint.dtype, {})
+    return step if isinstance(step, int) else None
 
 
 def _tokenizer_data(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def _tokenizer_data(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     own = all(token["special"] for token in definition["added_tokens"])
     if not (model["type"] == "BPE" and byte_level and plain and ordinary and own):
         raise UserError(
-            "explore: a tokenizer other than byte-level BPE as GPT-2's; the page's script reads only that, choose a "
+            "explore: the tokenizer is not byte-level BPE as GPT-2's, and the page's script reads only that; choose a "
             "model with data.tokenizer bpe or gpt2"
         )
     vocabulary = tokenizer.get_vocab()

@@ -10,29 +10,30 @@ import { copy, exact_tensors, rounded_tensors } from "./weights.js";
 /** @typedef {import("./scope.js").Tensors} Tensors */
 /** @typedef {{ formula: string, words: string, code: string, signature: string, place: string }} Excerpt */
 /**
- * @typedef {{ config: import("./gpt2.js").Config, parameters: import("./weights.js").Parameter[], name: string, weights: string,
- *   others: { name: string, weights: string }[], tokenizer: { entries: string[], merges: string[], end: number },
+ * @typedef {{ config: import("./gpt2.js").Config, parameters: import("./weights.js").Parameter[],
+ *   checkpoints: { step: number | null, exact: boolean, weights: string }[], tokenizer: { entries: string[], merges: string[], end: number },
  *   excerpts: Record<string, Excerpt>, text: string }} Data
  */
 /** @typedef {"predict" | "operation" | "learn" | "mistakes"} Tab */
 
 /** @typedef {{ name: string, parameters: Tensors, exact: boolean }} Checkpoint */
 
-/** @param {Data} data @returns {Promise<Checkpoint[]>} */
+/** @param {Data} data @returns {Promise<Checkpoint[]>} in the order of training */
 export function checkpoints_of(data) {
-  return Promise.all([
-    ...data.others.map(async ({ name, weights }) => ({ name, parameters: await rounded_tensors(data.parameters, weights), exact: false })),
-    exact_tensors(data.parameters, data.weights).then((parameters) => ({ name: data.name, parameters, exact: true })),
-  ]);
+  return Promise.all(data.checkpoints.map(async ({ step, exact, weights }) => ({
+    name: step === null ? "as given" : step === 0 ? "step 0, before training" : `step ${step.toLocaleString("en")}`,
+    parameters: await (exact ? exact_tensors : rounded_tensors)(data.parameters, weights),
+    exact,
+  })));
 }
 
 export class App {
-  /** @param {Data} data @param {Checkpoint[]} checkpoints in the order of training, the last one exact */
+  /** @param {Data} data @param {Checkpoint[]} checkpoints in the order of training, one of them exact */
   constructor(data, checkpoints) {
     this.data = data;
     this.checkpoints = checkpoints;
     this.tokenizer = new Tokenizer(data.tokenizer.entries, data.tokenizer.merges);
-    this.checkpoint = checkpoints.length - 1;
+    this.checkpoint = checkpoints.findIndex(({ exact }) => exact);
     this.session = new Session(data.config, copy(checkpoints[this.checkpoint].parameters), data.tokenizer.end);
     /** The backward's steps: the layers from the last to the first. */
     this.steps = [...this.session.layers].reverse();

@@ -22,7 +22,7 @@ function places(layers) {
       rows.set(name, row++);
     }
   }
-  const total = row * ROW + 14;
+  const total = (row - 1) * ROW + HEIGHT / 2 + 4;
   return { total, y: (/** @type {string} */ name) => total - rows.get(name) * ROW };
 }
 
@@ -90,7 +90,7 @@ function edges(app, layers, y, total) {
     ? [s("path", { class: "tied", d: `M${right} ${first} H${right + 20} V${y("head")} H${right + 2}` }),
       s("text", { class: "tied", x: right + 32, y: (first + y("head")) / 2, transform: `rotate(-90 ${right + 32} ${(first + y("head")) / 2})`, "text-anchor": "middle" }, "one table, used twice")] : [];
   const marker = (/** @type {string} */ id, /** @type {string} */ d) =>
-    s("marker", { id, viewBox: "0 0 8 8", refX: 4, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto" }, s("path", { d }));
+    s("marker", { id, viewBox: "0 0 8 8", refX: 4, refY: 4, markerWidth: 9, markerHeight: 9, markerUnits: "userSpaceOnUse", orient: "auto" }, s("path", { d }));
   return s("g", {}, s("defs", {}, marker("up", "M0 0 L8 4 L0 8 Z"), marker("down", "M8 0 L0 4 L8 8 Z")), parts, tied);
 }
 

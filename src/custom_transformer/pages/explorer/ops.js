@@ -6,7 +6,7 @@
 // The page reads one text at a time, so there is no batch axis: T time, D d_model, H heads, K head size, F d_ffn,
 // V vocabulary. Sums are computed in float64, and results have their input's kind of numbers.
 
-import { Tensor, add, contiguous, map, matmul, sum_rows, transpose_each, zeros } from "./tensor.js";
+import { Tensor, contiguous, copied, map, matmul, sum_rows, transpose_each, zeros } from "./tensor.js";
 
 /** @typedef {any[]} Saved */
 /** @typedef {{ y: Tensor, saved: Saved }} Result */
@@ -29,11 +29,11 @@ export function lookup_forward(input_ids, table) {
  */
 export function lookup_backward(dx, saved, d_head = null) {
   const [input_ids, table] = saved;
-  const d_table = zeros(table, table.shape), D = table.width;
+  const d_table = d_head === null ? zeros(table, table.shape) : copied(contiguous(d_head)), D = table.width;
   input_ids.forEach((/** @type {number} */ id, /** @type {number} */ t) => {
     for (let d = 0; d < D; d++) d_table.data[id * D + d] += dx.data[t * D + d];
   });
-  return [null, d_head === null ? d_table : add(d_table, contiguous(d_head))];
+  return [null, d_table];
 }
 
 /** y[t] = x[t] + table[start + t] @param {Tensor} x @param {Tensor} table @param {number} [start] @returns {Result} */
@@ -63,7 +63,8 @@ export function linear_forward(x, weight, bias) {
 /** dx = dy Wᵀ, dW = xᵀ dy, db = Σ_rows dy @param {Tensor} dy @param {Saved} saved @returns {Gradients} */
 export function linear_backward(dy, saved) {
   const [x, weight, bias] = saved;
-  return [matmul(dy, weight.T), matmul(x.T, dy), bias === null ? null : sum_rows(dy)];
+  const dweight = weight.transposed ? matmul(dy.T, x).T : matmul(x.T, dy); // as the weight lies in memory
+  return [matmul(dy, weight.T), dweight, bias === null ? null : sum_rows(dy)];
 }
 
 // ----------------------------------------------------------------------------------------------- layer norm
@@ -131,7 +132,7 @@ export function gelu_backward(dy, saved) {
 
 /** τ = tanh u @param {number} x */
 export function gelu_tanh(x) {
-  return Math.tanh(_GELU_SCALE * (x + _GELU_CUBIC * x ** 3));
+  return Math.tanh(_GELU_SCALE * (x + _GELU_CUBIC * x * x * x));
 }
 
 /** The derivative of GELU. @param {number} x */

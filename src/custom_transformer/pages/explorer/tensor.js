@@ -55,6 +55,11 @@ export function map(x, f) {
   return y;
 }
 
+/** @param {Tensor} x */
+export function copied(x) {
+  return new Tensor(x.data.slice(), x.shape, x.transposed);
+}
+
 /** x + y @param {Tensor} x @param {Tensor} y @returns {Tensor} */
 export function add(x, y) {
   return map(x, (value, i) => value + y.data[i]);
@@ -115,70 +120,70 @@ export function transpose_each(x) {
   return y;
 }
 
-const COLUMNS = 256; // of B and C at a time, so that eight rows of them stay in the processor's nearest cache
+// The product is made block by block, so that what is worked on stays in the processor's nearest caches. The arrays for it
+// are made once: new memory would cost as much time as the sums in it.
+const COLUMNS = 256, DEPTH = 256;
+const factors = new Float64Array(16), block = new Float64Array(DEPTH * COLUMNS);
+let sums = new Float64Array(COLUMNS);
 
 /**
- * Adds A B to C, four rows of A and four of B at a time: each number of B that is read serves four rows of C, and
- * each number of C four products. The order of the loops reads B and C as they lie in memory.
+ * C = A B. Blocks of B and C are held in float64, whatever their kind: each number is converted once, sums are exact to
+ * 16 digits, and the inner loop sees one kind of array only, for which a browser can compile it well.
  * @param {Tensor} a (M, K) @param {Tensor} b (K, N) @param {Tensor} c (M, N)
  */
 function multiply(a, b, c) {
-  const [m, k] = a.shape;
-  const n = b.shape[1];
-  const A = a.data, B = contiguous(b).data, C = c.data;
+  const [m, k] = a.shape, n = c.shape[1];
   const row = a.transposed ? 1 : k, column = a.transposed ? m : 1; // from one row, and one column, of A to the next
-  // A browser compiles a loop for the kinds of numbers that it has seen there; float32's is kept for float32 alone.
-  const fours = A instanceof Float64Array ? 0 : m - (m % 4);
+  if (sums.length < (m + 3) * COLUMNS) sums = new Float64Array((m + 3) * COLUMNS);
   for (let start = 0; start < n; start += COLUMNS) {
-    const end = Math.min(n, start + COLUMNS);
-    for (let i = 0; i < fours; i += 4) {
-      let p = 0;
-      for (; p + 3 < k; p += 4) four_by_four(A, i * row + p * column, row, column, B, p * n, C, i * n, n, start, end);
-      for (let r = i; r < i + 4; r++) one_row(A, r * row + p * column, column, k - p, B, p * n, C, r * n, n, start, end);
+    const width = Math.min(COLUMNS, n - start);
+    sums.fill(0, 0, (m + 3) * width);
+    for (let first = 0; first < k; first += DEPTH) {
+      const depth = Math.min(DEPTH, k - first);
+      pack(b, first, depth, start, width);
+      block.fill(0, depth * width, (depth + (-depth & 3)) * width);
+      for (let i = 0; i < m; i += 4) {
+        for (let p = 0; p < depth; p += 4) {
+          const whole = i + 3 < m && p + 3 < depth;
+          for (let r = 0; r < 4; r++) {
+            for (let q = 0; q < 4; q++) {
+              const inside = whole || (i + r < m && p + q < depth);
+              factors[4 * r + q] = inside ? a.data[(i + r) * row + (first + p + q) * column] : 0;
+            }
+          }
+          four_by_four(factors, block, p * width, sums, i * width, width);
+        }
+      }
     }
-    for (let i = fours; i < m; i++) one_row(A, i * row, column, k, B, 0, C, i * n, n, start, end);
+    for (let i = 0; i < m; i++) c.data.set(sums.subarray(i * width, (i + 1) * width), i * n + start);
+  }
+}
+
+/** Puts a block of B row by row into `block`. @param {Tensor} b @param {number} first @param {number} depth @param {number} start
+ * @param {number} width */
+function pack(b, first, depth, start, width) {
+  const [k, n] = b.shape, B = b.data;
+  if (b.transposed) {
+    for (let j = 0; j < width; j++) for (let p = 0, from = (start + j) * k + first; p < depth; p++) block[p * width + j] = B[from + p];
+  } else {
+    for (let p = 0; p < depth; p++) block.set(B.subarray((first + p) * n + start, (first + p) * n + start + width), p * width);
   }
 }
 
 /**
- * @param {Numbers} A @param {number} a place of the first of 4 × 4 @param {number} row @param {number} column
- * @param {Numbers} B @param {number} b @param {Numbers} C @param {number} c
- * @param {number} n @param {number} start @param {number} end
+ * Four rows of A with four of B: each number of B that is read serves four sums, and each sum takes four products.
+ * @param {Float64Array} a 4 × 4 @param {Float64Array} B @param {number} b where its first row begins
+ * @param {Float64Array} C @param {number} c @param {number} n width of a row
  */
-function four_by_four(A, a, row, column, B, b, C, c, n, start, end) {
-  const a1 = a + row, a2 = a1 + row, a3 = a2 + row;
-  const a00 = A[a], a01 = A[a + column], a02 = A[a + 2 * column], a03 = A[a + 3 * column];
-  const a10 = A[a1], a11 = A[a1 + column], a12 = A[a1 + 2 * column], a13 = A[a1 + 3 * column];
-  const a20 = A[a2], a21 = A[a2 + column], a22 = A[a2 + 2 * column], a23 = A[a2 + 3 * column];
-  const a30 = A[a3], a31 = A[a3 + column], a32 = A[a3 + 2 * column], a33 = A[a3 + 3 * column];
+function four_by_four(a, B, b, C, c, n) {
+  const a00 = a[0], a01 = a[1], a02 = a[2], a03 = a[3], a10 = a[4], a11 = a[5], a12 = a[6], a13 = a[7];
+  const a20 = a[8], a21 = a[9], a22 = a[10], a23 = a[11], a30 = a[12], a31 = a[13], a32 = a[14], a33 = a[15];
   const b1 = b + n, b2 = b1 + n, b3 = b2 + n, c1 = c + n, c2 = c1 + n, c3 = c2 + n;
-  for (let j = start; j < end; j++) {
+  for (let j = 0; j < n; j++) {
     const x0 = B[b + j], x1 = B[b1 + j], x2 = B[b2 + j], x3 = B[b3 + j];
     C[c + j] += a00 * x0 + a01 * x1 + a02 * x2 + a03 * x3;
     C[c1 + j] += a10 * x0 + a11 * x1 + a12 * x2 + a13 * x3;
     C[c2 + j] += a20 * x0 + a21 * x1 + a22 * x2 + a23 * x3;
     C[c3 + j] += a30 * x0 + a31 * x1 + a32 * x2 + a33 * x3;
-  }
-}
-
-/**
- * One row of C, from `k` numbers of A's row.
- * @param {Numbers} A @param {number} a @param {number} column @param {number} k
- * @param {Numbers} B @param {number} b @param {Numbers} C @param {number} c
- * @param {number} n @param {number} start @param {number} end
- */
-function one_row(A, a, column, k, B, b, C, c, n, start, end) {
-  let p = 0;
-  for (; p + 3 < k; p += 4) {
-    const b0 = b + p * n, b1 = b0 + n, b2 = b1 + n, b3 = b2 + n;
-    const a0 = A[a + p * column], a1 = A[a + (p + 1) * column];
-    const a2 = A[a + (p + 2) * column], a3 = A[a + (p + 3) * column];
-    for (let j = start; j < end; j++) {
-      C[c + j] += a0 * B[b0 + j] + a1 * B[b1 + j] + a2 * B[b2 + j] + a3 * B[b3 + j];
-    }
-  }
-  for (; p < k; p++) {
-    const factor = A[a + p * column], place = b + p * n;
-    for (let j = start; j < end; j++) C[c + j] += factor * B[place + j];
   }
 }

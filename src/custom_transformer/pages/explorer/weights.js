@@ -1,6 +1,6 @@
 // Parameters out of the page's text: the mirror of weights.py.
 
-import { Tensor } from "./tensor.js";
+import { Tensor, copied } from "./tensor.js";
 
 /** @typedef {{ name: string, shape: number[], role: string, decays: boolean }} Parameter */
 /** @typedef {import("./scope.js").Tensors} Tensors */
@@ -53,5 +53,5 @@ export function in_float64(parameters) {
 
 /** @param {Tensors} parameters @returns {Tensors} */
 export function copy(parameters) {
-  return new Map([...parameters].map(([name, p]) => [name, new Tensor(p.data.slice(), p.shape)]));
+  return new Map([...parameters].map(([name, p]) => [name, copied(p)]));
 }
