@@ -21,8 +21,8 @@ import torch
 from custom_transformer.config import TrainingParams, load_params
 from custom_transformer.errors import ArgumentParser, UserError, one_line, run_main
 from custom_transformer.files import atomic_write, read_text, sha256_file
-from custom_transformer.interchange import CHECKPOINT, TOKENIZER
 from custom_transformer.interchange.gguf_files import import_gguf
+from custom_transformer.interchange.imported import CHECKPOINT, TOKENIZER
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.checkpoint import load_checkpoint

@@ -1,6 +1,7 @@
-"""python -m custom_transformer summary | gradcheck | generate | export | import | schema | sync
+"""python -m custom_transformer summary | gradcheck | generate | explore | export | import | schema | sync
 
-A configuration looked at, proved; a model asked, exported, imported; the schema of configurations; tracking delivered.
+A configuration looked at, proved; a model asked, explored, exported, imported; the schema of configurations; tracking
+delivered.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from custom_transformer.config import (
     validated,
 )
 from custom_transformer.errors import ArgumentParser, UserError, run_main
+from custom_transformer.files import atomic_write
 from custom_transformer.interchange.imported import CHECKPOINT as IMPORTED
 from custom_transformer.interchange.sources import import_model
 from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.gradcheck import TOLERANCE, check_gradients, reduced
 from custom_transformer.maths.parameters import count
 from custom_transformer.pages.continuation import print_continuation
-from custom_transformer.paths import BEST, EXPORTED, PARAMS, REFUSED, TOKENS, project_root
+from custom_transformer.pages.explorer import TEXT, explorer_page, run_checkpoints
+from custom_transformer.paths import BEST, EXPLORER, EXPORTED, PARAMS, REFUSED, TOKENS, project_root
 from custom_transformer.progress import AS_IS
 from custom_transformer.runs.checkpoint import DTYPES, load_checkpoint
 from custom_transformer.runs.serving import CHECKPOINT
@@ -64,6 +67,11 @@ def main() -> None:
     command.add_argument("--seed", type=int, help="equal seeds give equal texts (default: another each time)")
     command.add_argument("--logprobs", action="store_true", help="a line per token, with what it was chosen over")
     command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
+    about = "one page in which the model runs forward and backward, to see each gradient and what made it"
+    command = commands.add_parser("explore", help=about, description=about)
+    command.add_argument("--checkpoint", type=Path, default=BEST, help="default: %(default)s")
+    command.add_argument("--text", default=TEXT, help="with which the page begins (default: %(default)s)")
+    command.add_argument("--out", type=Path, default=EXPLORER, metavar="FILE.html", help="default: %(default)s")
     about = "writes the trained model as other tools read it"
     command = commands.add_parser("export", help=about, description=about)
     command.add_argument("--checkpoint", type=Path, default=BEST, help="default: %(default)s")
@@ -90,6 +98,8 @@ def main() -> None:
         print(json.dumps(params_schema(), indent=2, ensure_ascii=False))
     elif arguments.command == "sync":
         print_sync()
+    elif arguments.command == "explore":
+        explore(arguments.checkpoint, arguments.text, arguments.out)
     elif arguments.command == "import":
         model = import_model(arguments.source, arguments.to, arguments.revision)
         print(f"{model.count_parameters():,} parameters; {arguments.to / IMPORTED}")
@@ -221,6 +231,15 @@ def export(arguments: argparse.Namespace, params: Params) -> None:
     folder = arguments.to or EXPORTED.with_name(arguments.format)
     model = export_as(arguments.format, arguments.checkpoint, folder, params)
     print(f"{model.count_parameters():,} parameters; {folder}")
+
+
+def explore(path: Path, text: str, out: Path) -> None:
+    checkpoint = load_checkpoint(path)
+    tokenizer = load_tokenizer(tokenizer_of(path), checkpoint.metadata.get("tokenizer"))
+    page = explorer_page(checkpoint, tokenizer, text, run_checkpoints(path))
+    with atomic_write(out, "w") as file:
+        file.write(page)
+    print(f"{out}: {len(page.encode()):,} bytes; open it in a browser")
 
 
 def print_sync() -> None:

@@ -26,8 +26,8 @@ from transformers import (
 
 from custom_transformer import CustomTransformer
 from custom_transformer.errors import UserError
-from custom_transformer.interchange import CHECKPOINT, TOKENIZER, export_huggingface, from_huggingface, to_huggingface
-from custom_transformer.interchange.imported import import_huggingface
+from custom_transformer.interchange import export_huggingface, from_huggingface, to_huggingface
+from custom_transformer.interchange.imported import CHECKPOINT, TOKENIZER, import_huggingface
 from custom_transformer.maths.engine import READABLE
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.generation import generate

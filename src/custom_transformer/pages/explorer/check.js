@@ -1,0 +1,67 @@
+// The gradient check of gradcheck.py, on the reader's text: each parameter's gradient beside measured derivatives.
+
+import { Pass } from "./model.js";
+import { Tensor, inner, zeros } from "./tensor.js";
+
+/** @typedef {import("./session.js").Session} Session */
+
+export const TOLERANCE = 1e-6;
+
+/**
+ * The gradient's largest deviation relative to the tensor's largest gradient, along a random direction, which no
+ * number escapes, and along the largest gradient's own number.
+ * @typedef {{ name: string, error: number, backward: number, measured: number, index: number[] }} Row
+ */
+
+/** One parameter. @param {Session} session @param {string} name @returns {Row} */
+export function check_parameter(session, name) {
+  const wide = session.in_float64(), parameter = /** @type {Tensor} */ (wide.parameters.get(name));
+  const gradient = /** @type {Tensor} */ (wide.gradients.get(name)).data;
+  let largest = 0;
+  for (let i = 0; i < gradient.length; i++) if (Math.abs(gradient[i]) > Math.abs(gradient[largest])) largest = i;
+  const one = zeros(parameter, parameter.shape), all = random_direction(parameter, wide, name);
+  one.data[largest] = 1;
+  let worst = 0, measured = 0;
+  for (const direction of [all, one]) {
+    measured = along(wide, name, parameter, direction);
+    const expected = inner(gradient, direction.data);
+    worst = Math.max(worst, Math.abs(measured - expected));
+  }
+  return { name, error: worst / (Math.abs(gradient[largest]) || 1), backward: gradient[largest], measured, index: place(largest, parameter.shape) };
+}
+
+/** A unit vector. Of a table only rows that the text uses take part in it, half of it, so that they weigh something.
+ * @param {Tensor} parameter @param {Session} session @param {string} name */
+function random_direction(parameter, session, name) {
+  const direction = zeros(parameter, parameter.shape), width = parameter.width;
+  const used = new Set(name === "token_embedding" ? session.ids : []);
+  let state = 1;
+  let squares = 0;
+  for (let i = 0; i < direction.data.length; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0; // the same direction each time
+    direction.data[i] = (state / 2 ** 32 - 0.5) * (used.has(Math.floor(i / width)) ? 10 : 1);
+    squares += direction.data[i] ** 2;
+  }
+  for (let i = 0; i < direction.data.length; i++) direction.data[i] /= Math.sqrt(squares);
+  return direction;
+}
+
+/** @param {Session} session @param {string} name @param {Tensor} parameter @param {Tensor} direction */
+function along(session, name, parameter, direction) {
+  const h = 1e-3;
+  const [a, b, c, d] = [-2, -1, 1, 2].map((steps) => {
+    const moved = new Tensor(parameter.data.map((v, i) => v + steps * h * direction.data[i]), parameter.shape);
+    return new Pass(session.config, new Map([...session.parameters, [name, moved]]), session.engine).loss(session.ids, session.labels);
+  });
+  return (a - 8 * b + 8 * c - d) / (12 * h);
+}
+
+/** @param {number} offset @param {number[]} shape */
+export function place(offset, shape) {
+  const index = [];
+  for (const size of [...shape].reverse()) {
+    index.unshift(offset % size);
+    offset = Math.floor(offset / size);
+  }
+  return index;
+}

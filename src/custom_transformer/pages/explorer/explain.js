@@ -1,0 +1,206 @@
+// What made a number: a sum of products, each factor a number that can itself be asked for.
+
+/** @typedef {import("./session.js").Session} Session */
+/** @typedef {import("./layers.js").Layer} Layer */
+
+/** A factor of a product; with a reference it can be asked for in turn.
+ * @typedef {{ value: number, label: string, reference?: string, index?: number[] }} Factor */
+/** @typedef {{ factors: Factor[], value: number }} Product */
+/**
+ * formula: in the symbols of ops.py. products: their sum is the number; none where a function made it, or nothing did.
+ * words: what the formula does not say.
+ * @typedef {{ formula: string, products: Product[], words?: string, inputs?: Factor[] }} Explanation
+ */
+
+/** @param {Session} session @param {string} reference @param {number[]} index @returns {Explanation | null} */
+export function explain(session, reference, index) {
+  const [kind, full] = [reference.slice(0, reference.indexOf(":")), reference.slice(reference.indexOf(":") + 1)];
+  const name = kind === "a" ? full.slice(0, full.lastIndexOf(".")) : full;
+  const layer = session.layers.find((one) => (kind.endsWith("w") ? one.parameters.includes(name) : one.name === name));
+  const at = new Asked(session, layer);
+  if (kind === "w") return { formula: "θ ← θ − η · …", products: [], words: "A weight: training made it, step by step, from its gradients." };
+  if (kind === "a") return layer ? inside(at, layer, full.slice(full.lastIndexOf(".") + 1), index) : null;
+  if (reference === "dw:head") return at.sum("dE = dzᵀ x", at.range(session.ids.length), (t) => [at.n("dy:head", t, index[0]), at.n("y:final_norm", t, index[1])]);
+  if (!layer) return null;
+  if (kind === "dy") return incoming(at, layer, index);
+  const rule = rules[layer.op]?.[kind];
+  return rule ? rule(at, layer, index, name) : null;
+}
+
+/** Builds products from references. */
+class Asked {
+  /** @param {Session} session @param {Layer | undefined} layer */
+  constructor(session, layer) {
+    this.session = session;
+    this.layer = layer;
+  }
+
+  /** @param {string} reference @param {number[]} index @returns {Factor} */
+  n(reference, ...index) {
+    const tensor = this.session.tensor(reference);
+    return { value: tensor ? tensor.at(...index) : NaN, label: "", reference, index };
+  }
+
+  /** @param {number} value @param {string} label @returns {Factor} */
+  c(value, label) {
+    return { value, label };
+  }
+
+  /** @param {string} reference */
+  width(reference) {
+    return this.session.tensor(reference)?.width ?? 0;
+  }
+
+  /** @param {number} count */
+  range(count) {
+    return Array.from({ length: count }, (_, i) => i);
+  }
+
+  /** One product for each of `over`, and further ones. @param {string} formula @param {number[]} over
+   * @param {(i: number) => Factor[]} factors @param {Factor[][]} [more] @returns {Explanation} */
+  sum(formula, over, factors, more = []) {
+    return this.of(formula, [...over.map(factors), ...more]);
+  }
+
+  /** @param {string} formula @param {Factor[][]} products @param {string} [words] @returns {Explanation} */
+  of(formula, products, words) {
+    return { formula, words, products: products.map((factors) => ({ factors, value: factors.reduce((p, f) => p * f.value, 1) })) };
+  }
+}
+
+/** The gradient of a layer's result comes from the layers that read it. @param {Asked} at @param {Layer} layer
+ * @param {number[]} index */
+function incoming(at, layer, index) {
+  if (layer.name === "loss") return at.of("dL = 1", [[at.c(1, "1")]], "The backward begins here: the loss changes one for one with itself.");
+  const both = layer.dy.length > 1;
+  const words = both
+    ? "This result is read twice: by the stream, which carries it on, and by the branch. Their gradients add."
+    : "Handed back by the one layer that reads this result.";
+  return at.of(both ? "dx = d through the stream + d through the branch" : `d${layer.name} = dx of the next layer`, layer.dy.map((other) => [at.n(other, ...index)]), words);
+}
+
+/** @typedef {(at: Asked, layer: Layer, index: number[], name: string) => Explanation | null} Rule */
+
+/** @type {Record<string, Record<string, Rule>>} */
+const rules = {
+  lookup: {
+    y: (at, _, [t, d]) => at.of("x[t] = table[input_ids[t]]", [[at.n("w:token_embedding", at.session.ids[t], d)]], `Row ${at.session.ids[t]} of the table is this token's.`),
+    dw: (at, layer, [v, d]) => at.session.config.tie_embeddings
+      ? at.of("d_table = d from looking rows up + d from the head", [[at.n("a:token_embedding.as_embedding", v, d)], [at.n("dw:head", v, d)]],
+        "The tied table is used twice, at the bottom as embeddings and at the top as the head, so its gradients add.")
+      : looked_up(at, [v, d]),
+  },
+  positions: {
+    y: (at, layer, [t, d]) => at.of("y[t] = x[t] + table[t]", [[at.n(layer.x, t, d)], [at.n("w:position_embedding", t, d)]]),
+    dx: (at, layer, index) => at.of("dx = dy", [[at.n(`dy:${layer.name}`, ...index)]]),
+    dw: (at, layer, [t, d]) => t < at.session.ids.length
+      ? at.of("d_table[t] = dy[t]", [[at.n(`dy:${layer.name}`, t, d)]])
+      : at.of("d_table[t] = 0", [[at.c(0, "0")]], "The text has no token at this position."),
+  },
+  residual: {
+    y: (at, layer, [t, d]) => at.of("x + h", [[at.n(layer.before ?? "", t, d)], [at.n(layer.x, t, d)]], "The stream, and what the branch adds to it."),
+  },
+  layer_norm: {
+    y: (at, { name, parameters }, [t, d]) => at.of("y = w ∘ x̂ + b", [[at.n(`w:${parameters[0]}`, d), at.n(`a:${name}.x_hat`, t, d)],
+      ...(parameters[1] ? [[at.n(`w:${parameters[1]}`, d)]] : [])]),
+    dx: (at, { name }, [t, d]) => at.of("dx = rstd · (dx̂ − mean dx̂ − x̂ ∘ mean(dx̂ ∘ x̂))", [
+      [at.n(`a:${name}.rstd`, t, 0), at.n(`a:${name}.dx_hat`, t, d)],
+      [at.c(-1, "−1"), at.n(`a:${name}.rstd`, t, 0), at.n(`a:${name}.mean_dx_hat`, t, 0)],
+      [at.c(-1, "−1"), at.n(`a:${name}.rstd`, t, 0), at.n(`a:${name}.x_hat`, t, d), at.n(`a:${name}.mean_product`, t, 0)],
+    ]),
+    dw: (at, { name }, [d], parameter) => parameter.endsWith("bias")
+      ? at.sum("db = Σ_rows dy", at.range(at.session.ids.length), (t) => [at.n(`dy:${name}`, t, d)])
+      : at.sum("dw = Σ_rows dy ∘ x̂", at.range(at.session.ids.length), (t) => [at.n(`dy:${name}`, t, d), at.n(`a:${name}.x_hat`, t, d)]),
+  },
+  linear: {
+    y: (at, { x, parameters }, [t, j]) => at.sum("y = x W + b", at.range(at.width(x)), (i) => [at.n(x, t, i), at.n(`w:${parameters[0]}`, i, j)],
+      parameters[1] ? [[at.n(`w:${parameters[1]}`, j)]] : []),
+    dx: (at, { name, parameters }, [t, i]) => at.sum("dx = dy Wᵀ", at.range(at.width(`dy:${name}`)), (j) => [at.n(`dy:${name}`, t, j), at.n(`w:${parameters[0]}`, i, j)]),
+    dw: (at, { name, x }, index, parameter) => parameter.endsWith("bias")
+      ? at.sum("db = Σ_rows dy", at.range(at.session.ids.length), (t) => [at.n(`dy:${name}`, t, index[0])])
+      : at.sum("dW = xᵀ dy", at.range(at.session.ids.length), (t) => [at.n(x, t, index[0]), at.n(`dy:${name}`, t, index[1])]),
+  },
+  head: {
+    y: (at, { x, parameters }, [t, v]) => at.sum("z = x Eᵀ", at.range(at.width(x)), (d) => [at.n(x, t, d), at.n(`w:${parameters[0]}`, v, d)]),
+    dx: (at, { parameters }, [t, d]) => at.sum("dx = dz E", at.range(at.width("dy:head")), (v) => [at.n("dy:head", t, v), at.n(`w:${parameters[0]}`, v, d)]),
+    dw: (at, _, [v, d]) => at.sum("dE = dzᵀ x", at.range(at.session.ids.length), (t) => [at.n("dy:head", t, v), at.n("y:final_norm", t, d)]),
+  },
+  gelu: {
+    y: (at, { x }, [t, f]) => { const input = at.n(x, t, f); return at.of("y = ½ x (1 + tanh u)", [[input, at.c(input.value === 0 ? 0.5 : 0.5 * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (input.value + 0.044715 * input.value ** 3))), "½ (1 + tanh u)")]]); },
+    dx: (at, { name }, [t, f]) => at.of("dx = dy ∘ (½ (1 + τ) + ½ x (1 − τ²) u′)", [[at.n(`dy:${name}`, t, f), at.n(`a:${name}.slope`, t, f)]]),
+  },
+  causal_attention: {
+    y: (at, { name }, [t, c]) => {
+      const K = at.session.config.d_model / at.session.config.n_heads, h = Math.floor(c / K);
+      return at.sum("Y = P V", at.range(t + 1), (s) => [at.n(`a:${name}.P`, h, t, s), at.n(`a:${name}.v`, h, s, c % K)]);
+    },
+    dx: (at, { name }, [t, c]) => {
+      const { d_model: D, n_heads: H } = at.session.config, K = D / H, T = at.session.ids.length;
+      const part = Math.floor(c / D), h = Math.floor((c % D) / K), i = c % K, root = at.c(1 / Math.sqrt(K), "1/√K");
+      if (part === 0) return at.sum("dQ = dS K / √K", at.range(t + 1), (s) => [at.n(`a:${name}.dS`, h, t, s), at.n(`a:${name}.k`, h, s, i), root]);
+      const later = at.range(T).slice(t);
+      if (part === 1) return at.sum("dK = dSᵀ Q / √K", later, (s) => [at.n(`a:${name}.dS`, h, s, t), at.n(`a:${name}.q`, h, s, i), root]);
+      return at.sum("dV = Pᵀ dY", later, (s) => [at.n(`a:${name}.P`, h, s, t), at.n(`a:${name}.dY`, h, s, i)]);
+    },
+  },
+  cross_entropy: {
+    y: (at) => {
+      const counted = at.range(at.session.ids.length).filter((t) => at.session.labels[t] >= 0);
+      return at.sum("L = 1/n Σ (log Σ_v exp z_v − z_label)", counted, (t) => [at.c(1 / counted.length, "1/n"), at.n("a:loss.losses", t, 0)]);
+    },
+    dx: (at, layer, index) => dz(at, index),
+  },
+};
+
+/** @param {Asked} at @param {number[]} index */
+function looked_up(at, [v, d]) {
+  const places = at.range(at.session.ids.length).filter((t) => at.session.ids[t] === v);
+  const found = at.sum("d_table[v] = Σ over the t where token v stands of dx[t]", places, (t) => [at.n("dy:token_embedding", t, d)]);
+  return places.length ? found : { ...found, products: [{ factors: [at.c(0, "0")], value: 0 }], words: "This token is not in the text, so its row was not looked up." };
+}
+
+/** @param {Asked} at @param {number[]} index */
+function dz(at, [t, v]) {
+  const { labels } = at.session, n = labels.filter((label) => label >= 0).length;
+  if (labels[t] < 0) return at.of("dz = 0", [[at.c(0, "0")]], "What follows the last token is not known, so this row does not count.");
+  const own = labels[t] === v ? [[at.c(-1, "−1 (the label)"), at.c(1 / n, "1/n")]] : [];
+  return at.of("dz = 1/n · (softmax z − onehot(label))", [[at.n("a:loss.probabilities", t, v), at.c(1 / n, "1/n")], ...own]);
+}
+
+/** @param {Asked} at @param {Layer} layer @param {string} part @param {number[]} index @returns {Explanation | null} */
+function inside(at, layer, part, index) {
+  const { name, x, parameters } = layer, a = (/** @type {string} */ other) => `a:${name}.${other}`, [r] = index;
+  const D = at.width(x), { d_model, n_heads } = at.session.config, K = d_model / n_heads, [h, t, s] = index;
+  const mean = (/** @type {string} */ of, /** @type {string} */ formula) =>
+    at.sum(formula, at.range(D), (d) => [at.c(1 / D, "1/D"), at.n(of, r, d)]);
+  const piece = (/** @type {number} */ which, /** @type {string} */ words) =>
+    at.of("one head's piece of qkv", [[at.n(x, t, which * d_model + h * K + s)]], words);
+  /** @type {Record<string, () => Explanation>} */
+  const made = {
+    x_hat: () => at.of("x̂ = (x − mean x) · rstd", [[at.n(x, ...index), at.n(a("rstd"), r, 0)], [at.c(-1, "−1"), at.n(a("mean"), r, 0), at.n(a("rstd"), r, 0)]]),
+    mean: () => mean(x, "mean x = 1/D Σ x"),
+    variance: () => at.of("var x = 1/D Σ (x − mean x)²", at.range(D).map((d) => { const v = at.n(x, r, d).value - at.n(a("mean"), r, 0).value; return [at.c(1 / D, "1/D"), { ...at.n(x, r, d), value: v * v, label: "(x − mean)²" }]; })),
+    rstd: () => ({ formula: "rstd = (var x + ε)^−½", products: [], inputs: [{ ...at.n(a("variance"), r, 0), label: "var x" }, at.c(1e-5, "ε")] }),
+    dx_hat: () => at.of("dx̂ = dy ∘ w", [[at.n(`dy:${name}`, ...index), at.n(`w:${parameters[0]}`, index[1])]]),
+    mean_dx_hat: () => mean(a("dx_hat"), "mean dx̂ = 1/D Σ dx̂"),
+    product: () => at.of("dx̂ ∘ x̂", [[at.n(a("dx_hat"), ...index), at.n(a("x_hat"), ...index)]]),
+    mean_product: () => mean(a("product"), "mean(dx̂ ∘ x̂) = 1/D Σ dx̂ ∘ x̂"),
+    slope: () => ({ formula: "½ (1 + τ) + ½ x (1 − τ²) u′", products: [], inputs: [{ ...at.n(x, ...index), label: "x" }], words: "The slope of GELU at x." }),
+    q: () => piece(0, "Of the query that this token asks with."),
+    k: () => piece(1, "Of the key that this token offers."),
+    v: () => piece(2, "Of the value that this token hands over when it is attended to."),
+    dY: () => at.of("one head's piece of dy", [[at.n(`dy:${name}`, t, h * K + s)]]),
+    S: () => s > t ? { formula: "S = −∞", products: [], words: "The key lies in the query's future: masked." }
+      : at.sum("S = Q Kᵀ / √K", at.range(K), (i) => [at.n(a("q"), h, t, i), at.n(a("k"), h, s, i), at.c(1 / Math.sqrt(K), "1/√K")]),
+    P: () => ({ formula: "P = softmax S: exp S / Σ_keys exp S", products: [], inputs: at.range(t + 1).map((key) => ({ ...at.n(a("S"), h, t, key), label: `S of key ${key}` })) }),
+    dP: () => at.sum("dP = dY Vᵀ", at.range(K), (i) => [at.n(a("dY"), h, t, i), at.n(a("v"), h, s, i)]),
+    inner: () => at.sum("Σ_keys dP ∘ P", at.range(h === undefined ? 0 : t + 1), (key) => [at.n(a("dP"), h, t, key), at.n(a("P"), h, t, key)]),
+    dS: () => at.of("dS = P ∘ (dP − Σ_keys dP ∘ P)", [[at.n(a("P"), h, t, s), at.n(a("dP"), h, t, s)], [at.c(-1, "−1"), at.n(a("P"), h, t, s), at.n(a("inner"), h, t, 0)]]),
+    lse: () => ({ formula: "log Σ_v exp z_v", products: [], words: "Over the whole vocabulary." }),
+    probabilities: () => ({ formula: "softmax z = exp(z − log Σ_v exp z_v)", products: [], inputs: [{ ...at.n(x, ...index), label: "z" }, { ...at.n(a("lse"), r, 0), label: "log Σ exp z" }] }),
+    losses: () => at.session.labels[r] < 0 ? at.of("0", [[at.c(0, "0")]], "No label, no loss.")
+      : at.of("log Σ_v exp z_v − z_label", [[at.n(a("lse"), r, 0)], [at.c(-1, "−1"), at.n(x, r, at.session.labels[r])]]),
+    as_embedding: () => looked_up(at, index),
+  };
+  return made[part]?.() ?? null;
+}

@@ -1,0 +1,67 @@
+// A first visit, step by step. Each step brings the page where it is about, and marks that place.
+
+import { button, h, replace } from "./dom.js";
+
+/** @typedef {import("./app.js").App} App */
+/** @typedef {{ title: string, words: string, at: string, go: (app: App) => void }} Step */
+
+/** @param {App} app */
+function lower_block(app) {
+  return `blocks.${app.session.config.n_blocks - 1}`;
+}
+
+/** @type {Step[]} */
+export const STEPS = [
+  { title: "A text becomes tokens", at: ".strip", go: (app) => { app.stop_backward(); app.focus = Math.min(2, app.session.ids.length - 1); app.tab = "predict"; app.render(); },
+    words: "Type into the box: the whole model computes at each key. The text is cut into tokens. The number under each is its loss: how much it surprised the model, in nats. Dark means surprising." },
+  { title: "What the model expects", at: ".expectations", go: (app) => { app.tab = "predict"; app.render(); },
+    words: "Choose a token. After it, the model gives every entry of its vocabulary a logit, and softmax turns these into probabilities. The one that really comes is marked." },
+  { title: "The way up", at: ".drawing", go: (app) => { app.stop_backward(); app.look_at("blocks.0.attention", "forward"); },
+    words: "This is the architecture itself, from the tokens at the bottom to the loss at the top. The line at the left is the residual stream; branches read it and add to it. Here you look at attention, where tokens take something over from earlier ones." },
+  { title: "Numbers as colours", at: ".operation .map", go: (app) => app.look_at("blocks.0.up", "forward"),
+    words: "A heat map shows a tensor: a row for each token, a column for each channel. Blue is negative, orange positive; the scale stands beneath. Point at it and read; click, and the number opens beside it." },
+  { title: "What made a number", at: "#inspector", go: (app) => { app.look_at("blocks.0.up", "forward"); app.inspect("y:blocks.0.up", [Math.min(1, app.session.ids.length - 1), 0]); },
+    words: "This number is a sum of products: inputs times weights. Every factor can be clicked, and shows what made it in turn, down to the table of tokens." },
+  { title: "The gradient starts at the loss", at: ".operation", go: (app) => { app.trail = []; app.go_to_step(0); },
+    words: "Now the backward. Its question for each number: how fast would the loss change? It begins here: probability minus 1 for the right token, probability for all others." },
+  { title: "And flows down", at: ".drawing", go: (app) => app.go_to_step(app.steps.findIndex(({ name }) => name === `${lower_block(app)}.gelu`)),
+    words: "The same drawing, upside down. Each operation takes the gradient of its result and hands down the gradient of its input, by its own two lines of ops.py. Step with the buttons above the drawing, or let it play." },
+  { title: "The stream splits the gradient", at: ".operation .split", go: (app) => app.go_to_step(app.steps.findIndex(({ name }) => name === `${lower_block(app)}.norm_2`)),
+    words: "A sum hands its gradient to both sides. So the gradient of the stream is itself a sum: what came down the stream, and what came through the branch." },
+  { title: "Is it true?", at: "#inspector", go: (app) => { const name = `${lower_block(app)}.down.weight`; app.go_to_step(app.steps.findIndex((step) => step.name === `${lower_block(app)}.down`)); app.inspect(`dw:${name}`, [3, 5]); },
+    words: "A gradient can be measured: move the number a little, run the model again, see how the loss changes. Both stand here side by side. You may check any number of the page so." },
+  { title: "Let it learn", at: ".learn", go: (app) => { app.trail = []; app.stop_backward(); app.tab = "learn"; app.render(); },
+    words: "Press an update: every parameter moves a little against its gradient, and the loss falls. A hundred, and it knows your sentence. Undo brings it back." },
+  { title: "Plant a mistake", at: ".mistakes", go: (app) => { app.tab = "mistakes"; app.plant("norm_mean"); },
+    words: "A lost mean, a sign, a forgotten contribution: such a model often still learns. Press “check every gradient” and see how finite differences betray it. Then the page is yours: remove the mistake, and type something of your own." },
+];
+
+/** @param {App} app */
+export function tour(app) {
+  let at = -1;
+  const panel = h("section", { class: "tour", "aria-label": "Guided tour", hidden: true });
+  function show(/** @type {number} */ step) {
+    for (const marked of document.querySelectorAll(".toured")) marked.classList.remove("toured");
+    at = step;
+    panel.hidden = at < 0;
+    if (at < 0) return;
+    if (at < STEPS.length - 1 && app.mistake) app.plant(null);
+    STEPS[at].go(app);
+    draw();
+    const place = document.querySelector(STEPS[at].at);
+    place?.classList.add("toured");
+    /** @type {HTMLElement | null} */ (panel.querySelector("h2"))?.focus({ preventScroll: true });
+    place?.scrollIntoView({ block: "nearest" });
+  }
+  function draw() {
+    const { title, words } = STEPS[at];
+    replace(panel,
+      h("h2", { tabindex: -1 }, h("small", {}, `${at + 1} of ${STEPS.length} `), title), h("p", {}, words),
+      h("div", { class: "buttons" }, button("← back", () => show(at - 1), { disabled: at === 0 }), at === STEPS.length - 1 ? button("end", () => show(-1), { class: "main", "data-key": "next" }) : button("next →", () => show(at + 1), { class: "main", "data-key": "next" }),
+        at === STEPS.length - 1 ? null : button("leave the tour", () => show(-1), { class: "quiet" })));
+  }
+  app.panels.push(() => { // panels are drawn anew, and the mark with them
+    if (at >= 0) document.querySelector(STEPS[at].at)?.classList.add("toured");
+  });
+  return { panel, start: () => show(0) };
+}
