@@ -23,7 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contestants import ABLATIONS, FUSED_PEERS, PEERS
+from benchmarks.contestants import ABLATIONS
+from benchmarks.peers import FUSED_PEERS, PEERS
 from benchmarks.plot import save_plot
 from benchmarks.workloads import SIZES, Workload
 from custom_transformer.errors import run_main

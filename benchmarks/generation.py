@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from benchmarks.contestants import gpt2_of
 from benchmarks.workloads import SIZES, Workload
 from custom_transformer import CustomTransformer
 from custom_transformer.errors import run_main
 from custom_transformer.fast.choose import choose_engine
 from custom_transformer.fast.products import fast_products
+from custom_transformer.interchange import to_huggingface
 from custom_transformer.runs.generation import generate
 
 PROMPT, NEW, ROUNDS = 8, 120, 5
@@ -49,7 +49,7 @@ def main() -> None:
     for name in SIZES:
         config = Workload(name, "float32", "sgd", tied=True).config
         model = CustomTransformer(config, engine=engine)
-        peer = gpt2_of(config, model.parameters).eval()
+        peer = to_huggingface(model)
         for batch in (1, 8):
             prompt = torch.randint(0, config.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
             ours, theirs = [], []

@@ -22,7 +22,7 @@ class Measured(Protocol):
     def against(self) -> float: ...
 
 
-COLOURS = {"ours": "#1b7f5c", "floor": "#9aa5ad", "twin": "#c2571a", "GPT2LMHeadModel": "#5b4b8a"}
+COLOURS = {"ours": "#1b7f5c", "floor": "#9aa5ad", "twin": "#c2571a", "transformers": "#5b4b8a"}
 
 
 def save_plot(results: Sequence[Measured], path: Path) -> None:

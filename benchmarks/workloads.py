@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from custom_transformer import CustomTransformerConfig
 
-SIZES = {  # name: (vocab_size, d_model, n_blocks, n_heads, d_ffn, window, batch)
-    "small-50k": (50257, 256, 4, 4, 512, 256, 8),
-    "10m": (4096, 288, 8, 4, 1152, 256, 16),
-    "gpt2": (50257, 768, 12, 12, 3072, 256, 4),
+
+class Sizes(NamedTuple):
+    architecture: Literal["gpt2", "llama"]
+    vocab_size: int
+    d_model: int
+    n_blocks: int
+    n_heads: int
+    d_ffn: int
+    window: int
+    batch: int
+
+
+# The Llamas have the sizes of GPT-2's, d_ffn too, so that only the architecture differs. Their feed-forward network has
+# three matrices of that size, where GPT-2's has two. Two query heads share one head of keys and values.
+SIZES = {
+    "small-50k": Sizes("gpt2", 50257, 256, 4, 4, 512, 256, 8),
+    "10m": Sizes("gpt2", 4096, 288, 8, 4, 1152, 256, 16),
+    "gpt2": Sizes("gpt2", 50257, 768, 12, 12, 3072, 256, 4),
+    "llama-small-50k": Sizes("llama", 50257, 256, 4, 4, 512, 256, 8),
+    "llama-10m": Sizes("llama", 4096, 288, 8, 4, 1152, 256, 16),
 }
 
 
@@ -39,20 +56,22 @@ class Workload:
 
     @property
     def config(self) -> CustomTransformerConfig:
-        vocab_size, d_model, n_blocks, n_heads, d_ffn, window, _ = SIZES[self.name]
+        sizes = SIZES[self.name]
         return CustomTransformerConfig(
-            vocab_size=vocab_size,
-            max_seq_len=window,
-            n_blocks=n_blocks,
-            n_heads=n_heads,
-            d_model=d_model,
-            d_ffn=d_ffn,
+            architecture=sizes.architecture,
+            vocab_size=sizes.vocab_size,
+            max_seq_len=sizes.window,
+            n_blocks=sizes.n_blocks,
+            n_heads=sizes.n_heads,
+            n_kv_heads=sizes.n_heads // 2 if sizes.architecture == "llama" else None,
+            d_model=sizes.d_model,
+            d_ffn=sizes.d_ffn,
             tie_embeddings=self.tied,
         )
 
     @property
     def batch_size(self) -> int:
-        return SIZES[self.name][-1]
+        return SIZES[self.name].batch
 
     @property
     def tokens(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from custom_transformer import CustomTransformer, CustomTransformerWrapper
+from custom_transformer.fast import llama
 from custom_transformer.fast.choose import FUSED, NATIVE
 from custom_transformer.fast.compiled import compiled_engine
 from custom_transformer.maths.cache import KeyValues
@@ -23,14 +24,14 @@ from custom_transformer.runs.evaluation import score
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.training import training_step
-from tests.helpers import SIZES, random_model, random_tokens
+from tests.helpers import LLAMA, SIZES, random_model, random_tokens
 
 TOKENS, LABELS = random_tokens(), random_tokens(seed=2)
 
 
 @functools.cache
 def captured_engine() -> Engine:
-    """torch.compile's graphs without its generated code, which takes long to make; test_fast.py has the whole."""
+    """torch.compile's graphs without its generated code, which takes long to make; test_stacks.py has the whole."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
         return compiled_engine.__wrapped__()
@@ -444,17 +445,27 @@ def life(model: CustomTransformer) -> Iterator[Tensor]:
     yield from model.gradients.values()
 
 
-def lived(engine: Engine, dtype: torch.dtype) -> Iterator[Tensor]:
-    return life(CustomTransformer({**SIZES, "dropout": 0.1}, dtype=dtype, engine=engine))
+def lived(engine: Engine, dtype: torch.dtype, **changes: Any) -> Iterator[Tensor]:
+    return life(CustomTransformer({**SIZES, "dropout": 0.1, **changes}, dtype=dtype, engine=engine))
 
 
 @QUICK
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_what_is_set_around_a_call_changes_nothing(setting: str, dtype: torch.dtype, engine: Engine) -> None:
-    expected = [t.clone() for t in lived(engine, dtype)]
+    compare_lives(setting, engine, dtype)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_is_set_around_a_llamas_call_changes_nothing(setting: str) -> None:
+    llama._turns.cache_clear()  # so that it is filled under the setting
+    compare_lives(setting, NATIVE, torch.float32, **LLAMA)
+
+
+def compare_lives(setting: str, engine: Engine, dtype: torch.dtype, **changes: Any) -> None:
     with SETTINGS[setting]():
-        results = [t.clone() for t in lived(engine, dtype)]
+        results = [t.clone() for t in lived(engine, dtype, **changes)]
+    expected = [t.clone() for t in lived(engine, dtype, **changes)]
     assert len(results) == len(expected)
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 

@@ -32,11 +32,10 @@ from custom_transformer.maths.scope import Op, Saved, Scope
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.training import training_step
-from tests.helpers import SIZES, random_tokens
+from tests.helpers import LLAMA, SIZES, random_tokens
 
 CONFIG = CustomTransformerConfig(**SIZES, bias=False)
-LLAMA_SIZES = SIZES | {"architecture": "llama", "n_heads": 6, "d_model": 36, "n_kv_heads": 2, "rope_base": 100.0}
-LLAMA_CONFIG = CustomTransformerConfig(**LLAMA_SIZES)
+LLAMA_CONFIG = CustomTransformerConfig(**SIZES | LLAMA)
 ENGINES = pytest.mark.parametrize("engine", [READABLE, FUSED, NATIVE], ids=lambda engine: engine.name)
 TIED = pytest.mark.parametrize("tied", [True, False])
 
@@ -177,7 +176,7 @@ def test_every_gradient_of_an_unknown_architecture_is_right(tied: bool, engine: 
 @pytest.mark.parametrize(("tied", "n_kv_heads", "dropout"), [(True, 2, 0.2), (False, 1, 0.0), (True, 6, 0.0)])
 def test_every_gradient_of_llama_is_right(tied: bool, n_kv_heads: int, dropout: float, engine: Engine) -> None:
     changes = {"n_kv_heads": n_kv_heads, "tie_embeddings": tied, "dropout": dropout}
-    config = CustomTransformerConfig(**LLAMA_SIZES | changes)
+    config = CustomTransformerConfig(**SIZES | LLAMA | changes)
     checks = list(check_gradients(config, engine=engine))
     table = llama.parameters(config)
     assert {check.name: check.shape for check in checks} == {name: p.shape for name, p in table.items()}

@@ -10,7 +10,7 @@ import torch
 
 from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
-from custom_transformer.fast import decoding, fused, head, native, update
+from custom_transformer.fast import decoding, fused, gpt2, head, llama, update
 from custom_transformer.fast.compiled import compiled_engine
 from custom_transformer.fast.kernels import KernelsUnavailable, library
 from custom_transformer.fast.memory import keep_freed_memory
@@ -19,7 +19,6 @@ from custom_transformer.maths import ops
 from custom_transformer.maths.engine import READABLE, Engine, Head
 from custom_transformer.maths.optim import Rules
 from custom_transformer.maths.scope import Op
-from custom_transformer.maths.stack import Stack
 
 # Without a compiler: PyTorch's own fused functions.
 FUSED = Engine(
@@ -33,7 +32,7 @@ FUSED = Engine(
 NATIVE = Engine(
     "native",
     equals=FUSED.equals,
-    stacks={"gpt2": Stack(native.stack_forward, native.stack_backward, decoding.cached_block_forward)},
+    stacks={"gpt2": gpt2.STACK, "llama": llama.STACK},
     head=Head(
         loss=Op(head.linear_cross_entropy_forward, head.linear_cross_entropy_backward), last_logits=decoding.last_logits
     ),

@@ -2,7 +2,7 @@
 
 The weights are read from memory once, however many rows there are.
 
-Shapes: B batch, D d_model, H heads, K head size, V vocabulary.
+Shapes: B batch, T time, D d_model, H heads, G heads of keys and values, K head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,48 +10,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.fast.kernels import kernel
-from custom_transformer.fast.native import add_norm_forward
 from custom_transformer.maths import ops
-from custom_transformer.maths.architecture import GPT2
 from custom_transformer.maths.cache import KeyValues
-from custom_transformer.maths.scope import Scope
-from custom_transformer.maths.stack import cached_block_forward as readable_cached_block_forward
 
 MANY_ROWS = 16  # from here on a product is arithmetic rather than reading, and PyTorch's are better at that
 
 
-def _product(x: Tensor, weight: Tensor) -> Tensor:
+def product(x: Tensor, weight: Tensor) -> Tensor:
     """x (B, D_in), weight (D_in, D_out) -> (B, D_out), in the weight's dtype"""
     y = torch.empty(len(x), weight.shape[1], dtype=weight.dtype, device=x.device)
     kernel("few_rows_product", weight.dtype)(x, weight, len(x), *weight.shape, y)
     return y
 
 
-def cached_block_forward(x: Tensor, at: Scope, config: CustomTransformerConfig, cache: KeyValues) -> Tensor:
-    """As stack.cached_block_forward"""
-    batch, new, d = x.shape
-    if new > 1 or batch >= MANY_ROWS:
-        return readable_cached_block_forward(GPT2, x, at, config, cache)
-    weight, n_heads, size = at["qkv.weight"], config.n_heads, config.head_size
-    dtype = weight.dtype
-    rows = x.reshape(batch, d)
-    rows, h, _ = add_norm_forward(rows, None, None, None, 0.0, at["norm_1.weight"], at.get("norm_1.bias"), dtype)
-    qkv, a = _product(h, weight), torch.empty_like(h)
-    cache.reserve(batch, n_heads, new, size, qkv)
-    sizes = (batch, n_heads, size, cache.capacity, cache.length)
-    kernel("attend_cached", dtype)(qkv, at.get("qkv.bias"), cache.keys, cache.values, *sizes, size**-0.5, a)
+def attend_cached(
+    qkv: Tensor, bias: Tensor | None, turns: Tensor | None, n_heads: int, n_kv_heads: int, cache: KeyValues
+) -> Tensor:
+    """The new tokens' attention to those of `cache`, which their keys and values join.
+
+    qkv (B, (H + 2·G)·K), turns (≥ T, K) as in attention_forward -> (B, H·K)
+    """
+    batch, heads = len(qkv), n_heads + 2 * n_kv_heads
+    size, place = qkv.shape[1] // heads, cache.length
+    cache.reserve(batch, n_kv_heads, 1, size, qkv)
+    y = qkv.new_empty(batch, n_heads * size)
+    sizes = (batch, n_heads, n_kv_heads, heads, size, cache.capacity, place)
+    turn = None if turns is None else turns[place]
+    kernel("attend_cached", qkv.dtype)(qkv, bias, turn, cache.keys, cache.values, *sizes, size**-0.5, y)
     cache.length += 1
-    h, bias = _product(a, at["projection.weight"]), at.get("projection.bias")
-    rows, h, _ = add_norm_forward(rows, h, bias, None, 0.0, at["norm_2.weight"], at.get("norm_2.bias"), dtype)
-    up = _product(h, at["up.weight"])
-    h = torch.empty_like(up)
-    kernel("gelu_forward", dtype)(up, at.get("up.bias"), *up.shape, h)
-    rows = rows + _product(h, at["down.weight"])
-    if (bias := at.get("down.bias")) is not None:
-        rows = rows + bias
-    return rows.view(batch, 1, d)
+    return y
 
 
 def last_logits(x: Tensor, weight: Tensor) -> Tensor:

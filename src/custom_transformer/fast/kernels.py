@@ -1,4 +1,4 @@
-"""The kernels of kernels.cpp: compiled on first use, kept in the user's cache, called with tensors."""
+"""The kernels of the .cpp files here: compiled on first use, kept in the user's cache, called with tensors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+_SHARED = Path(__file__).with_name("kernels.h")
 # The compiler may not reorder sums on its own (-ffast-math): a NaN stays one, and equal runs give equal bits.
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
 
-# The parameters' types in kernels.cpp: T is the products' type and W the arithmetic's.
+# The parameters' types there: T is the products' type and W the arithmetic's.
 _DTYPE_OF = {"std::uint8_t*": torch.bool, "Index*": torch.int64}
 _NUMBERS = {"Index": ctypes.c_int64, "double": ctypes.c_double, "float": ctypes.c_float, "void": None}
 
@@ -57,7 +58,10 @@ def _build(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         done = subprocess.run(
-            [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)], capture_output=True, errors="replace", check=False
+            [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(built)],
+            capture_output=True,
+            errors="replace",
+            check=False,
         )
         if done.returncode != 0:
             # "failed" is the linker's word, on a full disk for one
@@ -74,17 +78,18 @@ def _cache_folder() -> Path:
 
 
 def _key(compiler: str) -> str:
-    """What the compiled code depends on: the source, the flags, the compiler, and the processor it is made for."""
+    """What the compiled code depends on: the sources, the flags, the compiler, and the processor it is made for."""
     version = subprocess.run([compiler, "--version"], capture_output=True, errors="replace", check=False).stdout
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    parts = [_SOURCE.read_text(encoding="utf-8"), *_FLAGS, compiler, version, platform.machine(), *processor]
+    sources = [path.read_text(encoding="utf-8") for path in (_SHARED, *_SOURCES)]
+    parts = [*sources, *_FLAGS, compiler, version, platform.machine(), *processor]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 class _Parameter(NamedTuple):
-    """Of a kernel, as kernels.cpp declares it: `Index rows`, or a pointer such as `const T* h /* rows D? */`.
+    """Of a kernel, as its file declares it: `Index rows`, or a pointer such as `const T* h /* rows D? */`.
 
     sizes: whose product is the number of elements behind a pointer: numbers and names of other parameters.
     """
@@ -98,8 +103,8 @@ class _Parameter(NamedTuple):
 @functools.cache
 def _signatures() -> dict[str, tuple[str, list[_Parameter]]]:
     """Of each exported kernel the type of its result, and its parameters."""
-    source = _SOURCE.read_text(encoding="utf-8")
-    exported = set(re.findall(r"(?<!define )EXPORT\w*\((\w+)\)", source))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
+    exported = set(re.findall(r"EXPORT\w*\((\w+)\)", source))
     return {
         name: (result, [_parameter(text) for text in parameters.split(",")])
         for result, name, parameters in re.findall(r"\b(void|double) (\w+)\(([^()]*)\) {", source)
@@ -116,7 +121,7 @@ def _parameter(text: str) -> _Parameter:
 
 @functools.cache
 def kernel(name: str, dtype: torch.dtype) -> Callable[..., float | None]:
-    """The kernel `name` for products in `dtype`; its arguments as in kernels.cpp.
+    """The kernel `name` for products in `dtype`; its arguments as in its file.
 
     Raises ValueError for a tensor of another dtype or size than the kernel's, not contiguous, or not on the CPU.
     """

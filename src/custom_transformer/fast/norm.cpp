@@ -1,0 +1,110 @@
+// The residual addition and the norm after it.
+
+#include "kernels.h"
+
+namespace {
+
+// x_sum = x + dropout(h + h_bias);  y = layer norm of x_sum; without mean, its RMS norm. Without h: x_sum is x and is
+// not written.
+template <typename T, typename W>
+void add_norm_forward(const W* x /* rows D */, const T* h /* rows D? */, const W* h_bias /* D? */,
+                      const std::uint8_t* keep /* rows D? */, W keep_scale, const W* weight /* D */,
+                      const W* bias /* D? */, W eps, Index rows, Index D, W* x_sum /* rows D */, T* y /* rows D */,
+                      W* mean /* rows? */, W* rstd /* rows */) {
+#pragma omp parallel
+  {
+    std::vector<W> row(D);
+    W* v = row.data();
+    for (Part part(rows); part.first < part.last; part.first++) {
+      Index n = part.first;
+      for (Index i = 0; i < D; i++) v[i] = x[n * D + i];
+      if (h) {
+        for (Index i = 0; i < D; i++) {
+          W add = load(h[n * D + i]) + (h_bias ? h_bias[i] : W(0));
+          v[i] += keep ? (keep[n * D + i] ? add * keep_scale : W(0)) : add;
+        }
+        for (Index i = 0; i < D; i++) x_sum[n * D + i] = v[i];
+      }
+      W sum = 0, squares = 0;
+      if (mean) {
+#pragma omp simd reduction(+ : sum)
+        for (Index i = 0; i < D; i++) sum += v[i];
+        mean[n] = sum / D;
+      }
+      const W m = mean ? mean[n] : W(0);
+#pragma omp simd reduction(+ : squares)
+      for (Index i = 0; i < D; i++) squares += (v[i] - m) * (v[i] - m);
+      W r = W(1) / std::sqrt(squares / D + eps);
+      for (Index i = 0; i < D; i++) store(&y[n * D + i], (v[i] - m) * r * weight[i] + (bias ? bias[i] : W(0)));
+      rstd[n] = r;
+    }
+  }
+}
+
+// y again, from the saved mean and rstd
+template <typename T, typename W>
+void norm_again(const W* x_sum /* rows D */, const W* weight /* D */, const W* bias /* D? */, const W* mean /* rows? */,
+                const W* rstd /* rows */, Index rows, Index D, T* y /* rows D */) {
+#pragma omp parallel
+  for (Part part(rows); part.first < part.last; part.first++) {
+    Index n = part.first;
+    const W m = mean ? mean[n] : W(0), r = rstd[n];
+    for (Index i = 0; i < D; i++) {
+      store(&y[n * D + i], (x_sum[n * D + i] - m) * r * weight[i] + (bias ? bias[i] : W(0)));
+    }
+  }
+}
+
+// dx = d_residual + the norm's gradient: the gradient of x and, through dropout, of h, whose column sums are h_bias's.
+// dh: null where there was no h, or where it equals dx (no dropout, T = W).
+template <typename T, typename W>
+void add_norm_backward(const T* dy /* rows D */, const W* d_residual /* rows D? */, const W* x_sum /* rows D */,
+                       const W* weight /* D */, const W* mean /* rows? */, const W* rstd /* rows */,
+                       const std::uint8_t* keep /* rows D? */, W keep_scale, Index rows, Index D, W* dx /* rows D */,
+                       T* dh /* rows D? */, W* dweight /* D */, W* dbias /* D? */, W* dh_bias /* D? */) {
+  ColumnSums<W> sums(3 * D);
+#pragma omp parallel
+  {
+    W *sum_weight = sums.mine(), *sum_bias = sum_weight + D, *sum_h = sum_weight + 2 * D;
+    for (Part part(rows); part.first < part.last; part.first++) {
+      Index n = part.first, at = n * D;
+      const W m = mean ? mean[n] : W(0), r = rstd[n];
+      W mean_dx_hat = 0, mean_product = 0;
+#pragma omp simd reduction(+ : mean_dx_hat, mean_product)
+      for (Index i = 0; i < D; i++) {
+        W dyi = load(dy[at + i]), x_hat = (x_sum[at + i] - m) * r;
+        sum_weight[i] += dyi * x_hat;
+        sum_bias[i] += dyi;
+        mean_dx_hat += dyi * weight[i];
+        mean_product += dyi * weight[i] * x_hat;
+      }
+      mean_dx_hat = mean ? mean_dx_hat / D : W(0);
+      mean_product /= D;
+      for (Index i = 0; i < D; i++) {
+        W x_hat = (x_sum[at + i] - m) * r;
+        W d = r * (load(dy[at + i]) * weight[i] - mean_dx_hat - x_hat * mean_product);
+        dx[at + i] = (d_residual ? d_residual[at + i] : W(0)) + d;
+      }
+      if (keep) {
+        for (Index i = 0; i < D; i++) {
+          W d = keep[at + i] ? dx[at + i] * keep_scale : W(0);
+          sum_h[i] += d;
+          store(&dh[at + i], d);
+        }
+      } else {
+        for (Index i = 0; i < D; i++) sum_h[i] += dx[at + i];
+        if (dh)
+          for (Index i = 0; i < D; i++) store(&dh[at + i], dx[at + i]);
+      }
+    }
+  }
+  sums.write(dweight, 0, D);
+  sums.write(dbias, D, D);
+  sums.write(dh_bias, 2 * D, D);
+}
+
+}  // namespace
+
+extern "C" {
+EXPORT(add_norm_forward) EXPORT(norm_again) EXPORT(add_norm_backward)
+}

@@ -1,0 +1,27 @@
+"""How close the fast functions' results must be to the readable ones'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# Relative to the norm of the right result. float64 and float32: some thousand roundings of 2⁻⁵³ and 2⁻²⁴ in sums whose
+# terms partly cancel. bfloat16: either path rounds each product's operands to 2⁻⁹ and neither rounds where the other
+# does; over the twenty products of two blocks such errors add up like a random walk, √20 · 2⁻⁹ · √2 ≈ 1.2%, and up to
+# four times that where terms cancel.
+BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], bound: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, right in expected.items():
+        got = actual[name]
+        assert got.shape == right.shape, name
+        error = (got.double() - right.double()).norm() / right.double().norm().clamp(min=1e-30)
+        assert error < bound, f"{name}: {error}"

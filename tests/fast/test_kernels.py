@@ -1,0 +1,163 @@
+"""How kernels are compiled, found again and called."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from custom_transformer.fast import kernels
+
+
+def test_a_kernel_refuses_tensors_it_would_misread() -> None:
+    square = kernels.kernel("sum_of_squares", torch.float32)
+    with pytest.raises(ValueError, match=r"torch\.float64"):
+        square(torch.ones(3, dtype=torch.float64), 3)
+    with pytest.raises(ValueError, match="contiguous"):
+        square(torch.ones(3, 2).T, 6)
+    with pytest.raises(ValueError, match=r"sum_of_squares: g: .* of 7 elements .* not .*6"):
+        square(torch.ones(6), 7)
+    with pytest.raises(ValueError, match="NoneType"):
+        square(None, 6)
+
+
+def test_no_kernel_takes_a_tensor_that_is_one_element_short() -> None:
+    """Of every kernel, each pointer in turn; a pointer that may be null may also be left out."""
+    sizes = dict.fromkeys(["time", "keys", "capacity", "width"], 4) | {"heads": 6, "first": 0, "start": 0}
+    dtypes = {"T*": torch.float64, "W*": torch.float64} | kernels._DTYPE_OF
+    for name, (_, parameters) in kernels._signatures().items():
+        index = {p.name: sizes.get(p.name, 2) for p in parameters if p.kind == "Index"}
+
+        def arguments(
+            wrong: str = "", add: int = 0, parameters: Any = parameters, index: dict[str, int] = index
+        ) -> list[Any]:
+            made: list[Any] = []
+            for p in parameters:
+                count = math.prod(int(size) if size.isdigit() else index[size] for size in p.sizes)
+                count += add * (p.name == wrong)
+                made.append(torch.ones(count, dtype=dtypes[p.kind]) if p.kind in dtypes else index.get(p.name, 0.5))
+            return made
+
+        kernel = kernels.kernel(name, torch.float64)
+        kernel(*arguments())
+        for p in parameters:
+            for add in (-1, 1) if p.kind in dtypes else ():
+                with pytest.raises(ValueError, match=f"^{name}: {p.name}: .* elements"):
+                    kernel(*arguments(p.name, add))
+
+
+def test_each_exported_kernel_has_a_signature_of_the_types_it_is_called_with() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in kernels._SOURCES)
+    exported = set(re.findall(r"EXPORT\w*\((\w+)\)", source))
+    signatures = kernels._signatures()
+    assert signatures.keys() == exported
+    assert len(exported) > 10
+    pointers, numbers = {"T*", "W*", *kernels._DTYPE_OF}, {"W", *kernels._NUMBERS} - {"void"}
+    for name, (result, parameters) in signatures.items():
+        assert result in ("void", "double"), name
+        assert parameters, name
+        sizes = {parameter.name for parameter in parameters if parameter.kind == "Index"}
+        for parameter in parameters:
+            assert parameter.kind in pointers | numbers, name
+            assert bool(parameter.sizes) == (parameter.kind in pointers), f"{name}: the sizes of {parameter.name}"
+            assert all(size.isdigit() or size in sizes for size in parameter.sizes), name
+
+
+def kernel_calls() -> list[tuple[str, list[ast.expr]]]:
+    """Each call `kernel("name", dtype)(…)` in the package: the kernel's name and the arguments it is given."""
+    calls = []
+    for path in kernels._SHARED.parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(ast.Call(ast.Name("kernel"), [ast.Constant(str(name)), _]), arguments):
+                    calls.append((name, arguments))
+    return calls
+
+
+def could_be(arguments: list[ast.expr], count: int) -> bool:
+    """`*x.shape` counts as the two sizes of a matrix; how many `*name` stands for shows only when it runs."""
+    stars = [a.value for a in arguments if isinstance(a, ast.Starred)]
+    known = len(arguments) - len(stars) + 2 * sum(isinstance(star, ast.Attribute) for star in stars)
+    return known < count if any(isinstance(star, ast.Name) for star in stars) else known == count
+
+
+def test_every_call_of_a_kernel_has_as_many_arguments_as_its_signature() -> None:
+    calls, signatures = kernel_calls(), kernels._signatures()
+    assert {name for name, _ in calls} == signatures.keys()
+    assert [name for name, arguments in calls if not could_be(arguments, len(signatures[name][1]))] == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_wrong_number_of_arguments_is_refused_before_the_kernel_runs(count: int) -> None:
+    square = kernels.kernel("sum_of_squares", torch.float32)
+    with pytest.raises(ValueError, match="argument"):
+        square(torch.ones(3), *[3] * (count - 1))
+
+
+# ----------------------------------------------------------------------------------------------------- compiling
+
+
+def choose_in_a_process(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        "import torch; from custom_transformer.fast.choose import choose_engine\n"
+        "print(choose_engine(True, torch.device('cpu'), 0).name)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_kernels_are_compiled_once_and_found_again(tmp_path: Path) -> None:
+    assert choose_in_a_process(tmp_path).stdout == "native\n"
+    (built,) = (tmp_path / "custom_transformer").iterdir()
+    made = built.stat().st_mtime_ns
+    assert choose_in_a_process(tmp_path).stdout == "native\n"
+    assert built.stat().st_mtime_ns == made
+
+
+def test_without_a_compiler_it_is_the_fused_functions_and_one_line_says_so(tmp_path: Path) -> None:
+    done = choose_in_a_process(tmp_path, PATH=str(tmp_path))
+    assert done.stdout == "fused\n"
+    assert done.stderr == "computing without the compiled kernels: no C++ compiler was found\n"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("#!/bin/sh\necho 'c++: fatal error: no such thing' >&2; exit 1\n", "fatal error: no such thing"),
+        ("no program", "Exec format error"),
+        (
+            "#!/bin/sh\necho 'ld: final link failed: disk full\ncollect2: error: ld returned 1' >&2; exit 1\n",
+            "final link failed: disk full",
+        ),
+    ],
+)
+def test_with_a_compiler_that_does_not_work_too(compiler: str, message: str, tmp_path: Path) -> None:
+    broken, cache = tmp_path / "c++", tmp_path / "cache"
+    broken.write_text(compiler)
+    broken.chmod(0o755)
+    done = choose_in_a_process(cache, CXX=str(broken))
+    assert done.stdout == "fused\n"
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_with_a_cache_that_cannot_be_written_too(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = choose_in_a_process(tmp_path / "file")
+    assert done.stdout == "fused\n"
+    assert "Not a directory" in done.stderr
+    assert done.stderr.count("\n") == 1
