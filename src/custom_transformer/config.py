@@ -244,9 +244,9 @@ class EvaluationParams(Section):
     """How a checkpoint is measured."""
 
     batch_size: Count
-    """Windows per forward pass."""
+    """Full windows per forward pass; of shorter ones as many as have no more tokens."""
     max_batches: Count | None
-    """Forward passes; null: the whole validation set."""
+    """Of the validation set only the first batch_size · max_batches windows; null: all of it."""
 
 
 class SamplingParams(Section):

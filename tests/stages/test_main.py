@@ -151,6 +151,7 @@ WITHOUT_INPUT = {
     "evaluate": "no such checkpoint",
     "generate": "no such checkpoint",
     "report": "no such checkpoint",
+    "export": "no such checkpoint",
     "show": "run dvc repro first",
 }
 
@@ -195,9 +196,9 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.processes
 def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
-    """All six, in a folder of their own; then any checkpoint, with samples; then one that does not fit."""
+    """All seven, in a folder of their own; then any checkpoint, with samples; then one that does not fit."""
     config = config_file(tmp_path, training__max_steps=8, training__eval_every=4, tracking__registered_model="tested")
-    for stage in ("download", "tokenize", "train", "evaluate", "generate", "report"):
+    for stage in ("download", "tokenize", "train", "evaluate", "generate", "report", "export"):
         done = run(f"stages.{stage}", "--config", config, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     metrics = files_in(tmp_path / "metrics")
@@ -217,14 +218,18 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
     assert list((tmp_path / "work").glob("*/*/")) == []
     version = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_model_version_by_alias("tested", "best")
     assert float(version.tags["bits_per_byte"]) == json.loads(metrics["eval.json"])["bits_per_byte"]
+    text = json.loads((tmp_path / "data/tokens/meta.json").read_text())["splits"]["validation"]["text_sha256"]
+    assert version.tags["validation_text"] == f"by-document:{text}"
     ask = ("custom_transformer", "generate", "Four plus", "--config", config, "--seed", 3)
     texts = [run(*ask, *source, cwd=tmp_path) for source in ((), ("--model", "models:/tested@best"))]
     assert texts[0].stdout == texts[1].stdout
     assert texts[0].stdout.startswith("Four plus")
     one_line(run(*ask, "--model", "models:/other@best", cwd=tmp_path), "'models:/other@best': not found in sqlite:")
+    exported = files_in(tmp_path / "models/huggingface")
     for arguments in (("export", "--config", config), ("import", "models/huggingface", "--to", "taken_over")):
         done = run("custom_transformer", *arguments, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
+    assert files_in(tmp_path / "models/huggingface") == exported
     card = (tmp_path / "models/huggingface/README.md").read_text()
     assert hashlib.sha256((tmp_path / "checkpoints/best.pt").read_bytes()).hexdigest() in card
     assert run(*ask, "--checkpoint", "taken_over/model.pt", cwd=tmp_path).stdout == texts[0].stdout

@@ -271,6 +271,12 @@ def change_id(folder: Path) -> None:
     damage_id(folder, to=(tokens[5] + 1) % 300)
 
 
+def name_another_end(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["tokenizer"]["end_token_id"] += 1
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
 def damage_meta(folder: Path) -> None:
     (folder / "meta.json").write_text("{")
 
@@ -285,6 +291,7 @@ def damage_dtype(folder: Path) -> None:
     [
         (damage_array, "where meta.json says"),
         (damage_id, "token id 9999 at position 5 is outside the vocabulary"),
+        (name_another_end, "does not begin and end with the end token, 1"),
         (change_id, "changed since it was made"),
         (damage_meta, "damaged"),
         (damage_dtype, "not stored as uint32"),

@@ -80,15 +80,16 @@ def _write_task(folder: Path, task: str, description: str, rows: Iterable[Mappin
 
 
 def harness_command(folder: Path, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[str]) -> str:
-    """The command, over two lines, by which the harness reads texts as here: behind the end token, with nothing added.
+    """The command by which the harness reads texts as here, behind the end token and with nothing added; three lines.
 
-    A tokenizer with another token for the beginning of texts, or that adds tokens by itself, has to be told so.
+    It has to be told so if the tokenizer has another token for the beginning of texts, or adds tokens by itself.
     """
     arguments = f"pretrained={folder},dtype=float32"
     adds = tokenizer.encode("a") != tokenizer.encode("a", add_special_tokens=False)
     if adds or tokenizer.bos_token_id not in (None, tokenizer.eos_token_id):
         arguments += f",add_bos_token=False,prefix_token_id={tokenizer.eos_token_id}"
     return (
-        f"lm_eval --model hf --model_args {arguments} --device cpu --batch_size 1 \\\n"
-        f"  --include_path {folder / TASKS} --tasks {','.join(tasks)}"
+        f"lm_eval --model hf --model_args {arguments} \\\n"
+        f"  --device cpu --batch_size 1 --include_path {folder / TASKS} \\\n"
+        f"  --tasks {','.join(tasks)}"
     )

@@ -62,8 +62,8 @@ PICTURES = {
     "loss_by_position": (
         "Loss by context",
         "The more of a text the model has seen, the better it predicts. The fall of the curve is what context gains. "
-        "Where the curve is flat, more context does not help. Fewer texts reach further to the right, so the curve "
-        "varies more there. Both axes are logarithmic.",
+        "Where the curve is flat, more context does not help. Texts that are all built alike show their parts, too. "
+        "Fewer texts reach further to the right, so the curve varies more there. Both axes are logarithmic.",
     ),
     "attention": (
         "Attention",
