@@ -30,9 +30,15 @@ from book.show import matrices
 
 logger = logging.getLogger(__name__)
 SOURCE = "source"  # where the pages of source code lie in the site
-# The page of the last run in which its model runs, and the operations that this page shows. It is optional.
+# The page in which the last run's model runs, if there is one, and what it calls the operation of a function.
 EXPLORER = code.ROOT / "metrics" / "explorer.html"
-EXPLORED = {"lookup", "positions", "layer_norm", "linear", "causal_attention", "gelu", "cross_entropy"}
+EXPLORED = {
+    **{
+        f"{name}_backward": name for name in ("lookup", "positions", "layer_norm", "linear", "causal_attention", "gelu")
+    },
+    "cross_entropy_backward": "cross_entropy",
+    "gpt2.block_backward": "residual",
+}
 CHAPTER = re.compile(r"docs/(book/\w+)\.md")
 
 
@@ -100,7 +106,7 @@ class _OurBlock(SphinxDirective):
             )
             name = _inline(drawn(verdict.name)) if drawn else f"<code>{verdict.name}</code>"
             rows.append(f"<tr class='{word}'><th scope='row'>{name}</th><td>{error}</td><td>{word}</td></tr>")
-        head = "".join(f"<th scope='col'>{title}</th>" for title in (self.checked(block), "largest error", "so it is"))
+        head = "".join(f"<th scope='col'>{title}</th>" for title in (self.checked(block), "largest error", "verdict"))
         caption = f"The check of the changed <code>{html.escape(block.name)}</code>"
         yield _raw(
             f"<div class='table-wrapper'><table class='docutils mistake'><caption>{caption}</caption>"
@@ -116,17 +122,16 @@ class _OurBlock(SphinxDirective):
             if isinstance(output, str):
                 yield _code(output, "text", "output")
             else:
-                yield _raw(f'<div class="output">{matrices(output)}</div>')
+                yield _raw(f'<div class="matrices">{matrices(output)}</div>')
 
     def _source(self, block: Block) -> Iterator[nodes.Node]:
         (source,) = block.output
         place = nodes.paragraph(classes=["place"])
         place += _to_source(self.env, source.path, f"{source.path}, lines {source.first}–{source.last}", source.first)
-        operation = block.name.removesuffix("_backward")
-        if operation in EXPLORED and block.name != operation and EXPLORER.exists():
+        if block.name in EXPLORED and EXPLORER.exists():
             up = os.path.relpath(EXPLORER.name, Path(self.env.docname).parent)
             place += nodes.Text(" · ")
-            place += nodes.reference("", "see it in the explorer", internal=True, refuri=f"{up}#{operation}")
+            place += nodes.reference("", "see it in the explorer", internal=True, refuri=f"{up}#{EXPLORED[block.name]}")
         yield _code(source.text, "python")
         yield place
 
@@ -212,7 +217,7 @@ def _source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
             body = f"<ul>{links}</ul>"
         else:
             body = _highlighted(path, file.read_text("utf-8"))
-        title = f"<h1>{html.escape(path)}</h1>"
+        title = f"<h1 class='path'>{html.escape(path)}</h1>"
         yield f"{SOURCE}/{path}", {"title": path, "body": title + body}, "page.html"
 
 
