@@ -7,7 +7,7 @@ PORT ?= 5000
 # PyTorch's own package index, for machines without an NVIDIA driver.
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: in-git setup repro test test-maths soak fuzz check bench scaling smollm2 ui clean
+.PHONY: in-git setup repro test test-maths soak fuzz check docs bench scaling smollm2 ui clean
 
 # Installs what is pinned; again when the pins or the project's metadata change.
 $(READY): pyproject.toml constraints.txt
@@ -65,6 +65,18 @@ check: $(READY)
 
 soak: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults.soak
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	@touch $@
+
+# Built from nothing each time, since its pages depend on the code, too. Without the network.
+docs: $(VENV)/.docs
+	@rm -rf docs/_site
+	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --nitpicky --keep-going --quiet docs docs/_site
+	@rm -r docs/_site/.doctrees
+	@OMP_NUM_THREADS=1 $(BIN)/python -m book.built docs/_site
+	@echo "docs/_site/index.html"
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks

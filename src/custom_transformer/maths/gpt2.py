@@ -6,6 +6,8 @@ as in y = x W.
 
 A backward undoes its forward's lines from the last to the first, and hands each gradient on to the line before.
 
+docs/book/block.md goes through the block; docs/book/tied.md through the tied table.
+
 Shapes: B batch, T time, D d_model, H heads, F d_ffn, V vocabulary.
 """
 

@@ -3,6 +3,8 @@
 As GPT-2, but with RMS norms, positions as turns of queries and keys, keys and values that groups of heads share, a
 gated feed-forward network, and no biases.
 
+docs/book/block.md goes through the block.
+
 Shapes: B batch, T time, D d_model, H heads, G key and value heads, K head size, F d_ffn, V vocabulary.
 """
 

@@ -4,7 +4,8 @@
     dx, dweight, ... = op_backward(dy, saved)       one gradient per input, in input order
 
 `dx` is the gradient of the scalar loss L with respect to x: dx[i] = ∂L/∂x[i], of x's shape. Every backward
-follows from dL = Σ dy ∘ δy: put the forward's differential in place of δy and read off the factor of each δx.
+follows from dL = Σ dy ∘ δy: put the forward's differential in place of δy and read off the factor of each δx. The
+chapter of docs/book that a section names does this step by step.
 
 The functions are pure: they write into no argument and no saved tensor, so that a saved tensor is still what
 the forward saw when the backward reads it. Reductions, norms, softmax and the loss are computed in float32 or
@@ -32,6 +33,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 # ---------------------------------------------------------------------------------------------- embedding
+# Derived in docs/book/embedding.md.
 
 
 def lookup_forward(input_ids: Tensor, table: Tensor) -> tuple[Tensor, Saved]:
@@ -64,6 +66,7 @@ def positions_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------- linear
+# Derived in docs/book/linear.md.
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Saved]:
@@ -91,6 +94,7 @@ def linear_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor | 
 
 
 # --------------------------------------------------------------------------------------------- layer norm
+# Derived in docs/book/layer_norm.md.
 
 
 def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Saved]:
@@ -123,6 +127,7 @@ def layer_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tenso
 
 
 # ----------------------------------------------------------------------------------------------- rms norm
+# Derived in docs/book/rms_norm.md.
 
 
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Saved]:
@@ -148,6 +153,7 @@ def rms_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
 
 
 # --------------------------------------------------------------------------------------------------- gelu
+# Derived in docs/book/gelu.md.
 
 _GELU_SCALE = math.sqrt(2 / math.pi)
 _GELU_CUBIC = 0.044715
@@ -172,6 +178,7 @@ def gelu_backward(dy: Tensor, saved: Saved) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------- swiglu
+# Derived in docs/book/swiglu.md.
 
 
 def swiglu_forward(x: Tensor) -> tuple[Tensor, Saved]:
@@ -189,6 +196,7 @@ def swiglu_backward(dy: Tensor, saved: Saved) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------ dropout
+# Derived in docs/book/dropout.md.
 
 
 def dropout_forward(x: Tensor, keep: Tensor | None, dropout: float) -> tuple[Tensor, Saved]:
@@ -207,6 +215,7 @@ def dropout_backward(dy: Tensor, saved: Saved) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------- attention
+# Derived in docs/book/attention.md.
 
 
 def split_heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -275,6 +284,7 @@ def attention_probabilities(q: Tensor, k: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------- attention with turns and shared keys
+# Derived in docs/book/rotary.md.
 
 
 def rotate(x: Tensor, start: int, base: float, direction: int = 1) -> Tensor:
@@ -341,6 +351,7 @@ def rotary_attention_backward(dy: Tensor, saved: Saved) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------- the loss
+# Derived in docs/book/cross_entropy.md and docs/book/head.md.
 
 
 def _token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Optimisers, gradient clipping and the learning-rate schedule, on dictionaries of raw tensors."""
+"""Optimisers, gradient clipping and the learning-rate schedule, on dictionaries of raw tensors.
+
+docs/book/optimisers.md goes through their formulas.
+"""
 
 from __future__ import annotations
 
