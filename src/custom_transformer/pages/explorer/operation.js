@@ -4,6 +4,7 @@ import { button, h, replace } from "./dom.js";
 import { bytes, shape } from "./format.js";
 import { end_of_scale, heatmap } from "./heatmap.js";
 import { Tensor } from "./tensor.js";
+import { prose } from "./terms.js";
 import { OPERATIONS, PURPOSES } from "./words.js";
 
 /** @typedef {import("./app.js").App} App */
@@ -32,7 +33,7 @@ function heading(app, layer) {
     h("div", { class: "ways" }, h("div", { class: "switch", role: "group", "aria-label": "Direction" }, way("forward", "Forward"), way("backward", "Backward")),
     h("div", { class: "neighbours" },
       button("↓ below", () => app.look_at(neighbours[at - 1].name), { disabled: at === 0 }), button("↑ above", () => app.look_at(neighbours[at + 1].name), { disabled: at === neighbours.length - 1 }))),
-    h("p", {}, PURPOSES[short] ? h("b", {}, PURPOSES[short], " ") : null, app.direction === "backward" ? words.backward : words.forward));
+    h("p", {}, PURPOSES[short] ? h("b", {}, PURPOSES[short], " ") : null, prose(app.direction === "backward" ? words.backward : words.forward, new Set())));
 }
 
 /** @param {App} app @param {Layer} layer @param {boolean} backward */

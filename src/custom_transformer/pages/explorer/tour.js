@@ -1,6 +1,7 @@
 // A first visit, step by step. Each step brings the page where it is about, and marks that place.
 
 import { button, h, replace } from "./dom.js";
+import { prose } from "./terms.js";
 
 /** @typedef {import("./app.js").App} App */
 /** @typedef {{ title: string, words: string, at: string, go: (app: App) => void }} Step */
@@ -55,8 +56,10 @@ export function tour(app) {
   }
   function draw() {
     const { title, words } = STEPS[at];
+    /** @type {Set<string>} */
+    const seen = new Set();
     replace(panel,
-      h("h2", { tabindex: -1 }, h("small", {}, `${at + 1} of ${STEPS.length} `), title), h("p", {}, words),
+      h("h2", { tabindex: -1 }, h("small", {}, `${at + 1} of ${STEPS.length} `), title), h("p", {}, prose(words, seen)),
       h("div", { class: "buttons" }, button("← back", () => show(at - 1), { disabled: at === 0 }), at === STEPS.length - 1 ? button("end", () => show(-1), { class: "main", "data-key": "next" }) : button("next →", () => show(at + 1), { class: "main", "data-key": "next" }),
         at === STEPS.length - 1 ? null : button("leave the tour", () => show(-1), { class: "quiet" })));
   }
