@@ -40,12 +40,10 @@ function content(app, reference, index, all, more) {
     ? button(`← ${symbol_of(app.trail[app.trail.length - 2].reference)}`, () => { app.trail = app.trail.slice(0, -1); app.render(); }, { class: "quiet", "data-key": "back" }) : null;
   return [
     h("div", { class: "bar-of-buttons" }, h("h2", {}, "One number"), back, button("×", () => { app.trail = []; app.render(); }, { class: "quiet", "aria-label": "Close", "data-key": "close" })),
-    h("p", { class: "which" }, title_of(reference), h("br"), h("span", { class: "soft" }, place_of(app, reference, index))),
-    h("p", { class: "value", role: "status" }, number(value, 6)),
-    ...(made ? products(app, made, value, all, more) : []),
-    measured(app, reference, index),
-    neighbours(app, reference, index),
-  ].filter(Boolean);
+    h("div", {}, h("p", { class: "which" }, title_of(reference), h("br"), h("span", { class: "soft" }, place_of(app, reference, index))),
+      h("p", { class: "value", role: "status" }, number(value, 6)), made ? products(app, made, value, all, more) : null),
+    h("div", {}, measured(app, reference, index), neighbours(app, reference, index)),
+  ];
 }
 
 /** @param {App} app @param {import("./explain.js").Explanation} made @param {number} value @param {boolean} all @param {() => void} more */
@@ -70,7 +68,7 @@ function products(app, made, value, all, more) {
 /** A number to click on. @param {App} app @param {Factor} factor @param {boolean} [named] */
 function factor_of(app, factor, named = true) {
   const { reference, index, value, label } = factor;
-  if (!reference || !index) return h("span", { class: "factor" }, label && label !== String(value) ? h("small", {}, label) : null, number(value));
+  if (!reference || !index) return h("span", { class: "factor" }, label === "−1" ? "−1" : [label && label !== String(value) ? h("small", {}, label) : null, number(value)]);
   const place = index.length > 2 ? `[${index.join(",")}]` : `[${index.join(",")}]`;
   const name = label || `${symbol_of(reference)}${place}`;
   return h("button", { type: "button", class: "factor", title: `${title_of(reference)}, ${place_of(app, reference, index)}`, "data-key": `${reference}${place}${label}`,
@@ -114,7 +112,7 @@ function neighbours(app, reference, index) {
     there[last] = c;
     if (before >= 0) there[before] = r;
     const here = there.every((i, axis) => i === index[axis]);
-    return h("td", {}, h("button", { type: "button", class: "factor", "aria-current": here ? "true" : null, "data-key": `n${there.join(",")}`, "aria-label": `${place_of(app, reference, there)}: ${number(tensor.at(...there))}`, onclick: () => { app.trail[app.trail.length - 1] = { reference, index: there }; app.render(); } }, number(tensor.at(...there), 3)));
+    return h("td", {}, h("button", { type: "button", class: "factor", "aria-current": here ? "true" : null, "data-key": `n${there.join(",")}`, "aria-label": `${number(tensor.at(...there), 3)}: ${place_of(app, reference, there)}`, onclick: () => { app.trail[app.trail.length - 1] = { reference, index: there }; app.render(); } }, number(tensor.at(...there), 3)));
   };
   const go = (/** @type {number} */ axis) => h("label", {}, axes[axis] ?? "", h("input", { type: "number", min: 0, max: sizes[axis] - 1, value: index[axis], "data-key": `axis${axis}`, onchange: (/** @type {any} */ event) => {
     const to = Math.max(0, Math.min(sizes[axis] - 1, Math.round(Number(event.target.value) || 0)));

@@ -42,7 +42,7 @@ function content(app) {
   const V = p.width, row = p.data.subarray(t * V, (t + 1) * V), order = [...row.keys()].sort((a, b) => row[b] - row[a]);
   const label = session.labels[t], rank = order.indexOf(label), best = order.slice(0, SHOWN);
   const shown = label >= 0 && rank >= SHOWN ? [...best, label] : best;
-  const after = [...session.ids.slice(Math.max(0, t - 7), t + 1)].map((id) => app.token(id)).join("");
+  const before = [...session.ids.slice(Math.max(1, t - 7), t + 1)].map((id) => app.token(id)).join("");
   const line = (/** @type {number} */ id) => {
     const bar = h("span", { class: "fill" });
     bar.style.setProperty("width", `${Math.max(0.5, 100 * row[id])}%`);
@@ -58,11 +58,11 @@ function content(app) {
   const seen = new Set();
   return [
     h("h2", {}, "What it expects"),
-    h("p", {}, "After ", h("b", { class: "word" }, after), ...prose(` the model gives every entry of its vocabulary a logit, a score, and softmax makes probabilities of them. ${verdict} Choose another token above.`, seen)),
+    h("p", {}, ...(t ? ["After ", h("b", { class: "word" }, `${t > 8 ? "…" : ""}${before}`)] : ["At the start of a text"]), ...prose(` the model gives every entry of its vocabulary a logit, a score, and softmax makes probabilities of them. ${verdict} Choose another token above.`, seen)),
     h("table", { class: "expectations" }, h("thead", {}, h("tr", {}, ["next token", "", "probability", "logit"].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))), h("tbody", {}, shown.map(line))),
     h("h2", {}, "Where it looks"),
     h("p", {}, prose("Attention of every head, as heat maps: a row for each token, a column for each token that it takes something over from. Each row adds up to 1; grey is the future, which is masked.", seen)),
     ...blocks.map((i) => h("section", { class: "heads", "aria-label": `attention of block ${i}` }, h("h3", {}, `Block ${i}`),
-      h("div", { class: "grid" }, Array.from({ length: session.config.n_heads }, (_, k) => heatmap(app, `a:blocks.${i}.attention.P`, { plane: k, title: `head ${k}`, compact: true, end: 1 }))))),
+      h("div", { class: "grid" }, Array.from({ length: session.config.n_heads }, (_, k) => heatmap(app, `a:blocks.${i}.attention.P`, { plane: k, title: `head ${k}`, compact: true, end: 1, causal: true }))))),
   ];
 }
