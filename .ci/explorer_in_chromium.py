@@ -7,9 +7,9 @@ weights.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from custom_transformer.text.tokenization import build_tokenizer, vocabulary_siz
 
 TOLERANCE = 1e-4  # relative to the largest number of a tensor, in float32
 MILLISECONDS = 100  # for 60 tokens, forward and backward
+PASSES = 20  # over which the time is a mean
 TEXT = "Four plus five is nine. Five plus four is nine, too."  # with tokens that stand twice
 LONG = "Kate finds four books, and Tom finds nine. How many are there together? " * 6
 FLAGS = (
@@ -60,7 +61,7 @@ class Visit:
         page.on("pageerror", lambda error: self.complaints.append(str(error.stack)[:500]))
         page.on("request", lambda r: self.complaints.append(r.url) if r.url != address else None)
         page.goto(address)
-        page.wait_for_function("window.explorer")
+        self.expect("window.explorer !== undefined", "the page does not start")
 
     def run(self, script: str, argument: Any = None) -> Any:
         return self.page.evaluate(script, argument)
@@ -75,10 +76,11 @@ class Visit:
         self.page.fill("#text", text)
 
     def expect(self, script: str, what: str, seconds: float = 60) -> None:
-        try:
-            self.page.wait_for_function(script, timeout=1000 * seconds)
-        except Exception:
-            raise SystemExit(f"FAILED: {what}") from None
+        end = time.monotonic() + seconds
+        while not self.run(script):
+            if time.monotonic() > end:
+                sys.exit(f"FAILED: {what}")
+            time.sleep(0.05)
 
     def picture(self, name: str) -> None:
         self.pictures.mkdir(parents=True, exist_ok=True)
@@ -120,20 +122,31 @@ def check_numbers(visit: Visit, checkpoint: Checkpoint, tokenizer: Any) -> None:
 
 
 def check_time(visit: Visit) -> None:
-    times = visit.run(
-        """() => {
-          const s = explorer.session, found = [];
-          s.read(explorer.tokenizer.encode(explorer.text).slice(0, 60));
-          for (let i = 0; i < 25; i++) {
-            s.forward();
-            s.backward();
-            found.push(s.milliseconds.forward + s.milliseconds.backward);
-          }
-          return found.slice(5);
-        }"""
-    )
-    print(f"  60 tokens forward and backward: median {statistics.median(times):.0f} ms, least {min(times):.0f} ms")
-    assert min(times) < MILLISECONDS, "too slow"
+    """In processor time, so that other programs on the machine do not count."""
+    browser = visit.page.context.new_cdp_session(visit.page)
+    browser.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def used() -> float:
+        return next(
+            m["value"] for m in browser.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration"
+        )
+
+    passes = """(count) => {
+      const s = explorer.session, found = [];
+      s.read(explorer.tokenizer.encode(explorer.text).slice(0, 60));
+      for (let i = 0; i < count; i++) {
+        s.forward();
+        s.backward();
+        found.push(s.milliseconds.forward + s.milliseconds.backward);
+      }
+      return found;
+    }"""
+    visit.run(passes, 10)  # the browser compiles what runs often
+    before = used()
+    times = visit.run(passes, PASSES)
+    milliseconds = 1000 * (used() - before) / PASSES
+    print(f"  60 tokens forward and backward: {milliseconds:.0f} ms of the processor, {min(times):.0f} by the clock")
+    assert milliseconds < MILLISECONDS, "too slow"
 
 
 def check_operations(visit: Visit) -> None:
@@ -148,7 +161,7 @@ def check_operations(visit: Visit) -> None:
             visit.expect(f"explorer.layer === '{name}' && explorer.direction === '{direction.lower()}'", name)
             maps = page.locator(".operation canvas[tabindex]")
             assert maps.count() or name == "loss", f"{name}: no heat map"
-            for i in range(maps.count()):
+            for i in range(min(3, maps.count())):
                 maps.nth(i).click(position={"x": 3, "y": 3})
                 visit.expect("document.querySelector('.inspector .value')", f"{name}: a click explains nothing")
             if maps.count():
@@ -193,7 +206,9 @@ def check_inspector(visit: Visit) -> None:
     visit.run("explorer.inspect('dw:blocks.0.up.weight', [3, 5])")
     page = visit.page
     for depth in range(2, 12):
-        factors = page.locator(".inspector .products button.factor, .inspector .inputs button.factor")
+        factors = page.locator(
+            ".inspector .products .factor[data-key]:not([data-key^='w:']), .inputs .factor[data-key]"
+        )
         if factors.count() == 0:
             break
         factors.first.click()
@@ -328,8 +343,21 @@ def check_access(visit: Visit) -> None:
     visit.accessible("glossary")
 
 
+CHECKS: dict[str, Callable[[Visit], None]] = {
+    "operations": check_operations,
+    "backward": check_backward,
+    "inspector": check_inspector,
+    "predict": check_predict,
+    "learn": check_learn,
+    "mistakes": check_mistakes,
+    "tour": check_tour,
+    "access": check_access,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"one of {', '.join(CHECKS)}; all without one")
     for name in ("chromium", "axe", "pictures"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
@@ -348,19 +376,10 @@ def main() -> None:
         visit = Visit(page, path.as_uri(), arguments.axe.read_text("utf-8"), arguments.pictures)
         check_numbers(visit, checkpoint, tokenizer)
         check_time(visit)
-        for check in (
-            check_operations,
-            check_backward,
-            check_inspector,
-            check_predict,
-            check_learn,
-            check_mistakes,
-            check_tour,
-            check_access,
-        ):
+        for name in arguments.checks or CHECKS:
             visit.type(TEXT)
-            check(visit)
-            print(f"  {check.__name__.removeprefix('check_')}: fine")
+            CHECKS[name](visit)
+            print(f"  {name}: fine", flush=True)
         browser.close()
     if visit.complaints:
         sys.exit("FAILED:\n" + "\n".join(dict.fromkeys(visit.complaints)))

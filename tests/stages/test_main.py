@@ -213,6 +213,7 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
         "activations.csv",
         "loss_by_position.csv",
         "report.html",
+        "explorer.html",
         *(f"plots/{name}.png" for name in PICTURES),
     }
     assert list((tmp_path / "work").glob("*/*/")) == []
@@ -226,12 +227,17 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
     assert texts[0].stdout.startswith("Four plus")
     one_line(run(*ask, "--model", "models:/other@best", cwd=tmp_path), "'models:/other@best': not found in sqlite:")
     exported = files_in(tmp_path / "models/huggingface")
-    for arguments in (("export", "--config", config), ("import", "models/huggingface", "--to", "taken_over")):
+    for arguments in (
+        ("export", "--config", config),
+        ("import", "models/huggingface", "--to", "taken_over"),
+        ("explore", "--text", "Four plus five", "--out", "page.html"),
+    ):
         done = run("custom_transformer", *arguments, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
     assert files_in(tmp_path / "models/huggingface") == exported
     card = (tmp_path / "models/huggingface/README.md").read_text()
     assert hashlib.sha256((tmp_path / "checkpoints/best.pt").read_bytes()).hexdigest() in card
+    assert "Four plus five" in (tmp_path / "page.html").read_text("utf-8")
     assert run(*ask, "--checkpoint", "taken_over/model.pt", cwd=tmp_path).stdout == texts[0].stdout
     best = tmp_path / "checkpoints/best.pt"
     done = run("stages.evaluate", "--config", config, "--checkpoint", best, "--generate", cwd=tmp_path)

@@ -30,9 +30,29 @@ function filled(element, properties, children) {
   return element;
 }
 
+/** @type {Node | null} where the pointer is pressed */
+let pressed = null;
+/** @type {Map<Element, Child[]>} what is drawn when it is let go: an element that is replaced while pressed gets no click */
+const waiting = new Map();
+
+if (typeof document !== "undefined") {
+  document.addEventListener("pointerdown", (event) => { pressed = /** @type {Node} */ (event.target); }, true);
+  const released = () => setTimeout(() => {
+    pressed = null;
+    waiting.forEach((children, container) => replace(container, ...children));
+    waiting.clear();
+  });
+  document.addEventListener("pointerup", released, true);
+  document.addEventListener("pointercancel", released, true);
+}
+
 /** Puts new children in the place of the old ones; the element with the focus gets it again, by its data-key.
  * @param {Element} container @param {Child[]} children */
 export function replace(container, ...children) {
+  if (pressed && container.contains(pressed)) {
+    waiting.set(container, children);
+    return;
+  }
   const active = document.activeElement;
   const key = active && container.contains(active) ? active.getAttribute("data-key") : null;
   container.replaceChildren(...children.filter((child) => child || child === 0).map((child) => (child instanceof Node ? child : String(child))));

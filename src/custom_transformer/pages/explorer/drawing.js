@@ -111,7 +111,10 @@ function node(app, layer, y) {
   const value = app.session.tensor(backward && op !== "cross_entropy" ? `dy:${name}` : `y:${name}`);
   const known = value && (app.step < 0 || at <= app.step || !backward);
   const size = known ? (name === "loss" ? app.session.loss : root_mean_square(value.data)) : NaN;
-  const label = `${words.title}, ${name}${known ? `, ${name === "loss" ? "loss" : backward ? "size of the gradient" : "size of the result"} ${number(size, 3)}` : ""}${app.mistake?.op === op ? ", a mistake is planted here" : ""}`;
+  const purpose = op === "linear" ? `linear: ${short}` : op === "positions" ? "position table" : op === "layer_norm" ? (name === "final_norm" ? "final norm" : `layer norm ${short.at(-1)}`) : words.short;
+  const shown = known && op !== "residual" ? number(size, 3) : "";
+  const visible = op === "residual" ? "+" : `${op === "positions" ? "+ " : ""}${purpose} ${shown}`; // what is read aloud begins with it
+  const label = `${visible}: ${words.title}, ${name}${known ? `, ${name === "loss" ? "loss" : backward ? "size of the gradient" : "size of the result"} ${number(size, 3)}` : ""}${app.mistake?.op === op ? ", a mistake is planted here" : ""}`;
   const group = s("g", {
     class: `node ${op} ${state} ${selected ? "selected" : ""} ${app.mistake && app.mistake.op === op ? "mistaken" : ""}`, role: "button", "aria-label": label,
     "aria-current": selected ? "true" : null, tabindex: app.layer === name ? 0 : -1, "data-key": name,
@@ -120,13 +123,12 @@ function node(app, layer, y) {
     },
   });
   if (op === "residual" || op === "positions") {
-    group.append(s("circle", { cx: STREAM, cy: y, r: 11 }), s("text", { class: "plus", x: STREAM, y: y + 5, "text-anchor": "middle" }, "+"));
+    group.append(s("circle", { cx: STREAM, cy: y, r: 11 }), s("text", { class: "plus", x: STREAM, y: y + 5, "text-anchor": "middle" }, "+ "));
     if (op === "residual") return group;
   }
   const box = s("rect", { x: LEFT, y: y - HEIGHT / 2, width: BOX, height: HEIGHT, rx: 6 });
-  const purpose = op === "linear" ? `${short}` : op === "positions" ? "position table" : op === "layer_norm" ? (name === "final_norm" ? "final norm" : `layer norm ${short.at(-1)}`) : words.short;
-  group.append(box, s("text", { class: "name", x: LEFT + 10, y: y + 4.5 }, op === "linear" ? `linear: ${purpose}` : purpose),
-    s("text", { class: "size", x: LEFT + BOX - 8, y: y + 4, "text-anchor": "end" }, known ? number(size, 3) : ""));
+  group.append(box, s("text", { class: "name", x: LEFT + 10, y: y + 4.5 }, `${purpose} `),
+    s("text", { class: "size", x: LEFT + BOX - 8, y: y + 4, "text-anchor": "end" }, shown));
   return group;
 }
 

@@ -7,6 +7,8 @@ import { Tensor, contiguous, head, inner } from "./tensor.js";
 
 /** @typedef {import("./app.js").App} App */
 
+const WIDEST = 520; // columns that are drawn one by one
+
 // Blue – neutral – orange: told apart with every kind of colour vision (after Crameri's vik and ColorBrewer's PuOr).
 const SCALES = {
   light: { low: [24, 84, 158], middle: [250, 250, 248], high: [196, 83, 0] },
@@ -47,9 +49,10 @@ function row_norm(x, r) {
 
 /**
  * @param {App} app @param {string} reference
- * @param {{ title?: string, words?: string, plane?: number, end?: number, compact?: boolean }} [options] plane: one head of several
+ * @param {{ title?: string, words?: string, plane?: number, end?: number, compact?: boolean, causal?: boolean }} [options]
+ * plane: one head of several. causal: what lies in a token’s future is masked
  */
-export function heatmap(app, reference, { title = title_of(reference), words = "", plane, end, compact = false } = {}) {
+export function heatmap(app, reference, { title = title_of(reference), words = "", plane, end, compact = false, causal = false } = {}) {
   const whole = app.session.tensor(reference);
   if (!whole) return h("figure", { class: "map" }, h("figcaption", {}, title), h("p", { class: "soft" }, "Not computed yet."));
   const x = plane === undefined ? flat(contiguous(whole)) : head(whole, plane);
@@ -57,14 +60,15 @@ export function heatmap(app, reference, { title = title_of(reference), words = "
   const axes = axes_of(reference, whole.shape, app.session.config.vocab_size, app.session.ids.length);
   const row_axis = axes[plane === undefined ? 0 : 1], labelled = whole.shape.length > 1 && (row_axis === "token" || row_axis === "entry");
   const height = rows.length === 1 ? 18 : Math.max(2, Math.min(compact ? 14 : 17, Math.floor((compact ? 170 : 300) / rows.length)));
+  const stripe = Math.ceil(x.width / WIDEST);
   const canvas = h("canvas", {
-    width: x.width, height: rows.length, tabindex: 0, role: "application", "aria-roledescription": "heat map",
-    class: x.width > 480 ? "smooth" : "", "data-key": `${reference}/${plane ?? ""}`, "data-reference": reference,
+    width: Math.ceil(x.width / stripe), height: rows.length, tabindex: 0, role: "application", "aria-roledescription": "heat map",
+    "data-key": `${reference}/${plane ?? ""}`, "data-reference": reference,
     "aria-label": `${title}, ${shape(whole.shape)}. Arrow keys move from number to number, Enter explains one.`,
   });
-  paint(canvas, x, rows, scale, app.dark());
+  paint(canvas, x, rows, scale, app.dark(), stripe, causal);
   const marker = h("div", { class: "marker", hidden: true });
-  const readout = h("output", { class: "readout", "aria-live": "polite" }, "point at a number, or press Enter on one");
+  const readout = h("output", { class: "readout", "aria-live": "polite" }, compact ? "" : "point at a number, or press Enter on one");
   let cursor = [0, 0];
   /** @param {number[]} at row and column drawn @returns {number[]} */
   const index_of = ([r, c]) => {
@@ -101,9 +105,10 @@ export function heatmap(app, reference, { title = title_of(reference), words = "
   const body = h("div", { class: "body" }, labels, h("div", { class: "frame" }, canvas, marker));
   body.style.setProperty("--height", `${Math.max(height * rows.length, 14)}px`);
   body.style.setProperty("--row", `${height}px`);
+  const striped = stripe > 1 ? ` Each stripe is the largest of ${stripe} neighbours.` : "";
   const some = rows.length < x.rows ? ` The ${rows.length} rows of the text's tokens and with the largest numbers, of ${x.rows.toLocaleString("en")}.` : "";
   return h("figure", { class: compact ? "map compact" : "map" },
-    h("figcaption", {}, h("b", {}, title), " ", h("span", { class: "soft" }, shape(plane === undefined ? whole.shape : whole.shape.slice(1)), words || some ? ". " : "", words, some)),
+    h("figcaption", {}, h("b", {}, title), " ", h("span", { class: "soft" }, shape(plane === undefined ? whole.shape : whole.shape.slice(1)), words || some || striped ? ". " : "", words, some, striped)),
     body, h("div", { class: "below" }, readout, scale_bar(scale, app.dark())));
 }
 
@@ -117,13 +122,17 @@ function clamp(value, count) {
   return Math.max(0, Math.min(count - 1, value));
 }
 
-/** @param {HTMLCanvasElement} canvas @param {Tensor} x @param {number[]} rows @param {number} scale @param {boolean} dark */
-function paint(canvas, x, rows, scale, dark) {
+/** @param {HTMLCanvasElement} canvas @param {Tensor} x @param {number[]} rows @param {number} scale @param {boolean} dark
+ * @param {number} [stripe] columns that share one: the number furthest from 0 is shown
+ * @param {boolean} [causal] */
+function paint(canvas, x, rows, scale, dark, stripe = 1, causal = false) {
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  const image = context.createImageData(x.width, rows.length), table = Array.from({ length: 201 }, (_, i) => colour(i / 100 - 1, dark));
+  const image = context.createImageData(canvas.width, rows.length), table = Array.from({ length: 201 }, (_, i) => colour(i / 100 - 1, dark));
   rows.forEach((r, row) => {
-    for (let c = 0; c < x.width; c++) {
-      const value = x.data[r * x.width + c], masked = !Number.isFinite(value), place = 4 * (row * x.width + c);
+    for (let c = 0; c < canvas.width; c++) {
+      let value = x.data[r * x.width + c * stripe];
+      for (let i = c * stripe + 1; i < Math.min(x.width, (c + 1) * stripe); i++) if (Math.abs(x.data[r * x.width + i]) > Math.abs(value)) value = x.data[r * x.width + i];
+      const masked = !Number.isFinite(value) || (causal && c > r), place = 4 * (row * canvas.width + c);
       const [red, green, blue] = masked ? (dark ? [60, 66, 73] : [214, 217, 220]) : table[Math.round(100 * Math.max(-1, Math.min(1, value / scale)) + 100)];
       image.data.set([red, green, blue, 255], place);
     }

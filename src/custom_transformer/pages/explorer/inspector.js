@@ -1,5 +1,6 @@
 // One number: what made it, factor by factor, and beside a gradient the measured derivative.
 
+import { RESOLUTION } from "./check.js";
 import { axes_of, place_of, symbol_of, title_of } from "./describe.js";
 import { button, h, replace } from "./dom.js";
 import { explain } from "./explain.js";
@@ -39,12 +40,10 @@ function content(app, reference, index, all, more) {
     ? button(`← ${symbol_of(app.trail[app.trail.length - 2].reference)}`, () => { app.trail = app.trail.slice(0, -1); app.render(); }, { class: "quiet", "data-key": "back" }) : null;
   return [
     h("div", { class: "bar-of-buttons" }, h("h2", {}, "One number"), back, button("×", () => { app.trail = []; app.render(); }, { class: "quiet", "aria-label": "Close", "data-key": "close" })),
-    h("p", { class: "which" }, title_of(reference), h("br"), h("span", { class: "soft" }, place_of(app, reference, index))),
-    h("p", { class: "value", role: "status" }, number(value, 6)),
-    ...(made ? products(app, made, value, all, more) : []),
-    measured(app, reference, index),
-    neighbours(app, reference, index),
-  ].filter(Boolean);
+    h("div", {}, h("p", { class: "which" }, title_of(reference), h("br"), h("span", { class: "soft" }, place_of(app, reference, index))),
+      h("p", { class: "value", role: "status" }, number(value, 6)), made ? products(app, made, value, all, more) : null),
+    h("div", {}, measured(app, reference, index), neighbours(app, reference, index)),
+  ];
 }
 
 /** @param {App} app @param {import("./explain.js").Explanation} made @param {number} value @param {boolean} all @param {() => void} more */
@@ -69,11 +68,11 @@ function products(app, made, value, all, more) {
 /** A number to click on. @param {App} app @param {Factor} factor @param {boolean} [named] */
 function factor_of(app, factor, named = true) {
   const { reference, index, value, label } = factor;
-  if (!reference || !index) return h("span", { class: "factor" }, label && label !== String(value) ? h("small", {}, label) : null, number(value));
+  if (!reference || !index) return h("span", { class: "factor" }, label === "−1" ? "−1" : [label && label !== String(value) ? h("small", {}, label) : null, number(value)]);
   const place = index.length > 2 ? `[${index.join(",")}]` : `[${index.join(",")}]`;
   const name = label || `${symbol_of(reference)}${place}`;
   return h("button", { type: "button", class: "factor", title: `${title_of(reference)}, ${place_of(app, reference, index)}`, "data-key": `${reference}${place}${label}`,
-    "aria-label": `${name}: ${number(value)}. What made it?`, onclick: () => app.inspect(reference, index, true) }, named ? h("small", {}, name) : null, number(value));
+    onclick: () => app.inspect(reference, index, true) }, named ? h("small", {}, name, " ") : null, number(value));
 }
 
 /** Backward beside finite difference. @param {App} app @param {string} reference @param {number[]} index */
@@ -87,14 +86,14 @@ function measured(app, reference, index) {
   const own = app.session.tensor(of);
   if (!exact || !found || !own) return null;
   const expected = exact.at(...index), size = Math.max(Math.abs(expected), Math.abs(found.value), 1e-12);
-  const error = Math.abs(expected - found.value) / size, tiny = Math.max(Math.abs(expected), Math.abs(found.value)) < 1e-11;
-  const ok = tiny || error < 1e-5;
+  const difference = Math.abs(expected - found.value), error = difference / size, tiny = size < RESOLUTION;
+  const ok = error < 1e-5 || difference < RESOLUTION;
   const row = (/** @type {string} */ name, /** @type {string} */ value) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "number" }, value));
   return h("section", { class: `measured ${ok ? "good" : "bad"}` },
     h("h3", {}, of === reference ? "Is it true?" : "Its gradient"),
     of === reference ? null : h("p", { class: "soft" }, "How fast the loss changes when this number changes."),
     h("table", {}, h("tbody", {}, row("backward, float32", number(own.at(...index), 6)), row("backward, float64", number(expected, 8)), row("finite difference", number(found.value, 8)))),
-    h("p", {}, h("b", {}, tiny ? "✓ both are zero" : ok ? `✓ equal within ${number(error, 1)}` : `✗ off by ${number(error * 100, 3)}%`), h("span", { class: "soft" }, ` The model ran four times in float64 with this number moved by ±${number(found.h, 2)} and ±${number(2 * found.h, 2)}. In float32, rounding would hide the agreement.`)));
+    h("p", {}, h("b", {}, tiny ? "✓ both are zero, as far as can be measured" : ok ? `✓ equal within ${number(error, 1)} of its size` : `✗ off by ${number(error * 100, 3)}%`), h("span", { class: "soft" }, ` The model ran four times in float64 with this number moved by ±${number(found.h, 2)} and ±${number(2 * found.h, 2)}. In float32, rounding would hide the agreement.`)));
 }
 
 /** The numbers around it. @param {App} app @param {string} reference @param {number[]} index */
@@ -113,7 +112,7 @@ function neighbours(app, reference, index) {
     there[last] = c;
     if (before >= 0) there[before] = r;
     const here = there.every((i, axis) => i === index[axis]);
-    return h("td", {}, h("button", { type: "button", class: "factor", "aria-current": here ? "true" : null, "data-key": `n${there.join(",")}`, "aria-label": `${place_of(app, reference, there)}: ${number(tensor.at(...there))}`, onclick: () => { app.trail[app.trail.length - 1] = { reference, index: there }; app.render(); } }, number(tensor.at(...there), 3)));
+    return h("td", {}, h("button", { type: "button", class: "factor", "aria-current": here ? "true" : null, "data-key": `n${there.join(",")}`, "aria-label": `${number(tensor.at(...there), 3)}: ${place_of(app, reference, there)}`, onclick: () => { app.trail[app.trail.length - 1] = { reference, index: there }; app.render(); } }, number(tensor.at(...there), 3)));
   };
   const go = (/** @type {number} */ axis) => h("label", {}, axes[axis] ?? "", h("input", { type: "number", min: 0, max: sizes[axis] - 1, value: index[axis], "data-key": `axis${axis}`, onchange: (/** @type {any} */ event) => {
     const to = Math.max(0, Math.min(sizes[axis] - 1, Math.round(Number(event.target.value) || 0)));

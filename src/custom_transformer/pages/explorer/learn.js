@@ -4,6 +4,7 @@ import { chart } from "./chart.js";
 import { breath, button, h, replace } from "./dom.js";
 import { number } from "./format.js";
 import { build_optimizer, clip_scale, global_norm, update } from "./optim.js";
+import { prose } from "./terms.js";
 import { copy } from "./weights.js";
 
 /** @typedef {import("./app.js").App} App */
@@ -39,6 +40,8 @@ export function learn(app) {
   let before = null; // the parameters before the last press, to show what changed
   let optimizer = optimizer_for(app, kind, app.session.parameters), losses = [NaN], running = false, seen = app.session.parameters, text = app.text;
 
+  // One element throughout, since a button that is made anew while it is pressed is not pressed.
+  const stop = button("stop", () => { running = false; });
   const clone = (/** @type {Optimizer} */ o) => ({ ...o, m: copy(o.m), v: copy(o.v) });
   async function run(/** @type {number} */ steps) {
     if (running || !app.need_backward()) return;
@@ -93,11 +96,11 @@ export function learn(app) {
     const go = (/** @type {string} */ name, /** @type {number} */ steps) => button(name, () => run(steps), { disabled: none || running });
     replace(panel,
       h("h2", {}, "Let it learn this text"),
-      h("p", {}, "An update moves every parameter a little against its gradient. The loss of your text falls; what the model knew of other texts may suffer."),
+      h("p", {}, prose("An update moves every parameter a little against its gradient. The loss of your text falls; what the model knew of other texts may suffer. AdamW and SGD are two ways to choose the step, and the learning rate says how far it goes.", new Set())),
       h("fieldset", {}, h("legend", {}, "Optimiser"), radio("adamw", "AdamW"), radio("sgd", "SGD"),
         h("label", {}, "learning rate ", h("input", { type: "number", step: "any", min: 0, max: 10, value: rates[kind], "data-key": "rate", onchange: (/** @type {any} */ e) => { rates[kind] = Math.max(0, Math.min(10, Number(e.target.value) || 0)); } }))),
       h("div", { class: "buttons" }, go("1 update", 1), go("10 updates", 10), go("100 updates", 100), go("until it is learnt", Infinity),
-        running ? button("stop", () => { running = false; }) : null,
+        running ? stop : null,
         button("undo", undo, { disabled: !past.length || running }), button("restore the checkpoint", restore, { disabled: !app.updates || running })),
       h("p", { role: "status" }, "loss ", h("b", {}, number(app.session.loss, 4)), app.session.loss < LEARNT ? ", learnt" : "", `, ${app.updates} update${app.updates === 1 ? "" : "s"} since the checkpoint`),
       chart([{ name: "loss", values: losses, kind: "good" }], "The loss of this text by update"),
@@ -120,7 +123,7 @@ function changes(app, before) {
   });
   const largest = Math.max(...rows.map(({ relative }) => relative), 1e-12);
   return h("section", {}, h("h3", {}, "What changed in the last press"), h("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "change of each tensor" }, h("table", { class: "changes" },
-    h("thead", {}, h("tr", {}, ["parameter", "‖change‖", "", "of its size"].map((name) => h("th", { scope: "col" }, name)))),
+    h("thead", {}, h("tr", {}, ["parameter", "‖change‖", "", "of its size"].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
     h("tbody", {}, rows.map(({ name, moved, relative }) => {
       const bar = h("span", { class: "fill" });
       bar.style.setProperty("width", `${(100 * relative) / largest}%`);

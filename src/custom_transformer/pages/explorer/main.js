@@ -10,6 +10,7 @@ import { mistakes } from "./mistakes_view.js";
 import { operation } from "./operation.js";
 import { predict, strip } from "./predict.js";
 import { tour } from "./tour.js";
+import { prose, term } from "./terms.js";
 import { TERMS } from "./words.js";
 
 const TABS = /** @type {const} */ ([["predict", "Predict"], ["operation", "Operation"], ["learn", "Learn"], ["mistakes", "Mistakes"]]);
@@ -25,7 +26,7 @@ function header(app, /** @type {() => void} */ start) {
   }, { class: "quiet", "data-key": "theme" });
   const { config } = app.session, count = [...app.session.parameters.values()].reduce((sum, p) => sum + p.data.length, 0);
   return h("header", {}, h("div", {}, h("h1", {}, "See a gradient flow"),
-    h("p", { class: "lead" }, `A transformer of ${count.toLocaleString("en")} parameters (${config.n_blocks} blocks, ${config.n_heads} heads, ${config.d_model} channels) runs in this page, forward and backward, on what you type. Nothing leaves it.`)),
+    h("p", { class: "lead" }, prose(`A transformer of ${count.toLocaleString("en")} parameters (${config.n_blocks} blocks, ${config.n_heads} heads, ${config.d_model} channels) runs in this page, forward and backward, on what you type. Nothing leaves it.`, new Set()))),
   h("div", { class: "buttons" }, button("take the tour", start, { class: "main" }), theme));
 }
 
@@ -41,7 +42,7 @@ function text_input(app) {
     slider.setAttribute("aria-valuetext", chosen.name);
     name.textContent = `${chosen.name}${chosen.exact ? "" : ", rounded"}${app.updates ? ` + ${app.updates} of your updates` : ""}`;
     const counted = session.ids.length - 1;
-    replace(figures, `${counted} token${counted === 1 ? "" : "s"}`, counted ? h("span", {}, "loss ", h("b", {}, number(session.loss, 4)), " nats per token") : null, counted ? h("span", {}, `perplexity ${number(Math.exp(session.loss), 3)}`) : null,
+    replace(figures, h("span", {}, `${counted} `, term(counted === 1 ? "token" : "tokens", "token")), counted ? h("span", {}, term("loss", "loss"), " ", h("b", {}, number(session.loss, 4)), " ", term("nats per token", "nats per token")) : null, counted ? h("span", {}, term("perplexity", "perplexity"), ` ${number(Math.exp(session.loss), 3)}`) : null,
       h("span", { class: "soft" }, `forward ${forward.toFixed(0)} ms${session.has_backward ? `, backward ${backward.toFixed(0)} ms` : ""}`));
   });
   return h("section", { class: "input", "aria-label": "Your text" }, h("div", { class: "typing" }, h("label", { for: "text" }, "Your text"), box),

@@ -4,6 +4,7 @@ import { button, h, replace } from "./dom.js";
 import { bytes, shape } from "./format.js";
 import { end_of_scale, heatmap } from "./heatmap.js";
 import { Tensor } from "./tensor.js";
+import { prose } from "./terms.js";
 import { OPERATIONS, PURPOSES } from "./words.js";
 
 /** @typedef {import("./app.js").App} App */
@@ -28,11 +29,11 @@ function heading(app, layer) {
   const way = (/** @type {"forward" | "backward"} */ direction, /** @type {string} */ text) =>
     button(text, () => { if (direction === "forward") app.stop_backward(); app.look_at(layer.name, direction); }, { "aria-pressed": app.direction === direction, disabled: direction === "backward" && app.session.ids.length < 2 });
   return h("div", { class: "heading" },
-    h("div", {}, h("h2", {}, words.title), h("code", {}, layer.name)),
+    h("h2", {}, words.title),
     h("div", { class: "ways" }, h("div", { class: "switch", role: "group", "aria-label": "Direction" }, way("forward", "Forward"), way("backward", "Backward")),
     h("div", { class: "neighbours" },
       button("↓ below", () => app.look_at(neighbours[at - 1].name), { disabled: at === 0 }), button("↑ above", () => app.look_at(neighbours[at + 1].name), { disabled: at === neighbours.length - 1 }))),
-    h("p", {}, PURPOSES[short] ? h("b", {}, PURPOSES[short], " ") : null, app.direction === "backward" ? words.backward : words.forward));
+    h("code", {}, layer.name), h("p", {}, PURPOSES[short] ? h("b", {}, PURPOSES[short], " ") : null, prose(app.direction === "backward" ? words.backward : words.forward, new Set())));
 }
 
 /** @param {App} app @param {Layer} layer @param {boolean} backward */
@@ -46,8 +47,18 @@ function formula(app, layer, backward) {
   const planted = app.mistake && app.mistake.op === layer.op
     ? h("div", { class: "planted" }, h("b", {}, "A mistake is planted in this operation: "), h("code", {}, app.mistake.planted)) : null;
   return h("div", { class: "formula" }, h("pre", { class: "math" }, found.formula), planted,
-    h("details", { open: true }, h("summary", {}, `ops.py: ${found.signature}`), h("pre", { class: "code", tabindex: 0, role: "region", "aria-label": "lines of ops.py" }, found.code)),
+    lines(found, true), helpers(app, found).map((helper) => lines(helper, false)),
     h("p", { class: "place" }, found.place, ". Derivation: the book’s chapter ", h("code", {}, `docs/book/${words.chapter}.md`)));
+}
+
+/** @param {import("./app.js").Excerpt} excerpt @param {boolean} open */
+function lines(excerpt, open) {
+  return h("details", { open }, h("summary", {}, `ops.py: ${excerpt.signature}`), h("pre", { class: "code", tabindex: 0, role: "region", "aria-label": `lines of ${excerpt.signature}` }, excerpt.code));
+}
+
+/** Functions of ops.py that the shown one calls. @param {App} app @param {import("./app.js").Excerpt} found */
+function helpers(app, found) {
+  return Object.entries(app.data.excerpts).filter(([name, excerpt]) => excerpt !== found && found.code.includes(`${name}(`)).map(([, excerpt]) => excerpt);
 }
 
 /** @param {App} app @param {Layer} layer */
@@ -57,7 +68,7 @@ function forward_maps(app, layer) {
   const weights = layer.parameters.filter((parameter) => op !== "lookup" || parameter).map((parameter) => heatmap(app, `w:${parameter}`, { title: `parameter ${short(parameter)}` }));
   const inner = op === "causal_attention" ? [heads(app, layer, "P", "attention P of each head", "Rows are queries, columns keys; each row adds up to 1. Grey is the masked future.")]
     : op === "cross_entropy" ? [heatmap(app, "a:loss.probabilities", { title: "softmax: probabilities" }), heatmap(app, "a:loss.losses", { title: "loss of each token" })] : [];
-  if (op === "residual") return [sum(app, [[layer.before ?? "", "the stream, x"], [x, "from the branch, h"]], y, "the stream after it")];
+  if (op === "residual") return [sum(app, [[layer.before ?? "", "the stream, x"], [x, "the branch, h"]], y, "x + h")];
   if (op === "cross_entropy") return [heatmap(app, x, { title: "logits come in" }), ...inner];
   return [h("h3", {}, "Values"), input, ...(op === "causal_attention" ? inner : weights), heatmap(app, y, { title: "goes out, y" })];
 }
@@ -74,7 +85,7 @@ function backward_maps(app, layer) {
   const incoming = op === "cross_entropy" ? h("p", {}, "dL = 1 comes in: the loss changes one for one with itself.")
     : dy.length > 1 && op !== "residual" ? sum(app, dy.map((other) => [other, source(other)]), `dy:${name}`, "comes in, dy")
       : heatmap(app, `dy:${name}`, { title: "gradient comes in, dy", words: "of this operation’s result" });
-  const parts = [h("h3", {}, "Gradients"), ...(op === "residual" && dy.length > 1 ? [sum(app, dy.map((other) => [other, source(other)]), `dy:${name}`, "gradient of the stream here")] : [incoming])];
+  const parts = [h("h3", {}, "Gradients"), ...(op === "residual" && dy.length > 1 ? [sum(app, dy.map((other) => [other, source(other)]), `dy:${name}`, "their sum")] : [incoming])];
   if (op === "causal_attention") {
     parts.push(heads(app, layer, "dP", "dP of each head", "Would the loss grow if a token took over more of another?"),
       heads(app, layer, "dS", "dS of each head", "The same for the scores, through the softmax: each row adds up to 0."));
@@ -86,7 +97,7 @@ function backward_maps(app, layer) {
   parts.push(joined(app, layer));
   if (op === "lookup" && app.session.config.tie_embeddings) {
     parts.push(h("div", { class: "split" }, h("p", {}, h("b", {}, "Two contributions: "), "the tied table is used at the bottom, where its rows are looked up, and at the top, as the head’s matrix. Its gradient is the sum."),
-      sum(app, [["a:token_embedding.as_embedding", "from looking rows up"], ["dw:head", "from the head"]], "dw:token_embedding", "gradient of the table")));
+      sum(app, [["a:token_embedding.as_embedding", "as embedding"], ["dw:head", "as head"]], "dw:token_embedding", "their sum")));
   } else if (op === "head") parts.push(heatmap(app, "dw:head", { title: "gradient of the table, the head’s contribution" }));
   else parts.push(...layer.parameters.map((parameter) => heatmap(app, `dw:${parameter}`, { title: `gradient of ${short(parameter)}` })));
   parts.push(saved(app, layer));
@@ -99,7 +110,7 @@ function joined(app, layer) {
   const stream = layer.name.endsWith("norm_2") ? `dy:blocks.${layer.block}.residual_2` : `dy:blocks.${layer.block}.residual_1`;
   const total = layer.name.endsWith("norm_2") ? `dy:blocks.${layer.block}.residual_1` : layer.block === 0 ? "dy:position_embedding" : `dy:blocks.${layer.block - 1}.residual_2`;
   return h("div", { class: "split" }, h("p", {}, h("b", {}, "The residual’s sum: "), "here the branch left the stream, so the two gradients add."),
-    sum(app, [[stream, "down the stream"], [`dx:${layer.name}`, "through the branch"]], total, "the stream’s gradient below"));
+    sum(app, [[stream, "the stream’s"], [`dx:${layer.name}`, "the branch’s"]], total, "their sum"));
 }
 
 /** Heat maps of one scale with + and = between them. @param {App} app @param {string[][]} parts @param {string} total @param {string} title */
@@ -112,7 +123,7 @@ function sum(app, parts, total, title) {
 /** @param {App} app @param {Layer} layer @param {string} part @param {string} title @param {string} words */
 function heads(app, layer, part, title, words) {
   return h("section", { class: "heads", "aria-label": title }, h("p", {}, h("b", {}, title), ". ", h("span", { class: "soft" }, words)),
-    h("div", { class: "grid" }, Array.from({ length: app.session.config.n_heads }, (_, i) => heatmap(app, `a:${layer.name}.${part}`, { plane: i, title: `head ${i}`, compact: true, end: part === "P" ? 1 : undefined }))));
+    h("div", { class: "grid" }, Array.from({ length: app.session.config.n_heads }, (_, i) => heatmap(app, `a:${layer.name}.${part}`, { plane: i, title: `head ${i}`, compact: true, end: part === "P" ? 1 : undefined, causal: true }))));
 }
 
 /** @param {string} reference */
@@ -122,7 +133,7 @@ function from(reference) {
 
 /** @param {string} reference */
 function source(reference) {
-  return reference.startsWith("dx:") ? (/norm_\d$/.test(reference) ? "through the branch" : `from ${reference.slice(3)}`) : "down the stream";
+  return reference.startsWith("dx:") ? (/norm_\d$/.test(reference) ? "the branch’s" : `from ${reference.slice(3)}`) : "the stream’s";
 }
 
 /** @param {string} parameter */

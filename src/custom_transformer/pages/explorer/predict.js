@@ -3,6 +3,7 @@
 import { h, replace } from "./dom.js";
 import { number, percent } from "./format.js";
 import { heatmap } from "./heatmap.js";
+import { prose } from "./terms.js";
 
 /** @typedef {import("./app.js").App} App */
 
@@ -16,9 +17,8 @@ export function strip(app) {
     replace(list, ...[...ids].map((id, t) => {
       const loss = t > 0 ? losses?.data[t - 1] ?? 0 : NaN;
       const chip = h("button", { type: "button", class: t === 0 ? "token start" : "token", "data-key": `token${t}`, "aria-pressed": app.focus === t && app.tab === "predict",
-        "aria-label": t === 0 ? "start of the text" : `token ${t}: ${app.token(id)}, loss ${number(loss, 3)}`,
         onclick: () => { app.focus = t; app.tab = "predict"; app.render(); } },
-      h("span", {}, app.token(id)), h("small", {}, t === 0 ? "" : number(loss, 2)));
+      h("span", {}, app.token(id)), t === 0 ? null : h("span", { class: "hidden" }, " loss "), h("small", {}, t === 0 ? "" : loss.toFixed(2)));
       chip.style.setProperty("--surprise", t === 0 ? "0" : String(Math.min(1, loss / 6)));
       return chip;
     }), labels.length < 2 ? h("span", { class: "soft" }, "type something") : null, app.cut > 0 ? h("span", { class: "soft" }, `… ${app.cut} further tokens do not fit into this model’s ${app.session.config.max_seq_len}`) : null);
@@ -42,7 +42,7 @@ function content(app) {
   const V = p.width, row = p.data.subarray(t * V, (t + 1) * V), order = [...row.keys()].sort((a, b) => row[b] - row[a]);
   const label = session.labels[t], rank = order.indexOf(label), best = order.slice(0, SHOWN);
   const shown = label >= 0 && rank >= SHOWN ? [...best, label] : best;
-  const after = [...session.ids.slice(Math.max(0, t - 7), t + 1)].map((id) => app.token(id)).join("");
+  const before = [...session.ids.slice(Math.max(1, t - 7), t + 1)].map((id) => app.token(id)).join("");
   const line = (/** @type {number} */ id) => {
     const bar = h("span", { class: "fill" });
     bar.style.setProperty("width", `${Math.max(0.5, 100 * row[id])}%`);
@@ -54,13 +54,15 @@ function content(app) {
   const verdict = label < 0 ? "Nothing follows yet: this is what the model would write next."
     : `What comes is ‘${app.token(label)}’, to which the model gave ${percent(row[label])}: a loss of ${number(-Math.log(row[label]), 3)} nats.`;
   const blocks = Array.from({ length: session.config.n_blocks }, (_, i) => i).filter((i) => session.config.n_blocks <= 4 || i < 2 || i >= session.config.n_blocks - 2);
+  /** @type {Set<string>} */
+  const seen = new Set();
   return [
     h("h2", {}, "What it expects"),
-    h("p", {}, "After ", h("b", { class: "word" }, after), " the model gives every entry of its vocabulary a ", h("i", {}, "logit"), " (a score), and softmax makes probabilities of them. ", verdict, " Choose another token above."),
-    h("table", { class: "expectations" }, h("thead", {}, h("tr", {}, ["next token", "", "probability", "logit"].map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, shown.map(line))),
+    h("p", {}, ...(t ? ["After ", h("b", { class: "word" }, `${t > 8 ? "…" : ""}${before}`)] : ["At the start of a text"]), ...prose(` the model gives every entry of its vocabulary a logit, a score, and softmax makes probabilities of them. ${verdict} Choose another token above.`, seen)),
+    h("table", { class: "expectations" }, h("thead", {}, h("tr", {}, ["next token", "", "probability", "logit"].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))), h("tbody", {}, shown.map(line))),
     h("h2", {}, "Where it looks"),
-    h("p", {}, "Attention of every head: a row for each token, a column for each token that it takes something over from. Each row adds up to 1; grey is the future, which is masked."),
+    h("p", {}, prose("Attention of every head, as heat maps: a row for each token, a column for each token that it takes something over from. Each row adds up to 1; grey is the future, which is masked.", seen)),
     ...blocks.map((i) => h("section", { class: "heads", "aria-label": `attention of block ${i}` }, h("h3", {}, `Block ${i}`),
-      h("div", { class: "grid" }, Array.from({ length: session.config.n_heads }, (_, k) => heatmap(app, `a:blocks.${i}.attention.P`, { plane: k, title: `head ${k}`, compact: true, end: 1 }))))),
+      h("div", { class: "grid" }, Array.from({ length: session.config.n_heads }, (_, k) => heatmap(app, `a:blocks.${i}.attention.P`, { plane: k, title: `head ${k}`, compact: true, end: 1, causal: true }))))),
   ];
 }

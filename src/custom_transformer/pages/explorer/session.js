@@ -34,6 +34,8 @@ export class Session {
     this.milliseconds = { forward: 0, backward: 0 };
     /** @type {Session | null} */
     this.wide = null;
+    /** @type {Map<string, { value: number, h: number }>} measured for the last forward */
+    this.differences = new Map();
     this.has_backward = false;
     /** @type {Tensors} */
     this.gradients = new Map();
@@ -51,6 +53,7 @@ export class Session {
   forward() {
     const started = performance.now();
     this.values = new Map();
+    this.differences = new Map();
     this.wide = null;
     this.has_backward = false;
     this.pass = new Pass(this.config, this.parameters, this.engine, (kind, name, tensor) => {
@@ -101,11 +104,15 @@ export class Session {
    * @param {number[]} index @returns {{ value: number, h: number } | null} null for what cannot be moved
    */
   difference(reference, index) {
+    const key = `${reference}[${index}]`, known = this.differences.get(key);
+    if (known) return known;
     const run = movable(this.in_float64(), reference, index);
     if (!run) return null;
     const h = 1e-3 * Math.max(0.05, Math.min(1, Math.abs(run.at)));
     const [a, b, c, d] = [-2, -1, 1, 2].map((steps) => run.loss(steps * h));
-    return { value: (a - 8 * b + 8 * c - d) / (12 * h), h };
+    const found = { value: (a - 8 * b + 8 * c - d) / (12 * h), h };
+    this.differences.set(key, found);
+    return found;
   }
 }
 

@@ -1,6 +1,8 @@
 // A first visit, step by step. Each step brings the page where it is about, and marks that place.
 
+import { place } from "./check.js";
 import { button, h, replace } from "./dom.js";
+import { prose } from "./terms.js";
 
 /** @typedef {import("./app.js").App} App */
 /** @typedef {{ title: string, words: string, at: string, go: (app: App) => void }} Step */
@@ -8,6 +10,14 @@ import { button, h, replace } from "./dom.js";
 /** @param {App} app */
 function lower_block(app) {
   return `blocks.${app.session.config.n_blocks - 1}`;
+}
+
+/** The place of a tensor's largest number. @param {App} app @param {string} reference */
+function largest(app, reference) {
+  const tensor = app.session.tensor(reference), data = tensor?.data ?? [];
+  let best = 0;
+  for (let i = 0; i < data.length; i++) if (Math.abs(data[i]) > Math.abs(data[best])) best = i;
+  return place(best, tensor?.shape ?? [1, 1]);
 }
 
 /** @type {Step[]} */
@@ -28,7 +38,7 @@ export const STEPS = [
     words: "The same drawing, upside down. Each operation takes the gradient of its result and hands down the gradient of its input, by its own two lines of ops.py. Step with the buttons above the drawing, or let it play." },
   { title: "The stream splits the gradient", at: ".operation .split", go: (app) => app.go_to_step(app.steps.findIndex(({ name }) => name === `${lower_block(app)}.norm_2`)),
     words: "A sum hands its gradient to both sides. So the gradient of the stream is itself a sum: what came down the stream, and what came through the branch." },
-  { title: "Is it true?", at: "#inspector", go: (app) => { const name = `${lower_block(app)}.down.weight`; app.go_to_step(app.steps.findIndex((step) => step.name === `${lower_block(app)}.down`)); app.inspect(`dw:${name}`, [3, 5]); },
+  { title: "Is it true?", at: "#inspector", go: (app) => { const name = `${lower_block(app)}.down.weight`; app.go_to_step(app.steps.findIndex((step) => step.name === `${lower_block(app)}.down`)); app.inspect(`dw:${name}`, largest(app, `dw:${name}`)); },
     words: "A gradient can be measured: move the number a little, run the model again, see how the loss changes. Both stand here side by side. You may check any number of the page so." },
   { title: "Let it learn", at: ".learn", go: (app) => { app.trail = []; app.stop_backward(); app.tab = "learn"; app.render(); },
     words: "Press an update: every parameter moves a little against its gradient, and the loss falls. A hundred, and it knows your sentence. Undo brings it back." },
@@ -41,22 +51,30 @@ export function tour(app) {
   let at = -1;
   const panel = h("section", { class: "tour", "aria-label": "Guided tour", hidden: true });
   function show(/** @type {number} */ step) {
-    for (const marked of document.querySelectorAll(".toured")) marked.classList.remove("toured");
+    for (const old of document.querySelectorAll(".toured")) old.classList.remove("toured");
     at = step;
     panel.hidden = at < 0;
+    room();
     if (at < 0) return;
     if (at < STEPS.length - 1 && app.mistake) app.plant(null);
     STEPS[at].go(app);
     draw();
-    const place = document.querySelector(STEPS[at].at);
-    place?.classList.add("toured");
+    room();
+    const marked = document.querySelector(STEPS[at].at);
+    marked?.classList.add("toured");
     /** @type {HTMLElement | null} */ (panel.querySelector("h2"))?.focus({ preventScroll: true });
-    place?.scrollIntoView({ block: "nearest" });
+    marked?.scrollIntoView({ block: "nearest" });
+  }
+  /** What sticks to the window's top stays below the tour. */
+  function room() {
+    document.documentElement.style.setProperty("--tour", at < 0 ? "0px" : `${panel.offsetHeight + 6}px`);
   }
   function draw() {
     const { title, words } = STEPS[at];
+    /** @type {Set<string>} */
+    const seen = new Set();
     replace(panel,
-      h("h2", { tabindex: -1 }, h("small", {}, `${at + 1} of ${STEPS.length} `), title), h("p", {}, words),
+      h("h2", { tabindex: -1 }, h("small", {}, `${at + 1} of ${STEPS.length} `), title), h("p", {}, prose(words, seen)),
       h("div", { class: "buttons" }, button("← back", () => show(at - 1), { disabled: at === 0 }), at === STEPS.length - 1 ? button("end", () => show(-1), { class: "main", "data-key": "next" }) : button("next →", () => show(at + 1), { class: "main", "data-key": "next" }),
         at === STEPS.length - 1 ? null : button("leave the tour", () => show(-1), { class: "quiet" })));
   }

@@ -63,6 +63,14 @@ export const PURPOSES = {
 
 /** @type {Record<string, string>} */
 export const TERMS = {
+  "nats per token": "The loss's unit: −ln of a probability. A nat is 1.44 bits.",
+  perplexity: "exp(loss): among how many equally likely tokens the model might as well have guessed.",
+  block: "Attention and a feed-forward network, each with its norm, added to the residual stream. The model is a stack of them.",
+  channel: "One of the d_model numbers in the vector of each token.",
+  update: "One step of training: every parameter moves a little against its gradient.",
+  "feed-forward network": "Two matrices with GELU between them, applied to each token's vector by itself.",
+  "chain rule": "The gradient of a number is the sum, over all that it flows into, of their gradients times how strongly they depend on it.",
+  tensor: "Numbers in rows and columns, or in several such tables.",
   token: "A piece of text that the model reads as one unit: a word, a part of one, or a single byte.",
   vocabulary: "All tokens that the model knows, each with a number.",
   logit: "A score of one vocabulary entry. The larger it is compared with the others, the likelier the entry.",
@@ -73,7 +81,8 @@ export const TERMS = {
   parameter: "A number that training changes: the entries of matrices and tables, biases, gains.",
   "residual stream": "The vector of each token that runs from the embedding to the head; every branch adds to it.",
   attention: "How much each token takes over from itself and from each earlier one.",
-  head: "Of attention: one of several that look at the text side by side, each with its own piece of queries, keys and values. Of the model: the last matrix, which gives the logits.",
+  head: "Of attention: one of several that look at the text side by side, each with its own queries, keys and values. Of the model: the last matrix, which gives the logits.",
+  query: "What a token asks with: it is compared with the keys of the tokens before it.",
   "finite difference": "A derivative that is measured: move one number a little, run the model again, see how the loss has changed.",
   "heat map": "Numbers as colours. Here blue is negative, orange positive, the middle zero.",
   "tied table": "The table of embeddings is also the head's matrix: one parameter, used twice.",
