@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,16 +57,17 @@ class Workload:
     @property
     def config(self) -> CustomTransformerConfig:
         sizes = SIZES[self.name]
+        shared: dict[str, Any] = {"n_kv_heads": sizes.n_heads // 2} if sizes.architecture == "llama" else {}
         return CustomTransformerConfig(
             architecture=sizes.architecture,
             vocab_size=sizes.vocab_size,
             max_seq_len=sizes.window,
             n_blocks=sizes.n_blocks,
             n_heads=sizes.n_heads,
-            n_kv_heads=sizes.n_heads // 2 if sizes.architecture == "llama" else None,
             d_model=sizes.d_model,
             d_ffn=sizes.d_ffn,
             tie_embeddings=self.tied,
+            **shared,
         )
 
     @property
