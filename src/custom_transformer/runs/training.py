@@ -257,10 +257,10 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to the step at which `state` was taken."""
-        self.model.load_state_dict(state["state_dict"])
         device = self.model.device
         self.optimizer.state = {
             kind: {name: tensor.to(device) for name, tensor in tensors.items()}
             for kind, tensors in state["optimizer"].items()
         }
+        self.model.load_state_dict(state["state_dict"])  # last: into the memory of the optimiser's former state
         self.progress = Progress(**state["progress"])
