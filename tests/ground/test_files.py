@@ -23,7 +23,7 @@ from tests.processes import run
 # Every program that people start; the worker of a benchmark talks to its parent in JSON.
 PROGRAMS = [
     path.relative_to(ROOT)
-    for folder in ("src", "stages", "studies", "benchmarks")
+    for folder in ("src", "stages", "studies", "benchmarks", "book")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if "__name__ ==" in path.read_text("utf-8") and path.name != "worker.py"
 ]
