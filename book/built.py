@@ -6,6 +6,7 @@ its own, read back from the page, holds.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from book import reading, scalars, tensors
 from book.expressions import FormulaError
 from book.page import FORMULAS, Block, blocks_of, chapters
+from custom_transformer.errors import UserError, run_main
 
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
 FORMULA = re.compile(r'<div class="formula \w+" id="([^"]+)">(<math.*?</math>)', re.DOTALL)
@@ -94,9 +96,16 @@ def check_shown(math: str, block: Block) -> None:
         tensors.check_equal(sides, block.derivation.tensors)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m book.built", description="Looks at the finished site.")
+    parser.add_argument("site", type=Path, help="the folder that holds it")
+    site = parser.parse_args().site.resolve()
+    if not (site / "index.html").exists():
+        raise UserError(f"{site}: no site is there; build it with make docs")
+    if found := problems(site):
+        print(*found, sep="\n", file=sys.stderr)
+        raise UserError(f"{site}: {len(found)} problems, each named above")
+
+
 if __name__ == "__main__":
-    site = Path(sys.argv[1]).resolve()
-    wrong = problems(site)
-    for problem in wrong:
-        print(f"error: {problem}", file=sys.stderr)
-    sys.exit(bool(wrong))
+    run_main(main)
