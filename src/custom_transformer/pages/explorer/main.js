@@ -124,10 +124,14 @@ async function start() {
     h("div", { class: "columns" }, h("section", { class: "left", "aria-label": "Architecture" }, backward_controls(app), drawing(app)), h("section", { class: "middle", "aria-label": "Details" }, main), inspector(app))),
   h("footer", {}, glossary(), h("p", { class: "soft" }, "Made by ", h("code", {}, "python -m custom_transformer explore"), ". The script in this page mirrors ", h("code", {}, "src/custom_transformer/maths/ops.py"), ", function by function; tests hold both equal.")));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.render());
-  const asked = decodeURIComponent(location.hash.slice(1)); // #layer_norm or #blocks.0.norm_1
-  const layer = app.session.layers.find(({ name, op }) => name === asked || op === asked);
+  const go = () => { // #layer_norm or #blocks.0.norm_1
+    const asked = decodeURIComponent(location.hash.slice(1));
+    const layer = app.session.layers.find(({ name, op }) => name === asked || op === asked);
+    if (layer) app.look_at(layer.name, "backward");
+  };
   app.read(data.text);
-  if (layer) app.look_at(layer.name);
+  go();
+  addEventListener("hashchange", go);
   Object.assign(window, { explorer: app }); // for whoever opens the console, and for the tests
 }
 

@@ -41,14 +41,21 @@ function formula(app, layer, backward) {
   const words = OPERATIONS[layer.op];
   if (layer.op === "residual") {
     const [line] = backward ? [`dx = dx + dh`] : ["x = x + h"];
-    return h("div", { class: "formula" }, h("pre", {}, line), h("p", { class: "place" }, "src/custom_transformer/maths/gpt2.py, block_forward and block_backward"));
+    return h("div", { class: "formula" }, h("pre", {}, line), h("p", { class: "place" }, "src/custom_transformer/maths/gpt2.py, block_forward and block_backward. Derivation: ", chapter(words.chapter)));
   }
   const found = app.data.excerpts[`${words.excerpt}_${backward ? "backward" : "forward"}`];
   const planted = app.mistake && app.mistake.op === layer.op
     ? h("div", { class: "planted" }, h("b", {}, "A mistake is planted in this operation: "), h("code", {}, app.mistake.planted)) : null;
   return h("div", { class: "formula" }, h("pre", { class: "math" }, found.formula), planted,
     lines(found, true), helpers(app, found).map((helper) => lines(helper, false)),
-    h("p", { class: "place" }, found.place, ". Derivation: the book’s chapter ", h("code", {}, `docs/book/${words.chapter}.md`)));
+    h("p", { class: "place" }, found.place, ". Derivation: ", chapter(words.chapter)));
+}
+
+/** In the site that make docs builds, a copy of this page stands beside the book; elsewhere a link would lead nowhere.
+ * @param {string} name */
+function chapter(name) {
+  return location.pathname.includes("/_site/") ? h("a", { href: `book/${name}.html` }, `the book’s chapter ${name}`)
+    : h("span", {}, "the book’s chapter ", h("code", {}, `docs/book/${name}.md`));
 }
 
 /** @param {import("./app.js").Excerpt} excerpt @param {boolean} open */
@@ -98,7 +105,7 @@ function backward_maps(app, layer) {
   if (op === "lookup" && app.session.config.tie_embeddings) {
     parts.push(h("div", { class: "split" }, h("p", {}, h("b", {}, "Two contributions: "), "the tied table is used at the bottom, where its rows are looked up, and at the top, as the head’s matrix. Its gradient is the sum."),
       sum(app, [["a:token_embedding.as_embedding", "as embedding"], ["dw:head", "as head"]], "dw:token_embedding", "their sum")));
-  } else if (op === "head") parts.push(heatmap(app, "dw:head", { title: "gradient of the table, the head’s contribution" }));
+  } else if (op === "head") parts.push(heatmap(app, "dw:head", { title: app.session.config.tie_embeddings ? "gradient of the table, the head’s contribution" : "gradient of head.weight" }));
   else parts.push(...layer.parameters.map((parameter) => heatmap(app, `dw:${parameter}`, { title: `gradient of ${short(parameter)}` })));
   parts.push(saved(app, layer));
   return parts.filter(Boolean);

@@ -129,8 +129,11 @@ function moved(tensor, index, by) {
  * @returns {{ at: number, loss: (by: number) => number } | null}
  */
 function movable(session, reference, index) {
-  const [kind, name] = (reference === LOOKED_UP ? "dw:lookup" : reference).split(":");
   const { config, engine, ids, labels, parameters } = session;
+  const [kind, part] = (reference === LOOKED_UP ? "dw:lookup" : reference).split(":");
+  // Of a table that is not tied, each use is a parameter of its own.
+  const own = config.tie_embeddings ? undefined : { head: "head.weight", lookup: "token_embedding" }[part];
+  const name = kind === "dw" && own ? own : part;
   const loss = (/** @type {Tensors} */ p, /** @type {Engine} */ e, /** @type {import("./model.js").Watch} */ watch, /** @type {Config} */ c = config) =>
     new Pass(c, p, e, watch).loss(ids, labels);
   const none = () => {};
