@@ -1,8 +1,8 @@
 """Exported GGUF files in llama.cpp, which the package cyllama brings built.
 
-`expect` writes down what this project computes of a model. `python -m studies.llama_cpp FOLDER ...` compares llama.cpp's
-tokens of difficult texts, logits and greedy continuations with that. It needs only cyllama and NumPy. `check` runs it
-with a cyllama that is installed for this once.
+`expect` writes down what this project computes of a model. `python -m studies.llama_cpp FOLDER ...` compares with that
+what llama.cpp makes of it: tokens of difficult texts, logits, greedy continuations. It needs only cyllama and NumPy.
+`check` runs it with a cyllama that is installed for this once.
 """
 
 from __future__ import annotations
