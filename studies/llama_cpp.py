@@ -106,7 +106,7 @@ def main() -> None:
 def agrees(folder: Path) -> bool:
     from cyllama.llama import llama_cpp  # type: ignore[import-not-found]
 
-    class Model(llama_cpp.LlamaModel):  # type: ignore[misc]
+    class Model(llama_cpp.LlamaModel):
         """With what its context asks for and does not find in cyllama 0.2.18, to return logits."""
 
         @property

@@ -8,21 +8,23 @@ downloads and nothing installs.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from custom_transformer.config import Params, TrainingParams
+from custom_transformer.config import CustomTransformerConfig, Params, TrainingParams
 from custom_transformer.errors import ArgumentParser, UserError, one_line, run_main
 from custom_transformer.files import atomic_write, read_text, sha256_file, staged_folders, writing
 from custom_transformer.interchange import check_target, quiet
@@ -62,6 +64,8 @@ WINDOW = 512  # tokens seen at once as the imported model is measured, of the 81
 MAX_BYTES = 64 << 20  # of a text
 NEW_TOKENS = 24  # by which exported models are compared, behind the longest prompt
 
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -87,15 +91,13 @@ def main() -> None:
     text = given_text(args.text, args.bytes)
     source = args.gguf or fetched()
     check_target(TUNED, (CHECKPOINT, TOKENIZER))
-    print(f"{source}: taken over as {FOLDER / CHECKPOINT}", flush=True)
-    config = import_gguf(source, FOLDER).config
-    params = fine_tuning_params(FOLDER, config, args.text, args.steps)
-    as_imported = measured_checkpoint(FOLDER, text, params.training)
+    params = fine_tuning_params(FOLDER, apart(taken_over, source), args.text, args.steps)
+    as_imported = apart(measured_checkpoint, FOLDER, text, params.training)
     print(f"as imported: {as_imported}", flush=True)
     started = time.monotonic()
     run_experiment(params)
     minutes = (time.monotonic() - started) / 60
-    before, after = result_before(FOLDER, params), result_after()
+    before, after = apart(result_before, FOLDER, params), result_after()
     write_tuned(params)
     agreements = check_exports(params)
     report = "\n".join(
@@ -152,6 +154,18 @@ def fetched() -> Path:
     if sha256_file(FETCHED) != SHA256:
         raise UserError(f"{FETCHED}: not the file that this study knows; remove it, and it is fetched anew")
     return FETCHED
+
+
+def apart(function: Callable[..., _Result], *arguments: Any) -> _Result:
+    """What `function` returns, or raises, in a process of its own: this one would keep the memory from the training."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def taken_over(source: Path) -> CustomTransformerConfig:
+    """Imports the file `source` as FOLDER; returns the model's configuration."""
+    print(f"{source}: taken over as {FOLDER / CHECKPOINT}", flush=True)
+    return import_gguf(source, FOLDER).config
 
 
 def measured_checkpoint(folder: Path, text: str, training: TrainingParams) -> Measured:
@@ -224,7 +238,7 @@ def by_transformers(folder: Path, prompts: list[list[int]], length: int) -> Iter
     from transformers import AutoModelForCausalLM
 
     quiet()
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs.generation_config.eos_token_id = None  # goes on behind the end token, as llama.cpp is made to
     for prompt in prompts:
         ids = torch.tensor([prompt])
