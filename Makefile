@@ -85,9 +85,9 @@ bench: $(READY)
 scaling: $(READY)
 	@$(BIN)/python -m studies.scaling --jobs $(or $(JOBS),2) $(if $(DATA),--data '$(DATA)')
 
-# TEXT, where given: a file of text to measure on in place of the primer's lessons.
-smollm2: $(READY)
-	@$(BIN)/python -m studies.smollm2 $(if $(TEXT),--text '$(TEXT)')
+# TEXT, where given: a file of text to learn in place of the primer's lessons; STEPS: of the fine-tuning.
+smollm2: in-git $(READY)
+	@$(BIN)/python -m studies.smollm2 $(if $(TEXT),--text '$(TEXT)') $(if $(STEPS),--steps $(STEPS))
 
 ui: $(READY)
 	-@$(BIN)/python -m custom_transformer sync

