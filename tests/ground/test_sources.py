@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from custom_transformer.errors import UserError
-from custom_transformer.interchange import CHECKPOINT, export_huggingface
+from custom_transformer.interchange import export_huggingface
+from custom_transformer.interchange.imported import CHECKPOINT
 from custom_transformer.interchange.sources import import_model
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.text.saved_tokenizer import load_tokenizer
