@@ -39,10 +39,9 @@ def small_model(folder: Path, **changes: object) -> CustomTransformer:
     return model
 
 
-def test_the_imported_model_is_measured_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_imported_model_is_measured_in_windows(tmp_path: Path) -> None:
     model = small_model(tmp_path / "gguf", max_seq_len=8)
     import_gguf(tmp_path / "gguf" / FILE, tmp_path / "imported")
-    monkeypatch.setattr(smollm2, "WINDOW", 8)
     text = "The 3rd text, naïve."
     measured = smollm2.measured_checkpoint(tmp_path / "imported", text, PARAMS.training)
     ids = load_tokenizer(tmp_path / "imported/tokenizer").encode(text)
