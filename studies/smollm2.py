@@ -178,11 +178,12 @@ def measured_checkpoint(folder: Path, text: str, training: TrainingParams) -> Me
 
 
 def measured(model: CustomTransformer, ids: list[int], text_bytes: int) -> Measured:
-    """Over windows of WINDOW tokens that follow each other, each without a token before it."""
+    """Over windows of at most WINDOW tokens that follow each other, each without a token before it."""
     total, tokens = 0.0, 0
+    length = min(WINDOW, model.config.max_seq_len)
     with ProgressBar("measured", len(ids), "tokens") as progress:
-        for start in range(0, len(ids) - 1, WINDOW):
-            window = torch.tensor([ids[start : start + WINDOW]])
+        for start in range(0, len(ids) - 1, length):
+            window = torch.tensor([ids[start : start + length]])
             total += score(model, window[:, :-1], window[:, 1:])[0].sum().item()
             tokens += window.shape[1] - 1
             progress.update(start + window.shape[1])
@@ -216,7 +217,9 @@ def check_exports(params: Params) -> list[str]:
     length = min(max(map(len, prompts)) + NEW_TOKENS, model.config.max_seq_len)
     prompts = [prompt[: length - 1] for prompt in prompts]
     with tempfile.TemporaryDirectory() as scratch:
-        ours = llama_cpp.expect(TUNED / "gguf" / FILE, model, tokenizer, prompts, length, Path(scratch))
+        expected = Path(scratch) / TUNED.name  # the name in llama.cpp's line
+        expected.mkdir()
+        ours = llama_cpp.expect(TUNED / "gguf" / FILE, model, tokenizer, prompts, length, expected)
         tokens = f"{sum(length - len(prompt) for prompt in prompts)} greedy tokens behind {len(prompts)} prompts"
         for row, prompt, theirs in zip(
             ours, prompts, by_transformers(TUNED / "huggingface", prompts, length), strict=True
@@ -225,7 +228,7 @@ def check_exports(params: Params) -> list[str]:
                 raise UserError(f"{TUNED}/huggingface: transformers goes on as {theirs}, we as {row}, after {prompt}")
         lines = [f"transformers: {tokens} equal ours"]
         try:
-            if not llama_cpp.check([Path(scratch)]):
+            if not llama_cpp.check([expected]):
                 raise UserError(f"{TUNED}/gguf: llama.cpp computes something else than we do, as said above")
             lines.append(f"llama.cpp: {tokens} equal ours")
         except llama_cpp.NotInstalled as error:

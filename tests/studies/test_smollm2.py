@@ -24,7 +24,7 @@ from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.text.tokenization import build_tokenizer
 from studies import fine_tuning, llama_cpp, smollm2
 from studies.fine_tuning import Result, fine_tuning_params
-from tests.helpers import PIPELINE_ENVIRONMENT, ROOT, copy_repository, random_model
+from tests.helpers import ROOT, copy_repository, random_model
 from tests.text.making import TEXTS, data
 
 LLAMA = {"architecture": "llama", "d_model": 24, "n_heads": 4, "n_kv_heads": 2, "rope_base": 500.0}
@@ -39,10 +39,9 @@ def small_model(folder: Path, **changes: object) -> CustomTransformer:
     return model
 
 
-def test_the_imported_model_is_measured_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_imported_model_is_measured_in_windows(tmp_path: Path) -> None:
     model = small_model(tmp_path / "gguf", max_seq_len=8)
     import_gguf(tmp_path / "gguf" / FILE, tmp_path / "imported")
-    monkeypatch.setattr(smollm2, "WINDOW", 8)
     text = "The 3rd text, naïve."
     measured = smollm2.measured_checkpoint(tmp_path / "imported", text, PARAMS.training)
     ids = load_tokenizer(tmp_path / "imported/tokenizer").encode(text)
@@ -146,7 +145,9 @@ def test_the_report_sets_before_beside_after() -> None:
 
 
 @pytest.mark.processes
-def test_the_whole_study_by_dvc(tmp_path: Path) -> None:
+def test_the_whole_study_by_dvc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     project = copy_repository(tmp_path / "project")
     small_model(project / "models/gguf", max_seq_len=64)
     (project / "texts.txt").write_text("\n\n".join(f"Story {i}, of a cat and a dog." for i in range(60)))
@@ -158,21 +159,35 @@ def test_the_whole_study_by_dvc(tmp_path: Path) -> None:
         ["commit", "--quiet", "--message", "x"],
     ):
         subprocess.run(["git", *command], cwd=project, check=True)
+
+    def no_llama_cpp(folders: object) -> bool:
+        raise llama_cpp.NotInstalled("it is not here")
+
+    # The stages, in processes that DVC starts, are the copy's; the study itself runs here, which starts fewer.
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project / "src"), str(project)]))
+    monkeypatch.setattr(smollm2, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(llama_cpp, "check", no_llama_cpp)
     arguments = ["--gguf", f"models/gguf/{FILE}", "--text", "texts.txt", "--steps", "4"]
-    environment = PIPELINE_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(project / "src"), str(project)])}
-    environment["PIP_NO_INDEX"] = "1"  # what the comparison with llama.cpp would install is left where it is
-    command = [sys.executable, "-m", "studies.smollm2", *arguments]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = (project / smollm2.RESULTS).read_text("utf-8")
-    assert report.strip() in done.stdout
+    monkeypatch.setattr(sys, "argv", ["smollm2", *arguments])
+    smollm2.main()
+
+    report = smollm2.RESULTS.read_text("utf-8")
+    assert report.strip() in capsys.readouterr().out
     assert "Fine-tuned on texts.txt: 4 steps" in report
     assert " GB." in report
     assert "| `bits_per_byte` |" in report
-    assert "equal ours" in report
-    assert "- llama.cpp: left out, since pip cannot install cyllama" in report
-    tuned, imported = (load_checkpoint(project / folder / "model.pt") for folder in (smollm2.TUNED, smollm2.FOLDER))
+    assert "greedy tokens behind 3 prompts equal ours" in report
+    assert "- llama.cpp: left out, since it is not here" in report
+    tuned, imported = (load_checkpoint(folder / "model.pt") for folder in (smollm2.TUNED, smollm2.FOLDER))
     assert tuned.metadata["step"] == 4
     assert any(not torch.equal(tuned.state_dict[name], p) for name, p in imported.state_dict.items())
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True, check=True)
+    status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
     assert status.stdout == ""  # the workspace's own parameters and results are as they were
+
+
+@pytest.mark.processes
+def test_another_process_returns_and_raises(tmp_path: Path) -> None:
+    assert smollm2.apart(math.sqrt, 4) == 2
+    with pytest.raises(UserError, match=r"nowhere\.gguf: no such file"):
+        smollm2.apart(smollm2.given_text, tmp_path / "nowhere.gguf", 1)
