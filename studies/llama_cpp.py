@@ -1,7 +1,7 @@
 """Exported GGUF files in llama.cpp, which the package cyllama brings built.
 
 `expect` writes down what this project computes of a model. `python -m studies.llama_cpp FOLDER ...` compares with that
-what llama.cpp makes of it: tokens of difficult texts, logits, greedy continuations. It needs only cyllama and NumPy.
+what llama.cpp makes of it: tokens of difficult texts, logits, greedy continuations.
 `check` runs it with a cyllama that is installed for this once.
 """
 
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from custom_transformer.errors import UserError, run_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -100,7 +102,7 @@ def check(folders: Sequence[Path]) -> bool:
 def main() -> None:
     failed = [folder for folder in sys.argv[1:] if not agrees(Path(folder))]
     if failed:
-        sys.exit(f"FAILED: {', '.join(failed)}")
+        raise UserError(f"llama.cpp computes something else of {', '.join(failed)}")
 
 
 def agrees(folder: Path) -> bool:
@@ -159,4 +161,4 @@ def greedy(llama_cpp: Any, model: Any, prompt: list[int], length: int) -> tuple[
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from torch import Tensor
 from custom_transformer import CustomTransformer, CustomTransformerWrapper
 from custom_transformer.fast import llama
 from custom_transformer.fast.choose import FUSED, NATIVE
-from custom_transformer.fast.compiled import compiled_engine
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.optim import SGD, AdamW
@@ -24,25 +22,12 @@ from custom_transformer.runs.evaluation import score
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.training import training_step
+from tests.fast.engines import ENGINES
 from tests.helpers import LLAMA, SIZES, random_model, random_tokens
 
 TOKENS, LABELS = random_tokens(), random_tokens(seed=2)
 
 
-@functools.cache
-def captured_engine() -> Engine:
-    """torch.compile's graphs without its generated code, which takes long to make; test_stacks.py has the whole."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-        return compiled_engine.__wrapped__()
-
-
-ENGINES: dict[str, Callable[[], Engine]] = {
-    "readable": lambda: READABLE,
-    "fused": lambda: FUSED,
-    "native": lambda: NATIVE,
-    "compiled": captured_engine,
-}
 NAN = float("nan")
 
 

@@ -13,7 +13,7 @@ from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.optim import AdamW
 from custom_transformer.runs.summary import memory_bytes
 from custom_transformer.runs.training import training_step
-from tests.fast.test_contract import ENGINES
+from tests.fast.engines import ENGINES
 from tests.helpers import Held, random_model, random_tokens
 
 LLAMA = {"architecture": "llama", "d_model": 18, "n_kv_heads": 1}

@@ -77,7 +77,9 @@ def write_imported(
     """
     if (size := vocabulary_size(tokenizer)) > model.config.vocab_size:
         raise UserError(f"{source}: the tokenizer has {size} entries, the model {model.config.vocab_size}")
+    chat_template = tokenizer.chat_template
     tokenizer = plain(tokenizer)  # the very file that the pipeline makes of it, by whose digest the two are compared
+    tokenizer.chat_template = chat_template
     with staged_folders(folder) as (staged,), writing(folder, staged):
         tokenizer.save_pretrained(staged / TOKENIZER)
         digest = sha256_file(staged / TOKENIZER / "tokenizer.json")
