@@ -22,7 +22,7 @@ from custom_transformer.runs.evaluation import score
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.training import training_step
-from tests.fast.engines import ENGINES
+from tests.fast.engines import ENGINES, captured_engine
 from tests.helpers import LLAMA, SIZES, random_model, random_tokens
 
 TOKENS, LABELS = random_tokens(), random_tokens(seed=2)
