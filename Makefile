@@ -40,10 +40,10 @@ define at_once
 	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[123]; exit $$failed
 endef
 
-tests = -m 'not processes' --ignore=tests/fast
-tests_1 = tests/fast
-tests_2 = -m processes tests/faults tests/tracking
-tests_3 = -m processes --ignore=tests/fast --ignore=tests/faults --ignore=tests/tracking
+tests = -m 'not processes' --ignore=tests/fast --ignore=tests/book --ignore=tests/exercises
+tests_1 = tests/fast tests/book tests/exercises
+tests_2 = -m processes tests/faults tests/tracking tests/studies
+tests_3 = -m processes --ignore=tests/fast --ignore=tests/exercises --ignore=tests/faults --ignore=tests/tracking --ignore=tests/studies
 proofs = tests/maths --ignore=tests/maths/test_architecture.py --ignore=tests/maths/test_gradcheck.py
 proofs_1 = tests/maths/test_architecture.py tests/maths/test_gradcheck.py
 
