@@ -40,10 +40,12 @@ define at_once
 	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[123]; exit $$failed
 endef
 
-tests = -m 'not processes' --ignore=tests/fast --ignore=tests/book --ignore=tests/exercises
-tests_1 = tests/fast tests/book tests/exercises
-tests_2 = -m processes tests/faults tests/tracking tests/studies
-tests_3 = -m processes --ignore=tests/fast --ignore=tests/exercises --ignore=tests/faults --ignore=tests/tracking --ignore=tests/studies
+whole = tests/fast tests/book tests/exercises
+started = tests/faults tests/tracking tests/studies tests/runs tests/text
+tests = -m 'not processes' $(addprefix --ignore=,$(whole))
+tests_1 = $(whole)
+tests_2 = -m processes $(started)
+tests_3 = -m processes $(addprefix --ignore=,$(whole) $(started))
 proofs = tests/maths --ignore=tests/maths/test_architecture.py --ignore=tests/maths/test_gradcheck.py
 proofs_1 = tests/maths/test_architecture.py tests/maths/test_gradcheck.py
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from custom_transformer.maths.gradcheck import TOLERANCE, derivative_at_0
+from custom_transformer.maths.gradcheck import TOLERANCE, gradient_at
 
 Functions = Mapping[str, Callable[..., Any]]
 VALUE_TOLERANCE = 1e-9
@@ -76,17 +76,7 @@ def finite_differences(loss: Callable[..., Tensor], inputs: Sequence[Tensor | No
     x = inputs[number]
     if x is None or not x.is_floating_point():
         return None
-
-    def moved(one: Tensor, distance: float) -> float:
-        return loss(*inputs[:number], x + distance * one, *inputs[number + 1 :]).item()
-
-    gradient = torch.zeros_like(x)
-    for i in range(x.numel()):
-        one = torch.zeros_like(x)
-        one.view(-1)[i] = 1
-
-        gradient.view(-1)[i] = derivative_at_0(partial(moved, one))
-    return gradient
+    return gradient_at(lambda moved: loss(*inputs[:number], moved, *inputs[number + 1 :]).item(), x)
 
 
 def measured(loss: Callable[..., Tensor], inputs: Sequence[Tensor | None], names: Sequence[str]) -> dict[str, Right]:

@@ -37,7 +37,7 @@ from custom_transformer.pages.markdown import code_span, fenced
 from custom_transformer.pages.report import MEANINGS, shown
 from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.checkpoint import load_checkpoint
-from custom_transformer.runs.evaluation import score
+from custom_transformer.runs.scoring import score
 from custom_transformer.text.primer import generate_lessons
 from custom_transformer.text.saved_tokenizer import load_tokenizer
 from studies import llama_cpp

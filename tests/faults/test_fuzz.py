@@ -32,8 +32,8 @@ from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.optim import SGD, AdamW
 from custom_transformer.runs.checkpoint import load_checkpoint
-from custom_transformer.runs.evaluation import score
 from custom_transformer.runs.generation import sample
+from custom_transformer.runs.scoring import score
 from custom_transformer.runs.training import training_step
 from custom_transformer.text.datasets import download
 from custom_transformer.text.tokens import load_tokens

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,16 @@ def test_checkpoints_of_a_run_are_found_and_damaged_ones_left_out(
     assert "custom_transformer_epoch_3.pt" in capsys.readouterr().out
     page = explorer_page(found[1], tokenizer, others=found)
     assert [c["step"] for c in json.loads(Parts(page).texts[1][1])["checkpoints"]] == [0, 10, 20]
+
+
+def test_a_run_that_began_from_a_checkpoint_has_no_step_0(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Its parameters were not drawn from the seed."""
+    begun = replace(checkpoint, metadata=checkpoint.metadata | {"init_from": "0" * 64})
+    for one, steps in ((checkpoint, [0, 20]), (begun, [20])):
+        page = explorer_page(one, tokenizer)
+        assert [c["step"] for c in json.loads(Parts(page).texts[1][1])["checkpoints"]] == steps
 
 
 def test_what_the_script_cannot_run_is_refused(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -144,6 +144,20 @@ def derivative_at_0(loss: Callable[[float], float]) -> float:
     return (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * STEP)
 
 
+def gradient_at(loss: Callable[[Tensor], float], x: Tensor) -> Tensor:
+    """The measured gradient of `loss` at x, element by element; of x's shape and dtype, which should be float64."""
+
+    def moved(direction: Tensor, distance: float) -> float:
+        return loss(x + distance * direction)
+
+    gradient = torch.zeros_like(x)
+    for i in range(x.numel()):
+        one = torch.zeros_like(x)
+        one.view(-1)[i] = 1
+        gradient.view(-1)[i] = derivative_at_0(partial(moved, one))
+    return gradient
+
+
 # ---------------------------------------------------------------------- the same mathematics, for autograd
 
 

@@ -53,7 +53,8 @@ def explorer_page(
     own = {"step": _step(checkpoint), "exact": True, "weights": exact(checkpoint.state_dict, table)}
     room = LARGEST_PAGE - len(_filled(data | {"checkpoints": [own]}).encode())
     by_step = {_step(other): other for other in others if other.config == checkpoint.config}
-    if _step(checkpoint) is not None and (seed := checkpoint.metadata.get("seed")) is not None:
+    seed, drawn = checkpoint.metadata.get("seed"), "init_from" not in checkpoint.metadata
+    if _step(checkpoint) is not None and seed is not None and drawn:
         start = initial(table, checkpoint.config.n_blocks, seed)  # where the run began, drawn again
         by_step[0] = Checkpoint(start, checkpoint.config, checkpoint.dtype, {})
     entries = [
