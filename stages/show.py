@@ -12,7 +12,7 @@ from rich.text import Text
 from custom_transformer.errors import UserError, lines_only, run_main
 from custom_transformer.pages.report import MEANINGS, shown
 from custom_transformer.pages.samples import read_samples
-from custom_transformer.paths import EXPORTED, METRICS
+from custom_transformer.paths import EXPLORER, EXPORTED, METRICS
 from custom_transformer.progress import AS_IS
 
 SAMPLES_SHOWN = 2
@@ -33,6 +33,7 @@ def main() -> None:
         console.print(Text.assemble("\n", (lines_only(prompt), "bold"), lines_only(rest) + end))
     console.print(
         f"\nthe whole report {METRICS}/report.html, in a browser"
+        f"\nexplorer         {EXPLORER}, in a browser"
         f"\nall samples      {METRICS}/samples.md"
         f"\nthe model        {EXPORTED}, for transformers and what reads its format"
         "\ncompare runs     dvc plots diff, then open dvc_plots/index.html"
