@@ -40,8 +40,8 @@ define at_once
 	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[123]; exit $$failed
 endef
 
-whole = tests/fast tests/book tests/exercises
-started = tests/faults tests/tracking tests/studies tests/runs tests/text
+whole = tests/fast tests/book tests/exercises tests/runs tests/text
+started = tests/faults tests/tracking tests/studies
 tests = -m 'not processes' $(addprefix --ignore=,$(whole))
 tests_1 = $(whole)
 tests_2 = -m processes $(started)
