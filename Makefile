@@ -40,7 +40,7 @@ define at_once
 	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[123]; exit $$failed
 endef
 
-whole = tests/fast tests/book tests/exercises tests/runs tests/text
+whole = tests/fast tests/book tests/exercises tests/text
 started = tests/faults tests/tracking tests/studies
 tests = -m 'not processes' $(addprefix --ignore=,$(whole))
 tests_1 = $(whole)
