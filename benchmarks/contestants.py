@@ -15,8 +15,8 @@ import torch
 from benchmarks.peers import FUSED_PEERS, LEARNING_RATE, PEERS, Step
 from benchmarks.workloads import Workload
 from custom_transformer import CustomTransformer
-from custom_transformer.fast import attention, head, products
-from custom_transformer.fast.choose import FUSED, NATIVE, choose_engine
+from custom_transformer.fast import head
+from custom_transformer.fast.choose import FUSED, NATIVE, NATIVE_WITH_LIBRARIES, choose_engine
 from custom_transformer.fast.kernels import library
 from custom_transformer.fast.memory import keep_freed_memory
 from custom_transformer.maths import ops
@@ -62,14 +62,9 @@ def without_kept_memory(workload: Workload) -> Step:
     return _ours(workload, NATIVE)
 
 
-def without_onednn(workload: Workload) -> Step:
-    products.onednn_computes_float32 = lambda: False  # type: ignore[assignment]
-    return ours_fast(workload)
-
-
-def without_query_tiles(workload: Workload) -> Step:
-    attention.COLUMN_BYTES = 1 << 30
-    return ours_fast(workload)
+def with_library_products(workload: Workload) -> Step:
+    keep_freed_memory()
+    return _ours(workload, NATIVE_WITH_LIBRARIES)
 
 
 def without_vocabulary_tiles(workload: Workload) -> Step:
@@ -124,11 +119,10 @@ def floor(workload: Workload) -> Step:
 
 ABLATIONS: dict[str, Callable[[Workload], Step]] = {
     "without kept memory": without_kept_memory,
-    "without oneDNN for float32": without_onednn,
+    "not portable: products by oneDNN": with_library_products,
     "without the head's kernel": _without(head=NATIVE.head._replace(loss=FUSED.head.loss)),
     "without tiles of the vocabulary": without_vocabulary_tiles,
     "without the blocks' kernels": _without(stacks={}),
-    "without tiles of queries": without_query_tiles,
     "without the update's kernels": _without(rules=READABLE_RULES),
     "without the tied table's sum in place": _without(
         equals={op: equal for op, equal in NATIVE.equals.items() if op is not ops.lookup}

@@ -9,17 +9,19 @@ import torch
 
 from custom_transformer.config import load_params
 from custom_transformer.errors import UserError
-from custom_transformer.fast.choose import NATIVE, choose_device, choose_engine, prepare
+from custom_transformer.fast.choose import NATIVE, NATIVE_WITH_LIBRARIES, choose_device, choose_engine, prepare
 from custom_transformer.maths.engine import READABLE
 
 
 def test_the_choice_follows_the_parameter_and_the_length_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     cpu = torch.device("cpu")
     assert choose_engine(False, cpu, 1e20) is READABLE
-    assert choose_engine("auto", cpu, 1e9) is READABLE
     assert choose_engine("auto", torch.device("mps"), 1e20) is READABLE
-    assert choose_engine("auto", cpu, 1e20) is NATIVE
+    assert choose_engine("auto", cpu, 0) is NATIVE
     assert choose_engine(True, cpu, 0) is NATIVE
+    assert choose_engine("auto", cpu, 1e9, portable=False) is READABLE
+    assert choose_engine("auto", cpu, 1e20, portable=False) is NATIVE_WITH_LIBRARIES
+    assert choose_engine(True, cpu, 0, portable=False) is NATIVE_WITH_LIBRARIES
     assert choose_engine(True, torch.device("cuda"), 0).name == "compiled"
     assert choose_engine("auto", torch.device("cuda"), 1e12) is READABLE
     assert capsys.readouterr() == ("", "")
@@ -55,17 +57,26 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.Monk
         choose_device("cuda")
 
 
-def test_a_process_is_prepared_for_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_is_prepared_for_the_parameters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Device and engine together, and deterministic from here on."""
     noted: list[bool] = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", noted.append)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     training = load_params("configs/smoke.yaml").training
-    for compile, flops, engine in ((False, 1e20, READABLE), (True, 0.0, NATIVE), ("auto", 1e9, READABLE)):
-        chosen = training.model_copy(update={"device": "cpu", "compile": compile})
-        assert prepare(chosen, flops) == (torch.device("cpu"), engine)
-    assert noted == [True] * 3
+    for compile, portable, engine in (
+        (False, True, READABLE),
+        (True, True, NATIVE),
+        ("auto", True, NATIVE),
+        ("auto", False, READABLE),
+    ):
+        chosen = training.model_copy(update={"device": "cpu", "compile": compile, "portable": portable})
+        assert prepare(chosen, 0.0) == (torch.device("cpu"), engine)
+        said = capsys.readouterr().err
+        assert ("training.portable: the engine readable computes" in said) == (portable and engine is READABLE)
+    assert noted == [True] * 4
     assert torch.utils.deterministic.fill_uninitialized_memory is False
     with pytest.raises(UserError, match=r"training\.device"):
         prepare(training.model_copy(update={"device": "cuda"}), 1e20)

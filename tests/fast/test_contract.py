@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from custom_transformer import CustomTransformer, CustomTransformerWrapper
-from custom_transformer.fast import llama
+from custom_transformer.fast import attention
 from custom_transformer.fast.choose import FUSED, NATIVE
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.engine import READABLE, Engine
@@ -443,7 +443,7 @@ def test_what_is_set_around_a_call_changes_nothing(setting: str, dtype: torch.dt
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_what_is_set_around_a_llamas_call_changes_nothing(setting: str) -> None:
-    llama._turns.cache_clear()  # so that it is filled under the setting
+    attention.rotary_turns.cache_clear()  # so that it is filled under the setting
     compare_lives(setting, NATIVE, torch.float32, **LLAMA)
 
 

@@ -74,7 +74,7 @@ def test_each_exported_kernel_has_a_signature_of_the_types_it_is_called_with() -
 def kernel_calls() -> list[tuple[str, list[ast.expr]]]:
     """Each call `kernel("name", dtype)(…)` in the package: the kernel's name and the arguments it is given."""
     calls = []
-    for path in kernels._SHARED.parent.glob("*.py"):
+    for path in kernels._SOURCES[0].parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(ast.Call(ast.Name("kernel"), [ast.Constant(str(name)), _]), arguments):

@@ -1,126 +1,353 @@
-// Attention, around its products. R = H / G query heads share a head of keys and values; its queries of one time stand
-// next to each other, so that they are rows of one product.
+// Causal attention in one pass, forwards and backwards: a pair of (row of the batch, head of keys and values) is a
+// thread's task, and its scores never leave the cache. The R = H / G query heads that share keys and values are
+// neighbouring rows of one product: row n is query head n mod R at the time n / R.
+//
+// A tile of QUERIES rows stands transposed, the scores of a key next to each other. So softmax and its gradient go over
+// keys in order, in vectors of queries, and the tile is an operand of the next product as it lies. Products are those of
+// products.h, but that the gradients of keys and values are one chain over all queries. Scores of the future are not
+// computed, or are zeros at the beginning or the end of a chain. There zeros change nothing but −0 to 0, so that results
+// have 0 added: how many there are depends on the tiles, and they on the processor.
 
 #include "kernels.h"
 
 namespace {
 
-// qkv (B, time, H + 2 G = heads, K) + bias -> q (B, G, time, R, K), k and v (B, G, time, K); with turns (time, K),
-// queries and keys are turned.
-template <typename T, typename W>
-void split_heads(const T* qkv /* B time heads K */, const W* bias /* heads K? */, const W* turns /* time K? */,
-                 Index B, Index time, Index H, Index G, Index heads, Index K, T* q /* B H time K */,
-                 T* k /* B G time K */, T* v /* B G time K */) {
-  const Index R = H / G;
-#pragma omp parallel
-  for (Part part(B * time); part.first < part.last; part.first++) {
-    Index b = part.first / time, t = part.first % time;
-    for (Index c = 0; c < heads; c++) {
-      const T* from = qkv + (part.first * heads + c) * K;
-      T* to;
-      if (c < H) {
-        to = q + (((b * G + c / R) * time + t) * R + c % R) * K;
-      } else {
-        Index pair = b * G + (c - H) % G;
-        to = (c < H + G ? k : v) + (pair * time + t) * K;
-      }
-      if (!bias) {
-        std::memcpy(to, from, K * sizeof(T));
-      } else {
-        for (Index i = 0; i < K; i++) store(&to[i], load(from[i]) + bias[c * K + i]);
-      }
-      if (turns && c < H + G) turn(to, turns + t * K, W(1), K);
-    }
-  }
-}
+constexpr Index QUERIES = 8 * ROWS;
+static_assert(QUERIES % COLUMNS<float> == 0 && QUERIES % COLUMNS<double> == 0);
 
-// heads (B, G, count, R, K), the times from `first` on -> the G R columns from `start` on of rows (B, time, width, K);
-// with turns, turned back. Where bias is given, the columns' sums are added to it.
-template <typename T, typename W>
-void merge_heads(const T* heads /* B G count R K */, const W* turns /* time K? */, Index B, Index G, Index count,
-                 Index R, Index K, Index first, Index time, Index width, Index start, T* rows /* B time width K */,
-                 W* bias /* G R K? */) {
-  ColumnSums<W> sums(G * R * K);
-#pragma omp parallel
-  {
-    W* sum = sums.mine();
-    for (Part part(B * count); part.first < part.last; part.first++) {
-      Index b = part.first / count, t = part.first % count;
-      T* row = rows + ((b * time + first + t) * width + start) * K;
-      for (Index head = 0; head < G * R; head++) {
-        T* to = row + head * K;
-        std::memcpy(to, heads + (((b * G + head / R) * count + t) * R + head % R) * K, K * sizeof(T));
-        if (turns) turn(to, turns + (first + t) * K, W(-1), K);
+// Where heads stand in qkv and its gradient, (B, time, heads, K).
+struct Sizes {
+  Index time, H, G, K;
+  Index shared() const { return H / G; }
+  Index rows() const { return time * shared(); }
+  Index heads() const { return H + 2 * G; }
+  // of g: query head r; its keys' head (r = R); its values' (r = R + 1)
+  Index head(Index g, Index r) const { return r < shared() ? g * shared() + r : H + g + (r - shared()) * G; }
+};
+
+// A tile of queries: the rows from `first` on, `count` of them, which see the first `keys` keys.
+struct Tile {
+  Index first, count, keys, shared;
+  Tile(Index start, Sizes s)
+      : first(start), count(std::min(QUERIES, s.rows() - start)), keys((start + count - 1) / s.shared() + 1),
+        shared(s.shared()) {}
+  Index time(Index c) const { return (first + c) / shared; }             // of row c of the tile
+  Index seen(Index end) const { return time(std::min(end, count) - 1) + 1; }  // keys that the rows before `end` see
+  Index key_rows() const { return ceil_div(keys, ROWS) * ROWS; }          // keys by whole tiles of products
+};
+
+// A pair's queries (rows, K), keys and values (time, K), of qkv + bias, turned.
+template <typename T, typename W> struct Pair {
+  const Sizes s;
+  Buffer<T> q, k, v;
+
+  explicit Pair(Sizes sizes)
+      : s(sizes), q(buffer<T>(s.rows() * s.K)), k(buffer<T>(s.time * s.K)), v(buffer<T>(s.time * s.K)) {}
+
+  void read(const T* qkv, const W* bias, const W* turns, Index b, Index g) {
+    const Index R = s.shared(), K = s.K;
+    for (Index t = 0; t < s.time; t++)
+      for (Index r = 0; r < R + 2; r++) {
+        const Index head = s.head(g, r);
+        const T* from = qkv + ((b * s.time + t) * s.heads() + head) * K;
+        T* to = r < R ? &q[(t * R + r) * K] : r == R ? &k[t * K] : &v[t * K];
         if (bias)
-          for (Index i = 0; i < K; i++) sum[head * K + i] += load(to[i]);
+          for (Index i = 0; i < K; i++) store(&to[i], load(from[i]) + bias[head * K + i]);
+        else
+          std::memcpy(to, from, K * sizeof(T));
+        if (turns && r <= R) turn(to, turns + t * K, W(1), K);
+      }
+  }
+};
+
+// The rows of `from` (count, K), packed by WIDTH; or its columns, of which a panel takes the room of `depth` rows.
+template <int WIDTH, typename T> void pack_rows(const T* from, Index count, Index K, Wide<T>* to) {
+  for (Index i = 0; i < count; i += WIDTH)
+    pack<WIDTH>(Matrix<T>{from + i * K, K, 1}, std::min<Index>(WIDTH, count - i), K, to + i * cells<T>(K));
+}
+template <typename T> void pack_columns(const T* from, Index count, Index K, Index depth, Wide<T>* to) {
+  constexpr Index NR = COLUMNS<Wide<T>>;
+  for (Index i = 0; i < K; i += NR)
+    pack<NR>(Matrix<T>{from + i, 1, K}, std::min(NR, K - i), count, to + i * cells<T>(depth));
+}
+
+// x as a cell of a product holds it
+template <typename T> inline Wide<T> as_cell(Wide<T> x) {
+  T stored;
+  store(&stored, x);
+  return cell(stored);
+}
+
+// Whether a tile of cells is an operand as it lies; otherwise cells first have to be paired, by keys or by queries.
+template <typename T> constexpr bool AS_IT_LIES = PER<T> == 1;
+
+inline void pair_keys(const float* s, Index keys, float* to) {
+  for (Index t = 0; t < keys; t += 2)
+    for (Index c = 0; c < QUERIES; c++) {
+      const std::uint32_t second = t + 1 < keys ? bits_of(s[(t + 1) * QUERIES + c]) : 0;
+      to[t / 2 * QUERIES + c] = float_of(bits_of(s[t * QUERIES + c]) | second >> 16);
+    }
+}
+inline void pair_queries(const float* s, Index keys, float* to) {
+  for (Index i = 0; i < keys * QUERIES / 2; i++) to[i] = float_of(bits_of(s[2 * i]) | bits_of(s[2 * i + 1]) >> 16);
+}
+
+// What a thread computes a tile in: scores (keys, QUERIES) and their like, and rows of results.
+template <typename T> struct Room {
+  using W = Wide<T>;
+  static constexpr Index NR = COLUMNS<W>;
+  const Index K, time, ld;  // ld: K by whole panels
+  Buffer<W> paired, out;
+
+  Room(Sizes s)
+      : K(s.K), time(s.time), ld(ceil_div(K, NR) * NR), paired(tile_buffer()), out(buffer<W>(ROWS * ld)) {}
+  Buffer<W> tile_buffer() const { return buffer<W>((time + ROWS) * QUERIES); }
+  Buffer<W> row_panels() const { return buffer<W>((time + ROWS) * cells<T>(K)); }
+  Buffer<W> column_panels(Index depth) const { return buffer<W>(ld * cells<T>(depth)); }
+
+  // to (keys, QUERIES) = left · queriesᵀ, both packed rows of K; of the panel of queries at c the keys that it sees
+  void scores(const W* left, const W* queries, Index c, Index seen, W* to) const {
+    const Index deep = cells<T>(K);
+    for (Index t = 0; t < seen; t += ROWS)
+      tile_of_chunks<T>(left + t * deep, queries + c * deep, K, to + t * QUERIES + c, QUERIES);
+  }
+
+  // put(c, sums): row c of sᵀ · right, with s (keys, QUERIES) and right's columns packed, (time, K)
+  template <typename Put> void times_keys(const W* s, const W* right, Tile tile, Put put) {
+    if constexpr (!AS_IT_LIES<T>) pair_keys(s, tile.keys, paired.get()), s = paired.get();
+    for (Index c = 0; c < tile.count; c += ROWS) {
+      const Index end = std::min<Index>(c + ROWS, tile.count), seen = tile.seen(end);
+      for (Index i = 0; i < K; i += NR)
+        tile_of_chunks<T, 1, QUERIES>(s + c, right + i * cells<T>(time), seen, out.get() + i, ld);
+      for (Index n = c; n < end; n++) put(n, out.get() + (n - c) * ld);
+    }
+  }
+
+  // The chains in to (keys, ld) go on with s · right, right (QUERIES, K) by packed columns; each key meets only the
+  // queries that see it.
+  void add_times_queries(const W* s, const W* right, Tile tile, W* to) {
+    constexpr Index P = PER<T>, ROW = QUERIES / P;
+    if constexpr (!AS_IT_LIES<T>) pair_queries(s, tile.key_rows(), paired.get()), s = paired.get();
+    for (Index t = 0; t < tile.keys; t += ROWS) {
+      const Index first = std::max<Index>(0, t * tile.shared - tile.first) / P;
+      for (Index i = 0; i < K; i += NR) {
+        W* sums = to + t * ld + i;
+        ::tile<T, Sums::CONTINUED, ROW, 1>(s + t * ROW + first, right + i * ROW + first * NR,
+                                           cells<T>(tile.count) - first, sums, ld, sums, ld);
       }
     }
   }
-  if (bias) {
-    std::vector<W> total(G * R * K);
-    sums.write(total.data(), 0, G * R * K);
-    for (Index i = 0; i < G * R * K; i++) bias[i] += total[i];
+};
+
+// COLUMNS queries side by side, of a tile at column c, and the keys that any of them sees.
+template <typename W> struct Panel {
+  static constexpr Index NR = COLUMNS<W>;
+  Index at, seen, seen_by_all;
+  std::int32_t own[NR];  // each query's time; what lies beyond the rows sees nothing
+  Panel(Tile tile, Index c) : at(c), seen(tile.seen(c + NR)), seen_by_all(c + NR <= tile.count ? tile.time(c) + 1 : 0) {
+    for (Index i = 0; i < NR; i++) own[i] = c + i < tile.count ? static_cast<std::int32_t>(tile.time(c + i)) : -1;
   }
+
+  // each(t, i, whether query i sees the key t), of the keys from 0 to `end`
+  template <typename Each> void keys(Index end, Each each) const {
+    Index t = 0;
+    for (; t < std::min(seen_by_all, end); t++)
+#pragma omp simd
+      for (Index i = 0; i < NR; i++) each(t * QUERIES + at + i, i, true);
+    for (; t < end; t++)
+#pragma omp simd
+      for (Index i = 0; i < NR; i++) each(t * QUERIES + at + i, i, static_cast<std::int32_t>(t) <= own[i]);
+  }
+};
+
+// Of a panel of the tile s: top, each query's largest score, and inverse, 1 / Σ exp(scale (s − top)); s becomes what
+// is added up, and 0 in the future.
+template <typename W> void softmax_of(const Panel<W>& panel, W* s, W scale, W* top, W* inverse) {
+  constexpr Index NR = Panel<W>::NR;
+  for (Index i = 0; i < NR; i++) top[i] = s[panel.at + i], inverse[i] = W(0);
+  panel.keys(panel.seen, [&](Index at, Index i, bool sees) { top[i] = sees && s[at] > top[i] ? s[at] : top[i]; });
+  panel.keys(panel.seen, [&](Index at, Index i, bool sees) {
+    const W e = sees ? exp_of((s[at] - top[i]) * scale) : W(0);
+    s[at] = e;
+    inverse[i] += e;
+  });
+  for (Index i = 0; i < NR; i++) inverse[i] = panel.own[i] < 0 ? W(0) : W(1) / inverse[i];
 }
 
-// scores (BG, queries, R, keys), query q standing at first + q, become probabilities: softmax of scale · scores over
-// the keys up to the query's own place, 0 beyond. With keep (BG, R, time, time): dropped = probabilities ∘ keep ·
-// keep_scale.
+// y (B, time, H K) of qkv (B, time, H + 2 G = heads, K) + bias, queries and keys turned by turns. tops and inverses are
+// each query's largest score and 1 / Σ exp(scale (scores − top)), for the backward. With keep, probabilities are
+// dropped; where probabilities is given, they are written there before that.
 template <typename T, typename W>
-void softmax_forward(T* scores /* BG queries R keys */, W scale, const std::uint8_t* keep /* BG R time time? */,
-                     W keep_scale, Index BG, Index queries, Index R, Index keys, Index first, Index time,
-                     T* dropped /* BG queries R keys */) {
+void attention_forward(const T* qkv /* B time heads K */, const W* bias /* heads K? */, const W* turns /* time K? */,
+                       const std::uint8_t* keep /* B H time time? */, W keep_scale, Index B, Index time, Index H,
+                       Index G, [[maybe_unused]] Index heads, Index K, T* y /* B time H K */, W* tops /* B H time */,
+                       W* inverses /* B H time */, W* probabilities /* B H time time? */) {
+  constexpr Index NR = COLUMNS<W>;
+  const Sizes sizes{time, H, G, K};
+  const Index R = sizes.shared(), rows = sizes.rows();
+  const W scale = W(1) / std::sqrt(static_cast<W>(K));
 #pragma omp parallel
   {
-    std::vector<W> exponentials(keys);
-    W* e = exponentials.data();
-    for (Part part(BG * queries * R); part.first < part.last; part.first++) {
-      Index r = part.first % R, q = first + part.first / R % queries, bg = part.first / (R * queries), visible = q + 1;
-      T* s = scores + part.first * keys;
-      W top = load(s[0]), sum = 0;
-#pragma omp simd reduction(max : top)
-      for (Index k = 0; k < visible; k++) top = load(s[k]) > top ? load(s[k]) : top;
-#pragma omp simd reduction(+ : sum)
-      for (Index k = 0; k < visible; k++) {
-        e[k] = exp_of((load(s[k]) - top) * scale);
-        sum += e[k];
-      }
-      W inverse = W(1) / sum;
-      for (Index k = 0; k < visible; k++) store(&s[k], e[k] * inverse);
-      for (Index k = visible; k < keys; k++) store(&s[k], W(0));
-      if (keep) {
-        const std::uint8_t* kept = keep + ((bg * R + r) * time + q) * time;
-        T* d = dropped + part.first * keys;
-        for (Index k = 0; k < keys; k++) store(&d[k], kept[k] ? load(s[k]) * keep_scale : W(0));
+    arithmetic_as_defined();
+    Pair<T, W> pair(sizes);
+    Room<T> room(sizes);
+    const Buffer<W> k_rows = room.row_panels(), v_columns = room.column_panels(time), scores = room.tile_buffer(),
+                    queries = buffer<W>(QUERIES * cells<T>(K));
+    W* s = scores.get();
+#pragma omp for schedule(dynamic)
+    for (Index bg = 0; bg < B * G; bg++) {
+      const Index b = bg / G, g = bg % G;
+      pair.read(qkv, bias, turns, b, g);
+      pack_rows<ROWS>(pair.k.get(), time, K, k_rows.get());
+      pack_columns(pair.v.get(), time, K, time, v_columns.get());
+      for (Index first = 0; first < rows; first += QUERIES) {
+        const Tile tile(first, sizes);
+        pack_rows<NR>(&pair.q[first * K], tile.count, K, queries.get());
+        auto place = [&](Index c) {  // of row c among the queries of (B, H, time)
+          const Index n = first + c;
+          return (b * H + g * R + n % R) * time + n / R;
+        };
+        for (Index c = 0; c < tile.count; c += NR) {
+          const Panel<W> panel(tile, c);
+          W top[NR], inverse[NR];
+          room.scores(k_rows.get(), queries.get(), c, panel.seen, s);
+          softmax_of(panel, s, scale, top, inverse);
+          const Index here = std::min(NR, tile.count - c);
+          for (Index i = 0; i < here; i++) tops[place(c + i)] = top[i], inverses[place(c + i)] = inverse[i];
+          panel.keys(panel.seen, [&](Index at, Index i, bool) { s[at] *= inverse[i]; });
+          if (probabilities)
+            for (Index i = 0; i < here; i++)
+              for (Index t = 0; t < time; t++)
+                probabilities[place(c + i) * time + t] = t < panel.seen ? s[t * QUERIES + c + i] : W(0);
+          if (keep)
+            for (Index i = 0; i < here; i++)
+              for (Index t = 0; t < panel.seen; t++) {
+                W& p = s[t * QUERIES + c + i];
+                p = keep[place(c + i) * time + t] ? p * keep_scale : W(0);
+              }
+          panel.keys(panel.seen, [&](Index at, Index, bool) { s[at] = as_cell<T>(s[at]); });
+          for (Index t = panel.seen; t < tile.keys; t++) std::fill_n(s + t * QUERIES + c, NR, W(0));
+        }
+        room.times_keys(s, v_columns.get(), tile, [&](Index c, const W* sums) {
+          const Index n = first + c;
+          T* to = y + ((b * time + n / R) * H + g * R + n % R) * K;
+          for (Index i = 0; i < K; i++) store(&to[i], sums[i] + W(0));
+        });
       }
     }
   }
 }
 
-// d_probabilities (of the dropped ones) become d_scores = scale · P ∘ (dP − Σ_keys dP ∘ P).
+// dqkv (B, time, heads, K), and dbias (heads, K), its column sums, of dy (B, time, H K): see
+// ops.causal_attention_backward. The probabilities are computed again.
 template <typename T, typename W>
-void softmax_backward(T* d_probabilities /* BG queries R keys */, const T* probabilities /* BG queries R keys */,
-                      W scale, const std::uint8_t* keep /* BG R time time? */, W keep_scale, Index BG, Index queries,
-                      Index R, Index keys, Index first, Index time) {
+void attention_backward(const T* dy /* B time H K */, const T* qkv /* B time heads K */, const W* bias /* heads K? */,
+                        const W* turns /* time K? */, const std::uint8_t* keep /* B H time time? */, W keep_scale,
+                        const W* tops /* B H time */, const W* inverses /* B H time */, Index B, Index time, Index H,
+                        Index G, Index heads, Index K, T* dqkv /* B time heads K */, W* dbias /* heads K? */) {
+  constexpr Index NR = COLUMNS<W>;
+  const Sizes sizes{time, H, G, K};
+  const Index R = sizes.shared(), rows = sizes.rows();
+  const W scale = W(1) / std::sqrt(static_cast<W>(K));
+  std::vector<W> sums(dbias ? B * heads * K : 0);  // dbias, of each row of the batch
 #pragma omp parallel
-  for (Part part(BG * queries * R); part.first < part.last; part.first++) {
-    Index r = part.first % R, q = first + part.first / R % queries, bg = part.first / (R * queries), visible = q + 1;
-    T* d = d_probabilities + part.first * keys;
-    const T* p = probabilities + part.first * keys;
-    if (keep) {
-      const std::uint8_t* kept = keep + ((bg * R + r) * time + q) * time;
-      for (Index k = 0; k < visible; k++) store(&d[k], kept[k] ? load(d[k]) * keep_scale : W(0));
+  {
+    arithmetic_as_defined();
+    Pair<T, W> pair(sizes);
+    Room<T> room(sizes);
+    const Index sums_of_keys = (time + ROWS) * room.ld;
+    const Buffer<W> k_rows = room.row_panels(), v_rows = room.row_panels(), k_columns = room.column_panels(time),
+                    columns = room.column_panels(QUERIES), probabilities = room.tile_buffer(),
+                    d_scores = room.tile_buffer(), queries = buffer<W>(QUERIES * cells<T>(K)),
+                    dy_queries = buffer<W>(QUERIES * cells<T>(K)), dk = buffer<W>(sums_of_keys),
+                    dv = buffer<W>(sums_of_keys), turned_back = buffer<W>(K);
+    const Buffer<T> dy_rows = buffer<T>(rows * K);
+    W *p = probabilities.get(), *ds = d_scores.get();
+    // one head's gradient at one time to its place, turned back
+    auto write = [&](Index b, Index t, Index head, bool turned, const W* from) {
+      W* row = turned_back.get();
+      for (Index i = 0; i < K; i++) row[i] = from[i] + W(0);
+      if (turns && turned) turn(row, turns + t * K, W(-1), K);
+      T* to = dqkv + ((b * time + t) * heads + head) * K;
+      for (Index i = 0; i < K; i++) store(&to[i], row[i]);
+      if (dbias)
+        for (Index i = 0; i < K; i++) sums[(b * heads + head) * K + i] += load(to[i]);
+    };
+#pragma omp for schedule(dynamic)
+    for (Index bg = 0; bg < B * G; bg++) {
+      const Index b = bg / G, g = bg % G;
+      pair.read(qkv, bias, turns, b, g);
+      for (Index t = 0; t < time; t++)
+        std::memcpy(&dy_rows[t * R * K], dy + ((b * time + t) * H + g * R) * K, R * K * sizeof(T));
+      pack_rows<ROWS>(pair.k.get(), time, K, k_rows.get());
+      pack_rows<ROWS>(pair.v.get(), time, K, v_rows.get());
+      pack_columns(pair.k.get(), time, K, time, k_columns.get());
+      std::fill_n(dk.get(), sums_of_keys, W(0));
+      std::fill_n(dv.get(), sums_of_keys, W(0));
+      for (Index first = 0; first < rows; first += QUERIES) {
+        const Tile tile(first, sizes);
+        pack_rows<NR>(&pair.q[first * K], tile.count, K, queries.get());
+        pack_rows<NR>(&dy_rows[first * K], tile.count, K, dy_queries.get());
+        auto place = [&](Index c) {
+          const Index n = first + c;
+          return (b * H + g * R + n % R) * time + n / R;
+        };
+        for (Index c = 0; c < QUERIES; c += NR) {
+          if (c >= tile.count) {  // what pairs of queries and whole tiles of keys read beyond the rows
+            for (Index t = 0; t < tile.key_rows(); t++)
+              std::fill_n(p + t * QUERIES + c, NR, W(0)), std::fill_n(ds + t * QUERIES + c, NR, W(0));
+            continue;
+          }
+          const Panel<W> panel(tile, c);
+          const Index here = std::min(NR, tile.count - c);
+          W top[NR] = {}, inverse[NR] = {}, inner[NR] = {};
+          for (Index i = 0; i < here; i++) top[i] = tops[place(c + i)], inverse[i] = inverses[place(c + i)];
+          room.scores(k_rows.get(), queries.get(), c, panel.seen, p);
+          room.scores(v_rows.get(), dy_queries.get(), c, panel.seen, ds);
+          auto drop = [&](W* values) {
+            for (Index i = 0; i < here; i++)
+              for (Index t = 0; t < panel.seen; t++) {
+                W& x = values[t * QUERIES + c + i];
+                x = keep[place(c + i) * time + t] ? x * keep_scale : W(0);
+              }
+          };
+          if (keep) drop(ds);
+          panel.keys(panel.seen, [&](Index at, Index i, bool sees) {
+            const W e = sees ? exp_of((p[at] - top[i]) * scale) * inverse[i] : W(0);
+            p[at] = e;
+            inner[i] = sees ? mul_add(ds[at], e, inner[i]) : inner[i];
+          });
+          panel.keys(panel.seen, [&](Index at, Index i, bool sees) {
+            ds[at] = sees ? as_cell<T>(scale * p[at] * (ds[at] - inner[i])) : W(0);
+          });
+          if (keep) drop(p);
+          panel.keys(panel.seen, [&](Index at, Index, bool) { p[at] = as_cell<T>(p[at]); });
+          for (Index t = panel.seen; t < tile.key_rows(); t++)
+            std::fill_n(p + t * QUERIES + c, NR, W(0)), std::fill_n(ds + t * QUERIES + c, NR, W(0));
+        }
+        room.times_keys(ds, k_columns.get(), tile, [&](Index c, const W* dq) {
+          write(b, tile.time(c), sizes.head(g, (first + c) % R), true, dq);
+        });
+        pack_columns(&pair.q[first * K], tile.count, K, QUERIES, columns.get());
+        room.add_times_queries(ds, columns.get(), tile, dk.get());
+        pack_columns(&dy_rows[first * K], tile.count, K, QUERIES, columns.get());
+        room.add_times_queries(p, columns.get(), tile, dv.get());
+      }
+      for (Index t = 0; t < time; t++) {
+        write(b, t, H + g, true, &dk[t * room.ld]);
+        write(b, t, H + G + g, false, &dv[t * room.ld]);
+      }
     }
-    W inner = 0;
-#pragma omp simd reduction(+ : inner)
-    for (Index k = 0; k < visible; k++) inner += load(d[k]) * load(p[k]);
-    for (Index k = 0; k < visible; k++) store(&d[k], scale * load(p[k]) * (load(d[k]) - inner));
-    for (Index k = visible; k < keys; k++) store(&d[k], W(0));
+  }
+  if (dbias) {
+    std::fill_n(dbias, heads * K, W(0));
+    for (Index b = 0; b < B; b++)
+      for (Index i = 0; i < heads * K; i++) dbias[i] += sums[b * heads * K + i];
   }
 }
 
 }  // namespace
 
 extern "C" {
-EXPORT(split_heads) EXPORT(merge_heads) EXPORT(softmax_forward) EXPORT(softmax_backward)
+EXPORT(attention_forward) EXPORT(attention_backward)
 }

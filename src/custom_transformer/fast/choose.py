@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
 from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
-from custom_transformer.fast import decoding, fused, gpt2, head, llama, update
+from custom_transformer.fast import attention, decoding, fused, gpt2, head, llama, operations, update
 from custom_transformer.fast.compiled import compiled_engine
-from custom_transformer.fast.kernels import KernelsUnavailable, library
+from custom_transformer.fast.kernels import KernelsUnavailable, has_fma, library
 from custom_transformer.fast.memory import keep_freed_memory
-from custom_transformer.fast.products import fast_products
+from custom_transformer.fast.products import fast_products, portable_products
 from custom_transformer.maths import ops
 from custom_transformer.maths.engine import READABLE, Engine, Head
 from custom_transformer.maths.optim import Rules
@@ -28,17 +29,23 @@ FUSED = Engine(
     products=fast_products,
 )
 
-# The kernels. An architecture without a stack in kernels has the fused operations.
+# The kernels, whose bits are the same on every processor.
 NATIVE = Engine(
     "native",
-    equals=FUSED.equals,
+    equals=operations.EQUALS,
     stacks={"gpt2": gpt2.STACK, "llama": llama.STACK},
     head=Head(
-        loss=Op(head.linear_cross_entropy_forward, head.linear_cross_entropy_backward), last_logits=decoding.last_logits
+        loss=Op(head.linear_cross_entropy_forward, head.linear_cross_entropy_backward),
+        scores=head.linear_cross_entropy_scores,
+        last_logits=decoding.last_logits,
     ),
     rules=Rules(update.global_norm, update.sgd_update, update.adamw_update),
-    products=fast_products,
+    probabilities=attention.attention_probabilities,
+    products=portable_products,
 )
+
+# The same with the libraries' products, whose bits are the processor's own.
+NATIVE_WITH_LIBRARIES = replace(NATIVE, name="native with libraries", products=fast_products)
 
 # What the fast functions' compile time is worth, in floating-point operations of a run: some seconds of a pair of
 # laptop cores (1e11 a second) for the kernels, a minute of a GPU (1e14 a second) for torch.compile.
@@ -48,13 +55,20 @@ _WORTH_COMPILING = {"cpu": 2e12, "cuda": 6e15}
 def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engine]:
     """The device and the engine that `training` names, for `flops` floating-point operations in all.
 
-    From here on PyTorch computes deterministically in this process. Raises UserError where there is no such device.
+    From here on PyTorch computes deterministically in this process. One line says if `training.portable` cannot be
+    kept. Raises UserError where there is no such device.
     """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each is filled anyway
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     device = choose_device(training.device)
-    return device, choose_engine(training.compile, device, flops)
+    engine = choose_engine(training.compile, device, flops, training.portable)
+    if training.portable and engine is not NATIVE:
+        print(
+            f"training.portable: the engine {engine.name} computes, whose last digits are this machine's own",
+            file=sys.stderr,
+        )
+    return device, engine
 
 
 def choose_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -68,18 +82,22 @@ def choose_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if available and choice != "cpu" else "cpu")
 
 
-def choose_engine(choice: Literal["auto", True, False], device: torch.device, flops: float) -> Engine:
+def choose_engine(
+    choice: Literal["auto", True, False], device: torch.device, flops: float, portable: bool = True
+) -> Engine:
     """The engine for `flops` floating-point operations on `device`.
 
     choice: False for the readable one, True for the fastest, "auto" for the fastest if there is enough to compute to
     earn its compile time back, else the readable one. Where kernels cannot be compiled it is PyTorch's fused functions,
     and one line says so. On a CPU this process keeps the memory it frees from here on (see memory.py).
+    portable: on a CPU the kernels throughout, however little there is to compute, so that bits do not depend on it.
     """
     if device.type not in _WORTH_COMPILING:
         return READABLE
     if device.type == "cpu":
         keep_freed_memory()
-    if choice is False or (choice == "auto" and flops < _WORTH_COMPILING[device.type]):
+    portable = portable and device.type == "cpu"
+    if choice is False or (choice == "auto" and not portable and flops < _WORTH_COMPILING[device.type]):
         return READABLE
     if device.type == "cuda":
         return compiled_engine()
@@ -88,4 +106,10 @@ def choose_engine(choice: Literal["auto", True, False], device: torch.device, fl
     except KernelsUnavailable as error:
         print(f"computing without the compiled kernels: {error}", file=sys.stderr)
         return FUSED
-    return NATIVE
+    if portable and not has_fma():
+        print(
+            "this processor has no fused multiply-add: the kernels compute the same bits without it, a hundred times "
+            "slower, which is enough to verify a run but not to train",
+            file=sys.stderr,
+        )
+    return NATIVE if portable else NATIVE_WITH_LIBRARIES

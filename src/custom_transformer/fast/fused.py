@@ -20,20 +20,20 @@ _ROWS = 1024  # rows of logits held at once
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Saved]:
     """As ops.linear_forward"""
-    x_rows = x.flatten(0, -2).to(weight.dtype)
-    y = matmul(x_rows, weight)
+    x_cast = x.to(weight.dtype)
+    y = matmul(x_cast.flatten(0, -2), weight)
     if bias is not None:
         y += bias.to(y.dtype)
-    return y.view(*x.shape[:-1], -1), (x_rows, weight, bias, x.dtype)
+    return y.view(*x.shape[:-1], -1), (x_cast, weight, bias, x.dtype)
 
 
 def linear_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor | None]:
     """As ops.linear_backward"""
-    x_rows, weight, bias, input_dtype = saved
+    x, weight, bias, input_dtype = saved
     dy_rows = dy.flatten(0, -2).to(weight.dtype)
     dx = matmul(dy_rows, weight.T).view(*dy.shape[:-1], -1).to(input_dtype)
     dbias = None if bias is None else dy_rows.sum(0, dtype=bias.dtype)
-    return dx, matmul(x_rows.T, dy_rows), dbias
+    return dx, matmul(x.flatten(0, -2).T, dy_rows), dbias
 
 
 def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Saved]:

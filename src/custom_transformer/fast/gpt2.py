@@ -19,15 +19,13 @@ from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.fast.attention import attention_backward, attention_forward
-from custom_transformer.fast.decoding import MANY_ROWS, attend_cached, product
+from custom_transformer.fast.decoding import attend_cached, product
 from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.norm import Addend, add_layer_norm_forward, norm_again
-from custom_transformer.fast.products import matmul
+from custom_transformer.fast.products import matmul, weight_gradient
 from custom_transformer.fast.stack import Block, Stream, StreamGradient, norm_backward, stack_of
-from custom_transformer.maths.architecture import GPT2
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.scope import Scope
-from custom_transformer.maths.stack import cached_block_forward as readable_cached_block_forward
 
 
 def _norm(
@@ -77,39 +75,36 @@ def block_backward(gradient: StreamGradient, at: Scope) -> StreamGradient:
     (up,), up_bias = at.take("gelu"), at.get("up.bias")
     d_up_bias = None if up_bias is None else torch.empty_like(up_bias)
     kernel("gelu_backward", up.dtype)(d_up, up, up_bias, *up.shape, d_up_bias)
-    at.give("down.weight", matmul(up.T, dh))  # `up` is gelu's output by now
+    at.give("down.weight", weight_gradient(up, dh))  # `up` is gelu's output by now
     at.give("down.bias", d_bias)
     norm_2 = at.take("norm_2")
-    at.give("up.weight", matmul(norm_again(norm_2, d_up.dtype).T, d_up))
+    at.give("up.weight", weight_gradient(norm_again(norm_2, d_up.dtype), d_up))
     at.give("up.bias", d_up_bias)
     dx, dh, d_bias = norm_backward(matmul(d_up, at["up.weight"].T), dx, norm_2, at, "norm_2")
 
     (a,) = at.take("projection")
-    at.give("projection.weight", matmul(a.T, dh))
+    at.give("projection.weight", weight_gradient(a, dh))
     at.give("projection.bias", d_bias)
     da = matmul(dh, at["projection.weight"].T)
     dqkv, dbias = attention_backward(da, at.take("attention"))
     norm_1 = at.take("norm_1")
-    at.give("qkv.weight", matmul(norm_again(norm_1, dqkv.dtype).T, dqkv))
+    at.give("qkv.weight", weight_gradient(norm_again(norm_1, dqkv.dtype), dqkv))
     at.give("qkv.bias", dbias)
     return norm_backward(matmul(dqkv, at["qkv.weight"].T), dx, norm_1, at, "norm_1")
 
 
 def cached_block_forward(x: Tensor, at: Scope, config: CustomTransformerConfig, cache: KeyValues) -> Tensor:
     """As stack.cached_block_forward"""
-    batch, new, d = x.shape
-    if new > 1 or batch >= MANY_ROWS:
-        return readable_cached_block_forward(GPT2, x, at, config, cache)
     weight, n_heads = at["qkv.weight"], config.n_heads
-    rows, h = _norm(x.reshape(batch, d), Addend(), at, "norm_1", config, weight.dtype)
-    a = attend_cached(product(h, weight), at.get("qkv.bias"), None, n_heads, n_heads, cache)
+    rows, h = _norm(x.flatten(0, 1), Addend(), at, "norm_1", config, weight.dtype)
+    a = attend_cached(product(h, weight), at.get("qkv.bias"), None, len(x), n_heads, n_heads, cache)
     addend = Addend(product(a, at["projection.weight"]), at.get("projection.bias"))
     rows, h = _norm(rows, addend, at, "norm_2", config, weight.dtype)
     h = _gelu(product(h, at["up.weight"]), at.get("up.bias"))
     rows = rows + product(h, at["down.weight"])
     if (bias := at.get("down.bias")) is not None:
         rows = rows + bias
-    return rows.view(batch, 1, d)
+    return rows.view(x.shape)
 
 
 STACK = stack_of(Block(_norm, block_forward, block_backward, cached_block_forward))

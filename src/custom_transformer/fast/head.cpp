@@ -14,22 +14,18 @@ void loss_tile(T* logits /* rows width */, const Index* labels /* rows */, Index
                W* label_logit /* rows */) {
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
-    Index n = part.first;
+    const Index n = part.first, label = labels[n] - first;
     T* z = logits + n * width;
-    Index label = labels[n] - first;
     if (label >= 0 && label < width) label_logit[n] = load(z[label]);
-    W highest = load(z[0]), tile_sum = 0;
-#pragma omp simd reduction(max : highest)
-    for (Index v = 0; v < width; v++) highest = load(z[v]) > highest ? load(z[v]) : highest;
-    W reference = highest > top[n] ? highest : top[n];
-#pragma omp simd reduction(+ : tile_sum)
-    for (Index v = 0; v < width; v++) {
-      W e = exp_of(load(z[v]) - reference);
-      tile_sum += e;
+    const W highest = row_max<W>(width, [&](Index v) { return load(z[v]); });
+    const W reference = highest > top[n] ? highest : top[n];
+    const W tile_sum = row_sum<W>(width, [&](Index v, W& lane) {
+      const W e = exp_of(load(z[v]) - reference);
+      lane += e;
       store(&z[v], e);
-    }
+    });
     rescale[n] = exp_of(top[n] - reference);
-    sum[n] = sum[n] * rescale[n] + tile_sum;
+    sum[n] = mul_add(sum[n], rescale[n], tile_sum);
     top[n] = tile_top[n] = reference;
   }
 }
@@ -39,23 +35,61 @@ template <typename T, typename W>
 void rescale_add(W* sum /* rows D */, const W* rescale /* rows */, const T* add /* rows D */, Index rows, Index D) {
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
-    Index n = part.first;
-    for (Index i = 0; i < D; i++) sum[n * D + i] = sum[n * D + i] * rescale[n] + load(add[n * D + i]);
+    const Index n = part.first;
+    for (Index i = 0; i < D; i++) sum[n * D + i] = mul_add(sum[n * D + i], rescale[n], load(add[n * D + i]));
   }
 }
 
-// y (rows, D) = x ∘ factor, row by row
-template <typename T, typename W> void scale_rows(const T* x /* rows D */, const W* factor /* rows */, Index rows,
-                                                  Index D, T* y /* rows D */) {
+// y (rows, D) = x ∘ what makes a tile's exponentials gradients of the logits: exp(tile_top − top) / sum · share,
+// row by row
+template <typename T, typename W>
+void scale_rows(const T* x /* rows D */, const W* tile_top /* rows */, const W* top /* rows */, const W* sum /* rows */,
+                const W* share /* rows */, Index rows, Index D, T* y /* rows D */) {
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
-    Index n = part.first;
-    for (Index i = 0; i < D; i++) store(&y[n * D + i], load(x[n * D + i]) * factor[n]);
+    const Index n = part.first;
+    const W factor = exp_of(tile_top[n] - top[n]) / sum[n] * share[n];
+    for (Index i = 0; i < D; i++) store(&y[n * D + i], load(x[n * D + i]) * factor);
+  }
+}
+
+// The rows' losses top + ln sum − label_logit and dx = share (dx / sum − weight[label]); both 0 for a label below 0
+template <typename T, typename W>
+void finish_rows(const W* top /* rows */, const W* sum /* rows */, const W* label_logit /* rows */,
+                 const W* share /* rows */, const Index* labels /* rows */, const T* weight /* V D */, Index rows,
+                 [[maybe_unused]] Index V, Index D, W* losses /* rows */, W* dx /* rows D */) {
+#pragma omp parallel
+  for (Part part(rows); part.first < part.last; part.first++) {
+    const Index n = part.first;
+    W* row = dx + n * D;
+    if (labels[n] < 0) {
+      losses[n] = 0;
+      std::fill_n(row, D, W(0));
+      continue;
+    }
+    losses[n] = top[n] + log_of(sum[n]) - label_logit[n];
+    const W factor = share[n] / sum[n];
+    const T* of_label = weight + labels[n] * D;
+    for (Index i = 0; i < D; i++) row[i] = mul_add(row[i], factor, -(share[n] * load(of_label[i])));
+  }
+}
+
+// Of each row of logits the label's loss ln Σ exp z − z[label], and the first of the largest logits.
+template <typename T, typename W>
+void score_rows(const T* logits /* rows V */, const Index* labels /* rows */, Index rows, Index V, W* losses /* rows */,
+                Index* predicted /* rows */) {
+#pragma omp parallel
+  for (Part part(rows); part.first < part.last; part.first++) {
+    const T* z = logits + part.first * V;
+    const W top = row_max<W>(V, [&](Index v) { return load(z[v]); });
+    const W sum = row_sum<W>(V, [&](Index v, W& lane) { lane += exp_of(load(z[v]) - top); });
+    losses[part.first] = top + log_of(sum) - load(z[labels[part.first]]);
+    predicted[part.first] = std::find_if(z, z + V, [&](T x) { return load(x) == top; }) - z;
   }
 }
 
 }  // namespace
 
 extern "C" {
-EXPORT(loss_tile) EXPORT(rescale_add) EXPORT(scale_rows)
+EXPORT(loss_tile) EXPORT(rescale_add) EXPORT(scale_rows) EXPORT(finish_rows) EXPORT(score_rows)
 }

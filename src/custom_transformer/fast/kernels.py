@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,16 @@ import torch
 from torch import Tensor
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
-_SHARED = Path(__file__).with_name("kernels.h")
-# The compiler may not reorder sums on its own (-ffast-math): a NaN stays one, and equal runs give equal bits.
-_FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
+_SHARED = sorted(Path(__file__).parent.glob("*.h"))
+# The compiler may neither reorder sums (-ffast-math) nor fuse a product with a sum: each rounding is as it is written.
+_FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
 # The parameters' types there: T is the products' type and W the arithmetic's.
 _DTYPE_OF = {"std::uint8_t*": torch.bool, "Index*": torch.int64}
 _NUMBERS = {"Index": ctypes.c_int64, "double": ctypes.c_double, "float": ctypes.c_float, "void": None}
+
+
+MARCH = "CUSTOM_TRANSFORMER_MARCH"
 
 
 class KernelsUnavailable(Exception):
@@ -53,24 +57,41 @@ def kernels_name() -> str:
     return Path(library()._name).stem
 
 
+def has_fma() -> bool:
+    """Whether the kernels' processor has the fused multiply-add that they are made of; else they compute it in
+    software. Raises KernelsUnavailable."""
+    return bool(ctypes.c_int.in_dll(library(), "has_fma").value)
+
+
 def _build(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [Path(folder) / f"{source.stem}.o" for source in _SOURCES]
+        commands = [
+            [compiler, *_flags(), "-c", str(source), "-o", str(to)]
+            for source, to in zip(_SOURCES, objects, strict=True)
+        ]
+        list(pool.map(_run, commands))
         built = Path(folder) / path.name
-        done = subprocess.run(
-            [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(built)],
-            capture_output=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode != 0:
-            # "failed" is the linker's word, on a full disk for one
-            told = (line for line in done.stderr.splitlines() if "error" in line or "failed" in line)
-            first_error = next(told, "no message")
-            raise KernelsUnavailable(f"{compiler} failed: {first_error.strip()}")
+        _run([compiler, "-fopenmp", "-shared", *map(str, objects), "-o", str(built)])
         with built.open("rb") as file:
             os.fsync(file.fileno())
         built.replace(path)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, errors="replace", check=False)
+    if done.returncode != 0:
+        # "failed" is the linker's word, on a full disk for one
+        told = (line for line in done.stderr.splitlines() if "error" in line or "failed" in line)
+        first_error = next(told, "no message")
+        raise KernelsUnavailable(f"{command[0]} failed: {first_error.strip()}")
+
+
+def _flags() -> list[str]:
+    """The compiler's options. The processor is the one at hand, or CUSTOM_TRANSFORMER_MARCH, as g++'s -march takes it:
+    the bits are the same."""
+    return [*_FLAGS, f"-march={os.environ.get(MARCH, 'native')}"]
 
 
 def _cache_folder() -> Path:
@@ -83,8 +104,8 @@ def _key(compiler: str) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    sources = [path.read_text(encoding="utf-8") for path in (_SHARED, *_SOURCES)]
-    parts = [*sources, *_FLAGS, compiler, version, platform.machine(), *processor]
+    sources = [path.read_text(encoding="utf-8") for path in (*_SHARED, *_SOURCES)]
+    parts = [*sources, *_flags(), compiler, version, platform.machine(), *processor]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -113,7 +134,9 @@ def _signatures() -> dict[str, tuple[str, list[_Parameter]]]:
 
 
 def _parameter(text: str) -> _Parameter:
-    found = re.fullmatch(r"(?:const )?([\w:]+\*?) (\w+)(?: /\* ([\w ]+)(\??) \*/)?", text.strip())
+    found = re.fullmatch(
+        r"(?:\[\[maybe_unused\]\] )?(?:const )?([\w:]+\*?) (\w+)(?: /\* ([\w ]+)(\??) \*/)?", text.strip()
+    )
     assert found is not None, text
     kind, name, sizes, nullable = found.groups()
     return _Parameter(kind, name, tuple((sizes or "").split()), bool(nullable))

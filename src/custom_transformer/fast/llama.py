@@ -8,30 +8,18 @@ Shapes: B batch, T time, D d_model, H heads, G heads of keys and values, K head 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.fast.attention import attention_backward, attention_forward
-from custom_transformer.fast.decoding import MANY_ROWS, attend_cached, product
+from custom_transformer.fast.attention import attention_backward, attention_forward, rotary_turns
+from custom_transformer.fast.decoding import attend_cached, product
 from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.norm import Addend, add_rms_norm_forward, norm_again
-from custom_transformer.fast.products import matmul
+from custom_transformer.fast.products import matmul, weight_gradient
 from custom_transformer.fast.stack import Block, Stream, StreamGradient, norm_backward, stack_of
-from custom_transformer.maths.architecture import LLAMA
 from custom_transformer.maths.cache import KeyValues
-from custom_transformer.maths.ops import rotate
 from custom_transformer.maths.scope import Scope
-from custom_transformer.maths.stack import cached_block_forward as readable_cached_block_forward
-
-
-@functools.lru_cache(maxsize=4)
-def _turns(time: int, size: int, base: float, dtype: torch.dtype) -> Tensor:
-    """Each place's cosines, then its sines: the pairs (1, 0) turned.        -> (T, K)"""
-    ones = torch.ones(time, size // 2, dtype=dtype, device="cpu")
-    return rotate(torch.cat([ones, torch.zeros_like(ones)], -1), 0, base)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -59,7 +47,7 @@ def block_forward(stream: Stream, at: Scope, config: CustomTransformerConfig) ->
 
     weight = at["qkv.weight"]
     x, y = _norm(x, addend, at, "norm_1", config, weight.dtype)
-    turns = _turns(time, config.head_size, config.rope_base, x.dtype)
+    turns = rotary_turns(time, config.head_size, config.rope_base, x.dtype)
     heads = (batch, config.n_heads, config.kv_heads)
     a, saved = attention_forward(matmul(y, weight), None, turns, *heads, *dropped)
     at.save("attention", saved)
@@ -81,33 +69,30 @@ def block_backward(gradient: StreamGradient, at: Scope) -> StreamGradient:
     y = matmul(dh, weight.T)
     (gate_up,) = at.take("swiglu")
     kernel("swiglu_backward", y.dtype)(y, gate_up, *y.shape)  # dy becomes y, and gate_up its gradient
-    at.give("down.weight", matmul(y.T, dh))
+    at.give("down.weight", weight_gradient(y, dh))
     norm_2 = at.take("norm_2")
-    at.give("gate_up.weight", matmul(norm_again(norm_2, gate_up.dtype).T, gate_up))
+    at.give("gate_up.weight", weight_gradient(norm_again(norm_2, gate_up.dtype), gate_up))
     dx, dh, _ = norm_backward(matmul(gate_up, at["gate_up.weight"].T), dx, norm_2, at, "norm_2")
 
     (a,) = at.take("projection")
-    at.give("projection.weight", matmul(a.T, dh))
+    at.give("projection.weight", weight_gradient(a, dh))
     da = matmul(dh, at["projection.weight"].T)
     dqkv, _ = attention_backward(da, at.take("attention"))
     norm_1 = at.take("norm_1")
-    at.give("qkv.weight", matmul(norm_again(norm_1, dqkv.dtype).T, dqkv))
+    at.give("qkv.weight", weight_gradient(norm_again(norm_1, dqkv.dtype), dqkv))
     return norm_backward(matmul(dqkv, at["qkv.weight"].T), dx, norm_1, at, "norm_1")
 
 
 def cached_block_forward(x: Tensor, at: Scope, config: CustomTransformerConfig, cache: KeyValues) -> Tensor:
     """As stack.cached_block_forward"""
-    batch, new, d = x.shape
-    if new > 1 or batch >= MANY_ROWS:
-        return readable_cached_block_forward(LLAMA, x, at, config, cache)
     weight = at["qkv.weight"]
-    turns = _turns(cache.capacity, config.head_size, config.rope_base, x.dtype)
-    rows, h = _norm(x.reshape(batch, d), Addend(), at, "norm_1", config, weight.dtype)
-    a = attend_cached(product(h, weight), None, turns, config.n_heads, config.kv_heads, cache)
+    turns = rotary_turns(cache.capacity, config.head_size, config.rope_base, x.dtype)
+    rows, h = _norm(x.flatten(0, 1), Addend(), at, "norm_1", config, weight.dtype)
+    a = attend_cached(product(h, weight), None, turns, len(x), config.n_heads, config.kv_heads, cache)
     addend = Addend(product(a, at["projection.weight"]))
     rows, h = _norm(rows, addend, at, "norm_2", config, weight.dtype)
     h = _swiglu(product(h, at["gate_up.weight"]))
-    return (rows + product(h, at["down.weight"])).view(batch, 1, d)
+    return (rows + product(h, at["down.weight"])).view(x.shape)
 
 
 STACK = stack_of(Block(_norm, block_forward, block_backward, cached_block_forward))

@@ -25,17 +25,11 @@ void add_norm_forward(const W* x /* rows D */, const T* h /* rows D? */, const W
         }
         for (Index i = 0; i < D; i++) x_sum[n * D + i] = v[i];
       }
-      W sum = 0, squares = 0;
-      if (mean) {
-#pragma omp simd reduction(+ : sum)
-        for (Index i = 0; i < D; i++) sum += v[i];
-        mean[n] = sum / D;
-      }
-      const W m = mean ? mean[n] : W(0);
-#pragma omp simd reduction(+ : squares)
-      for (Index i = 0; i < D; i++) squares += (v[i] - m) * (v[i] - m);
-      W r = W(1) / std::sqrt(squares / D + eps);
-      for (Index i = 0; i < D; i++) store(&y[n * D + i], (v[i] - m) * r * weight[i] + (bias ? bias[i] : W(0)));
+      const W m = mean ? row_sum<W>(D, [&](Index i, W& sum) { sum += v[i]; }) / D : W(0);
+      if (mean) mean[n] = m;
+      const W squares = row_sum<W>(D, [&](Index i, W& sum) { sum = mul_add(v[i] - m, v[i] - m, sum); });
+      const W r = W(1) / std::sqrt(squares / D + eps);
+      for (Index i = 0; i < D; i++) store(&y[n * D + i], mul_add((v[i] - m) * r, weight[i], bias ? bias[i] : W(0)));
       rstd[n] = r;
     }
   }
@@ -50,7 +44,7 @@ void norm_again(const W* x_sum /* rows D */, const W* weight /* D */, const W* b
     Index n = part.first;
     const W m = mean ? mean[n] : W(0), r = rstd[n];
     for (Index i = 0; i < D; i++) {
-      store(&y[n * D + i], (x_sum[n * D + i] - m) * r * weight[i] + (bias ? bias[i] : W(0)));
+      store(&y[n * D + i], mul_add((x_sum[n * D + i] - m) * r, weight[i], bias ? bias[i] : W(0)));
     }
   }
 }
@@ -62,42 +56,39 @@ void add_norm_backward(const T* dy /* rows D */, const W* d_residual /* rows D? 
                        const W* weight /* D */, const W* mean /* rows? */, const W* rstd /* rows */,
                        const std::uint8_t* keep /* rows D? */, W keep_scale, Index rows, Index D, W* dx /* rows D */,
                        T* dh /* rows D? */, W* dweight /* D */, W* dbias /* D? */, W* dh_bias /* D? */) {
-  ColumnSums<W> sums(3 * D);
+  ColumnSums<W> sums(rows, 3 * D);
 #pragma omp parallel
-  {
-    W *sum_weight = sums.mine(), *sum_bias = sum_weight + D, *sum_h = sum_weight + 2 * D;
-    for (Part part(rows); part.first < part.last; part.first++) {
-      Index n = part.first, at = n * D;
-      const W m = mean ? mean[n] : W(0), r = rstd[n];
-      W mean_dx_hat = 0, mean_product = 0;
-#pragma omp simd reduction(+ : mean_dx_hat, mean_product)
-      for (Index i = 0; i < D; i++) {
-        W dyi = load(dy[at + i]), x_hat = (x_sum[at + i] - m) * r;
-        sum_weight[i] += dyi * x_hat;
-        sum_bias[i] += dyi;
-        mean_dx_hat += dyi * weight[i];
-        mean_product += dyi * weight[i] * x_hat;
-      }
-      mean_dx_hat = mean ? mean_dx_hat / D : W(0);
-      mean_product /= D;
-      for (Index i = 0; i < D; i++) {
-        W x_hat = (x_sum[at + i] - m) * r;
-        W d = r * (load(dy[at + i]) * weight[i] - mean_dx_hat - x_hat * mean_product);
-        dx[at + i] = (d_residual ? d_residual[at + i] : W(0)) + d;
-      }
-      if (keep) {
-        for (Index i = 0; i < D; i++) {
-          W d = keep[at + i] ? dx[at + i] * keep_scale : W(0);
-          sum_h[i] += d;
-          store(&dh[at + i], d);
-        }
-      } else {
-        for (Index i = 0; i < D; i++) sum_h[i] += dx[at + i];
-        if (dh)
-          for (Index i = 0; i < D; i++) store(&dh[at + i], dx[at + i]);
-      }
+  sums.rows([&](Index n, W* sum_weight) {
+    W *sum_bias = sum_weight + D, *sum_h = sum_weight + 2 * D;
+    const Index at = n * D;
+    const W m = mean ? mean[n] : W(0), r = rstd[n];
+    W mean_dx_hat, mean_product;
+    row_sums(D, mean_dx_hat, mean_product, [&](Index i, W& sum, W& sum_of_products) {
+      const W dyi = load(dy[at + i]), x_hat = (x_sum[at + i] - m) * r, dx_hat = dyi * weight[i];
+      sum_weight[i] = mul_add(dyi, x_hat, sum_weight[i]);
+      sum_bias[i] += dyi;
+      sum += dx_hat;
+      sum_of_products = mul_add(dx_hat, x_hat, sum_of_products);
+    });
+    mean_dx_hat = mean ? mean_dx_hat / D : W(0);
+    mean_product /= D;
+    for (Index i = 0; i < D; i++) {
+      const W x_hat = (x_sum[at + i] - m) * r;
+      const W d = mul_add(-x_hat, mean_product, mul_add(load(dy[at + i]), weight[i], -mean_dx_hat));
+      dx[at + i] = mul_add(r, d, d_residual ? d_residual[at + i] : W(0));
     }
-  }
+    if (keep) {
+      for (Index i = 0; i < D; i++) {
+        const W d = keep[at + i] ? dx[at + i] * keep_scale : W(0);
+        sum_h[i] += d;
+        store(&dh[at + i], d);
+      }
+    } else {
+      for (Index i = 0; i < D; i++) sum_h[i] += dx[at + i];
+      if (dh)
+        for (Index i = 0; i < D; i++) store(&dh[at + i], dx[at + i]);
+    }
+  });
   sums.write(dweight, 0, D);
   sums.write(dbias, D, D);
   sums.write(dh_bias, 2 * D, D);

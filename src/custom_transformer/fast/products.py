@@ -1,4 +1,7 @@
-"""Matrix products by whichever of PyTorch's libraries is faster for them on the processor at hand."""
+"""Matrix products: by the kernel whose bits are the same everywhere, or by PyTorch's libraries, whose are not.
+
+Of the libraries it is whichever is faster on the processor at hand.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+
+from custom_transformer.fast.kernels import kernel
 
 
 @functools.cache
@@ -83,9 +89,49 @@ def _float_products_only() -> bool:
     return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+_portable: ContextVar[bool] = ContextVar("portable", default=False)
+
+
+@contextmanager
+def portable_products() -> Iterator[None]:
+    """A context in which `matmul` computes on a CPU by the kernel of products.h, in this thread."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a b, for matrices or batches of them: of bfloat16 operands, in float32 where the processor has nothing faster."""
-    product = torch.bmm if a.ndim == 3 else torch.mm
+    """a (M, K) b (K, N) -> (M, N) in their dtype"""
+    return _product(a, b, a.dtype)
+
+
+def weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
+    """dW = xᵀ dy        x (N, D_in), dy (N, D_out) -> (D_in, D_out), float32 or wider"""
+    return _product(x.T, dy, torch.promote_types(x.dtype, torch.float32))
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    if _portable.get() and not a.is_cuda:
+        return _by_kernel(a, b, dtype)
     if a.dtype == torch.bfloat16 and not a.is_cuda and _float_products_only():
-        return product(a.float(), b.float()).to(a.dtype)
-    return product(a, b)
+        return torch.mm(a.float(), b.float()).to(dtype)
+    return torch.mm(a, b).to(dtype)
+
+
+def _by_kernel(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    (rows, depth), columns = a.shape, b.shape[1]
+    c = torch.empty(rows, columns, dtype=dtype, device="cpu")
+    if dtype == a.dtype:
+        kernel("matrix_product", a.dtype)(*_operand(a), *_operand(b), rows, columns, depth, c)
+    else:
+        kernel("matrix_product_wide", a.dtype)(*_operand(a), *_operand(b), rows, columns, depth, c)
+    return c
+
+
+def _operand(matrix: Tensor) -> tuple[Tensor, int, int]:
+    """A contiguous tensor of the matrix's numbers, and the distances of rows and of columns in it."""
+    if matrix.T.is_contiguous():
+        return matrix.T, 1, len(matrix)
+    return matrix.contiguous(), matrix.shape[1], 1

@@ -4,45 +4,50 @@
 
 namespace {
 
+// gelu(x) = ½ x (1 + tanh u) = x σ(2 u) with 2 u = x (LINEAR + CUBIC x²)
+template <typename W> constexpr W LINEAR = W(1.5957691216057308);          // 2 √(2/π)
+template <typename W> constexpr W CUBIC = W(0.044715 * 1.5957691216057308);
+
+template <typename W> inline W gelu_gate(W x, W& rest) {
+  return sigmoid_of(x * mul_add(x * x, CUBIC<W>, LINEAR<W>), rest);
+}
+
 // y = gelu(h + bias)
 template <typename T, typename W> void gelu_forward(const T* h /* rows F */, const W* bias /* F? */, Index rows,
                                                     Index F, T* y /* rows F */) {
-  const W scale = std::sqrt(W(2) / W(M_PI)), cubic = W(0.044715);
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
     const T* hr = h + part.first * F;
     T* yr = y + part.first * F;
 #pragma omp simd
     for (Index i = 0; i < F; i++) {
-      W x = load(hr[i]) + (bias ? bias[i] : W(0));
-      store(&yr[i], W(0.5) * x * (1 + tanh_of(scale * (x + cubic * x * x * x))));
+      const W x = load(hr[i]) + (bias ? bias[i] : W(0));
+      W rest;
+      store(&yr[i], x * gelu_gate(x, rest));
     }
   }
 }
 
-// h becomes y = gelu(h + bias) again, dy becomes dh = dy ∘ gelu′(h + bias); dbias its column sums.
+// h becomes y = gelu(h + bias) again, dy becomes dh = dy ∘ gelu′(h + bias); dbias its column sums. With the gate
+// σ = σ(2 u): gelu′ = σ + x σ (1 − σ) (2 u)′
 template <typename T, typename W>
 void gelu_backward(T* dy /* rows F */, T* h /* rows F */, const W* bias /* F? */, Index rows, Index F,
                    W* dbias /* F? */) {
-  const W scale = std::sqrt(W(2) / W(M_PI)), cubic = W(0.044715);
-  ColumnSums<W> sums(F);
+  ColumnSums<W> sums(rows, F);
 #pragma omp parallel
-  {
-    W* sum = sums.mine();
-    for (Part part(rows); part.first < part.last; part.first++) {
-      T *hr = h + part.first * F, *dyr = dy + part.first * F;
+  sums.rows([&](Index n, W* sum) {
+    T *hr = h + n * F, *dyr = dy + n * F;
 #pragma omp simd
-      for (Index i = 0; i < F; i++) {
-        W x = load(hr[i]) + (bias ? bias[i] : W(0));
-        W tau = tanh_of(scale * (x + cubic * x * x * x));
-        W du = scale * (1 + 3 * cubic * x * x);
-        W d = load(dyr[i]) * (W(0.5) * (1 + tau) + W(0.5) * x * (1 - tau * tau) * du);
-        sum[i] += d;
-        store(&dyr[i], d);
-        store(&hr[i], W(0.5) * x * (1 + tau));
-      }
+    for (Index i = 0; i < F; i++) {
+      const W x = load(hr[i]) + (bias ? bias[i] : W(0));
+      W rest;
+      const W gate = gelu_gate(x, rest);
+      const W d = load(dyr[i]) * mul_add(x * gate * rest, mul_add(x * x, 3 * CUBIC<W>, LINEAR<W>), gate);
+      sum[i] += d;
+      store(&dyr[i], d);
+      store(&hr[i], x * gate);
     }
-  }
+  });
   sums.write(dbias, 0, F);
 }
 
@@ -55,8 +60,9 @@ void swiglu_forward(const T* gate_up /* rows 2 F */, Index rows, Index F, T* y /
     T* yr = y + part.first * F;
 #pragma omp simd
     for (Index i = 0; i < F; i++) {
-      W a = load(ar[i]);
-      store(&yr[i], a * sigmoid_of(a) * load(br[i]));
+      const W a = load(ar[i]);
+      W rest;
+      store(&yr[i], a * sigmoid_of(a, rest) * load(br[i]));
     }
   }
 }
@@ -69,10 +75,12 @@ template <typename T, typename W> void swiglu_backward(T* dy /* rows F */, T* ga
     T *dyr = dy + part.first * F, *ar = gate_up + part.first * 2 * F, *br = ar + F;
 #pragma omp simd
     for (Index i = 0; i < F; i++) {
-      W a = load(ar[i]), b = load(br[i]), d = load(dyr[i]), s = sigmoid_of(a);
-      store(&dyr[i], a * s * b);
-      store(&ar[i], d * b * s * (1 + a * (1 - s)));
-      store(&br[i], d * a * s);
+      const W a = load(ar[i]), b = load(br[i]), d = load(dyr[i]);
+      W rest;
+      const W gate = sigmoid_of(a, rest);
+      store(&dyr[i], a * gate * b);
+      store(&ar[i], d * b * gate * mul_add(a, rest, W(1)));
+      store(&br[i], d * (a * gate));
     }
   }
 }

@@ -4,23 +4,16 @@
 
 namespace {
 
-// Σ g², in double; each thread's part in blocks, whose sums lose less than one long sum would. The parts are the same
-// whether or not one thread does them all.
+// Σ g², in double: blocks of BLOCK numbers, whose sums lose less than one long sum would, one after the other.
 template <typename W> double sum_of_squares(const W* g /* count */, Index count) {
-  Index threads = omp_get_max_threads();
-  std::vector<double> sums(threads, 0.0);
-#pragma omp parallel for schedule(static, 1) if (count >= FEW)
-  for (Index thread = 0; thread < threads; thread++) {
-    Part part(count, thread, threads);
-    double total = 0;
-    for (Index start = part.first; start < part.last; start += 4096) {
-      double block = 0;
-      Index end = std::min(start + 4096, part.last);
-#pragma omp simd reduction(+ : block)
-      for (Index i = start; i < end; i++) block += static_cast<double>(g[i]) * static_cast<double>(g[i]);
-      total += block;
-    }
-    sums[thread] = total;
+  constexpr Index BLOCK = 4096;
+  std::vector<double> sums(ceil_div(count, BLOCK));
+#pragma omp parallel if (count >= FEW)
+  for (Part part(sums.size()); part.first < part.last; part.first++) {
+    const W* block = g + part.first * BLOCK;
+    sums[part.first] = row_sum<double>(std::min(BLOCK, count - part.first * BLOCK), [&](Index i, double& sum) {
+      sum = mul_add(static_cast<double>(block[i]), static_cast<double>(block[i]), sum);
+    });
   }
   double total = 0;
   for (double sum : sums) total += sum;
@@ -34,7 +27,8 @@ template <typename W> void sgd_update(W* parameter /* count */, const W* gradien
   {
     Part part(count);
 #pragma omp simd
-    for (Index i = part.first; i < part.last; i++) parameter[i] = parameter[i] * shrink - rate * gradient[i];
+    for (Index i = part.first; i < part.last; i++) 
+      parameter[i] = mul_add(-rate, gradient[i], parameter[i] * shrink);
   }
 }
 
@@ -47,10 +41,10 @@ void adamw_update(W* parameter /* count */, const W* gradient /* count */, W* m 
     Part part(count);
 #pragma omp simd
     for (Index i = part.first; i < part.last; i++) {
-      W g = gradient[i] * scale;
-      m[i] += (g - m[i]) * one_minus_beta1;
-      v[i] = v[i] * beta2 + g * g * one_minus_beta2;
-      parameter[i] = parameter[i] * shrink - rate * m[i] / (std::sqrt(v[i]) / correction + eps);
+      const W g = gradient[i] * scale;
+      m[i] = mul_add(g - m[i], one_minus_beta1, m[i]);
+      v[i] = mul_add(g * g, one_minus_beta2, v[i] * beta2);
+      parameter[i] = mul_add(parameter[i], shrink, -(rate * m[i] / (std::sqrt(v[i]) / correction + eps)));
     }
   }
 }

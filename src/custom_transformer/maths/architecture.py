@@ -35,7 +35,9 @@ class Architecture:
     block_backward: Callable[[Tensor, Scope], Tensor]
     final_norm_forward: Callable[[Tensor, Scope, CustomTransformerConfig], Tensor]
     final_norm_backward: Callable[[Tensor, Scope], Tensor]
-    inside: Callable[[Mapping[str, Tensor], CustomTransformerConfig], tuple[Tensor, Tensor]]
+    inside: Callable[
+        [Mapping[str, Tensor], CustomTransformerConfig, Callable[[Tensor, Tensor], Tensor]], tuple[Tensor, Tensor]
+    ]
     units: tuple[str, float]
     attention: Op
     cached_attention: Callable[..., tuple[Tensor, Saved]]

@@ -13,13 +13,12 @@ Shapes: B batch, T time, D d_model, H heads, F d_ffn, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.maths.ops import (
-    attention_probabilities,
     causal_attention,
     dropout,
     gelu,
@@ -104,7 +103,12 @@ def final_norm_backward(dx: Tensor, at: Scope) -> Tensor:
     return at.backward("final_norm", layer_norm, dx)
 
 
-def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor]:
-    """From a block's results by name: its attention (B, H, T, T), and what its units' GELU is given (B, T, F)."""
+def inside(
+    seen: Mapping[str, Tensor], config: CustomTransformerConfig, probabilities: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """From a block's results by name: its attention (B, H, T, T), and what its units' GELU is given (B, T, F).
+
+    probabilities: as ops.attention_probabilities
+    """
     q, k, _ = split_heads(seen["qkv"], config.n_heads)
-    return attention_probabilities(q, k), seen["up"]
+    return probabilities(q, k), seen["up"]

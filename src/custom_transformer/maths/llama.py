@@ -10,21 +10,12 @@ Shapes: B batch, T time, D d_model, H heads, G key and value heads, K head size,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths.ops import (
-    attention_probabilities,
-    dropout,
-    linear,
-    lookup,
-    rms_norm,
-    rotary_attention,
-    split_groups,
-    swiglu,
-)
+from custom_transformer.maths.ops import dropout, linear, lookup, rms_norm, rotary_attention, split_groups, swiglu
 from custom_transformer.maths.parameters import Parameter, Table, layer
 from custom_transformer.maths.scope import Scope
 
@@ -98,7 +89,12 @@ def final_norm_backward(dx: Tensor, at: Scope) -> Tensor:
     return at.backward("final_norm", rms_norm, dx)
 
 
-def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor]:
-    """From a block's results by name: its attention (B, H, T, T), and what its units' gate is given (B, T, F)."""
+def inside(
+    seen: Mapping[str, Tensor], config: CustomTransformerConfig, probabilities: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """From a block's results by name: its attention (B, H, T, T), and what its units' gate is given (B, T, F).
+
+    probabilities: as ops.attention_probabilities
+    """
     q, k, _ = split_groups(seen["qkv"], config.n_heads, config.kv_heads, config.rope_base)
-    return attention_probabilities(q, k), seen["gate_up"].chunk(2, -1)[0]
+    return probabilities(q, k), seen["gate_up"].chunk(2, -1)[0]

@@ -20,7 +20,7 @@ from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.optim import SGD
 from custom_transformer.maths.parameters import InProducts, Tensors, count, initial
-from custom_transformer.maths.scope import Dropout, Saved, Scope, Watch, nobody
+from custom_transformer.maths.scope import Dropout, Op, Saved, Scope, Watch, nobody
 from custom_transformer.maths.settings import own_settings
 from custom_transformer.maths.stack import Stack, readable_stack
 
@@ -104,7 +104,7 @@ class CustomTransformer:
         with self.computing():
             self.check_tokens(tokens)
             at = self._scope(saved={}, dropout=self._dropout())
-            logits, head = ops.linear_forward(self._hidden(tokens, at), self.head_weight().T, None)
+            logits, head = self._head.forward(self._hidden(tokens, at), self.head_weight().T, None)
         self._last = ("forward", at, head)
         return logits
 
@@ -175,6 +175,10 @@ class CustomTransformer:
             x = self.architecture.final_norm_forward(x, at, self.config)
             return self.engine.head.last_logits(x, head_weight)
 
+    @property
+    def _head(self) -> Op:
+        return self.engine.equals.get(ops.linear, ops.linear)
+
     def _dropout(self) -> Dropout | None:
         p = self.config.dropout
         return Dropout(p, self.generator) if self.training and p else None
@@ -224,7 +228,7 @@ class CustomTransformer:
             )
         self._last = None
         with self.computing():
-            dx, d_head_transposed, _ = ops.linear_backward(loss_gradient.contiguous(), head)
+            dx, d_head_transposed, _ = self._head.backward(loss_gradient.contiguous(), head)
             self._hidden_backward(dx, d_head_transposed.T, replace(at, gradients={}))
 
     def loss_backward(self, dloss: Tensor | float = 1.0, gradients: MutableMapping[str, Tensor] | None = None) -> None:

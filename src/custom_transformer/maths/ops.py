@@ -428,10 +428,10 @@ def linear_cross_entropy_scores(x: Tensor, weight: Tensor, labels: Tensor, rows:
         logits = x_chunk @ weight.T
         losses.append(_token_losses(logits, label_chunk)[0])
         predicted.append(logits.argmax(-1))
-    return _in_places(torch.cat(losses), counted), _in_places(torch.cat(predicted), counted)
+    return in_places(torch.cat(losses), counted), in_places(torch.cat(predicted), counted)
 
 
-def _in_places(values: Tensor, places: Tensor) -> Tensor:
+def in_places(values: Tensor, places: Tensor) -> Tensor:
     """values (n,), places (...) bool with n of them true -> (...), 0 where they are false"""
     all_places = torch.zeros_like(places, dtype=values.dtype)
     all_places[places] = values

@@ -16,7 +16,6 @@ from torch import Tensor
 from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
-from custom_transformer.maths.settings import own_settings
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,15 @@ def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
     """
     model.check_tokens(tokens)
     seen: dict[str, Tensor] = {}
-    at = Scope(model.in_products(), watch=seen.__setitem__)
-    with own_settings(model.device):
+    at = Scope(model.in_products(), equals=model.engine.equals, watch=seen.__setitem__)
+    with model.computing():
         x = model.architecture.embedding_forward(tokens, at, 0)
     for i in range(model.config.n_blocks):
         seen.clear()
-        with own_settings(model.device):
+        with model.computing():
             x = model.architecture.block_forward(x, block := at / f"blocks.{i}", model.config)
             results = {name.removeprefix(block.prefix): tensor for name, tensor in seen.items()}
-            view = BlockView(x, *model.architecture.inside(results, model.config))
+            view = BlockView(x, *model.architecture.inside(results, model.config, model.engine.probabilities))
         yield view
 
 

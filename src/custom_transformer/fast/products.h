@@ -1,0 +1,254 @@
+// Matrix products with the same bits on every processor and for every number of threads:
+//
+//     C[i, j] = ((p₀ + p₁) + p₂) + …      p_c = a chain of fused multiply-adds, A[i, k] B[k, j] onto the sum so far,
+//                                         over the k of chunk c in order, begun at +0
+//
+// in the arithmetic's type, with chunks of CHUNK values of k. Only the order over k is part of the definition: tiles,
+// vectors, cache blocks and threads share out i and j, and each processor may do that in its own way.
+//
+// bfloat16 operands are widened, which is exact; those smaller than 2⁻⁵⁵ are taken as 0. Each product and sum is then a
+// multiple of 2⁻¹²⁴ and never subnormal, so that the instruction vdpbf16ps, which knows no subnormals, computes two
+// links of the chain.
+//
+// Operands are packed into panels, in which a tile finds what it reads next to each other: the rows of A by ROWS, the
+// columns of B by COLUMNS. (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".)
+
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "vectors.h"
+
+constexpr Index CHUNK = 512;
+
+// The type of a product's arithmetic
+template <typename T> using Wide = decltype(load(T{}));
+
+// A tile's sums fill the registers: ROWS rows of VECTORS vectors.
+#if defined(__AVX512F__)
+constexpr int ROWS = 12, VECTORS = 2;
+#elif defined(__aarch64__)
+constexpr int ROWS = 6, VECTORS = 4;
+#else
+constexpr int ROWS = 6, VECTORS = 2;
+#endif
+template <typename W> constexpr int COLUMNS = VECTORS * LANES<W>;
+
+// PER neighbours along k share a cell of packed memory; `link` takes a cell's products into the sums, in order.
+template <typename T> constexpr int PER = 1;
+template <typename T> inline Vector<Wide<T>> link(Vector<Wide<T>> a, Vector<Wide<T>> b, Vector<Wide<T>> sums) {
+  return mul_add(a, b, sums);
+}
+template <typename T> inline Wide<T> cell(T x) { return x; }
+inline float cell(bfloat16 x) { return (x.bits & 0x7f80) < (127 - 55) << 7 ? 0.0f : load(x); }
+#if defined(__AVX512BF16__)
+template <> constexpr int PER<bfloat16> = 2;
+template <> inline Vector<float> link<bfloat16>(Vector<float> a, Vector<float> b, Vector<float> sums) {
+  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));  // upper halves first
+}
+#endif
+inline float cell(bfloat16 first, bfloat16 second) { return float_of(bits_of(cell(first)) | bits_of(cell(second)) >> 16); }
+
+constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+template <typename T> constexpr Index cells(Index depth) { return ceil_div(depth, PER<T>); }
+
+// Element (i, j) is data[i · row + j · column].
+template <typename T> struct Matrix {
+  const T* data;
+  Index row, column;
+  Matrix from(Index i, Index j) const { return {data + i * row + j * column, row, column}; }
+  Matrix transposed() const { return {data, column, row}; }
+  T operator()(Index i, Index j) const { return data[i * row + j * column]; }
+};
+
+// Uninitialised memory, on a cache line's boundary.
+template <typename W> using Buffer = std::unique_ptr<W[], decltype(&std::free)>;
+template <typename W> Buffer<W> buffer(Index count) {
+  const std::size_t bytes = ceil_div(std::max<Index>(count, 1) * sizeof(W), 64) * 64;
+  return Buffer<W>(static_cast<W*>(std::aligned_alloc(64, bytes)), std::free);
+}
+
+// Four cells that lie along k in memory, from four elements or four pairs.
+typedef std::uint32_t Four __attribute__((vector_size(16)));
+inline Four four_cells(const float* from) {
+  Four x;
+  std::memcpy(&x, from, 16);
+  return x;
+}
+inline Four four_cells(const bfloat16* from) {
+  const Four least = Four{} + (127 - 55);
+  Four x;
+  if constexpr (PER<bfloat16> == 1) {
+    x = Four{from[0].bits, from[1].bits, from[2].bits, from[3].bits} << 16;
+    return (x >> 23 & 0xff) < least ? Four{} : x;
+  }
+  std::memcpy(&x, from, 16);
+  const Four first = x << 16, second = x & 0xffff0000u;
+  return ((first >> 23 & 0xff) < least ? Four{} : first) | ((second >> 23 & 0xff) < least ? Four{} : second) >> 16;
+}
+
+// to[k / PER][w] = rows(w, k) for w < count ≤ WIDTH and k < depth; zeros in the other rows
+template <int WIDTH, typename T> void pack(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
+  constexpr int P = PER<T>;
+  auto cell_at = [&](Index w, Index k) {
+    if constexpr (P == 1)
+      return cell(rows(w, k));
+    else
+      return cell(rows(w, k), k + 1 < depth ? rows(w, k + 1) : T{});
+  };
+  Index k = 0;
+  if (count == WIDTH && rows.row == 1) {
+    for (; k + P <= depth; k += P) {
+      const T* from = rows.data + k * rows.column;
+      for (int w = 0; w < WIDTH; w++) {
+        if constexpr (P == 1)
+          to[k * WIDTH + w] = cell(from[w]);
+        else
+          to[k / P * WIDTH + w] = cell(from[w], from[rows.column + w]);
+      }
+    }
+  } else if (sizeof(Wide<T>) == 4 && count == WIDTH && rows.column == 1) {
+    if constexpr (sizeof(Wide<T>) == 4) {  // rows by fours, transposed within registers
+      constexpr Index STRETCH = 64 / sizeof(T);  // a cache line of each row at a time
+      for (; k + STRETCH <= depth; k += STRETCH)
+        for (int w = 0; w < WIDTH; w += 4) {
+          const int here = std::min(4, WIDTH - w);
+          const T* line = rows.data + w * rows.row + k;
+          for (Index s = 0; s < STRETCH / P; s += 4) {
+            const T *at = line + s * P, *last = at + (here - 1) * rows.row;
+            const Four r0 = four_cells(at), r1 = four_cells(std::min(at + rows.row, last)),
+                       r2 = four_cells(std::min(at + 2 * rows.row, last)),
+                       r3 = four_cells(std::min(at + 3 * rows.row, last));
+            const Four low_01{r0[0], r1[0], r0[1], r1[1]}, high_01{r0[2], r1[2], r0[3], r1[3]};
+            const Four low_23{r2[0], r3[0], r2[1], r3[1]}, high_23{r2[2], r3[2], r2[3], r3[3]};
+            const Four columns[4] = {{low_01[0], low_01[1], low_23[0], low_23[1]},
+                                     {low_01[2], low_01[3], low_23[2], low_23[3]},
+                                     {high_01[0], high_01[1], high_23[0], high_23[1]},
+                                     {high_01[2], high_01[3], high_23[2], high_23[3]}};
+            Wide<T>* out = to + (k / P + s) * WIDTH + w;
+            for (int c = 0; c < 4; c++) std::memcpy(out + c * WIDTH, &columns[c], here * 4);
+          }
+        }
+    }
+  }
+  for (; k < depth; k += P)
+    for (int w = 0; w < WIDTH; w++) to[k / P * WIDTH + w] = w < count ? cell_at(w, k) : Wide<T>(0);
+}
+
+// What a tile's sums begin with, and what becomes of them.
+enum class Sums {
+  NEW,       // to = the chains of these steps
+  ADDED,     // to = before + the chains of these steps
+  CONTINUED  // to = the chains that stand in `before`, prolonged by these steps
+};
+
+// The chains of `steps` cells of k, for ROWS × COLUMNS sums: A's cell of row i and step s is a[i · ROW + s · STEP].
+template <typename T, Sums SUMS, Index ROW = 1, Index STEP = ROWS>
+void tile(const Wide<T>* a, const Wide<T>* b, Index steps, const Wide<T>* before, Index ld_before, Wide<T>* to,
+          Index ld) {
+  using W = Wide<T>;
+  Vector<W> sums[ROWS][VECTORS] = {};
+  if constexpr (SUMS != Sums::NEW)
+    for (int i = 0; i < ROWS; i++)
+      for (int v = 0; v < VECTORS; v++) {
+        const W* at = before + i * ld_before + v * LANES<W>;
+        if constexpr (SUMS == Sums::CONTINUED)
+          sums[i][v] = load_vector(at);
+        else
+          __builtin_prefetch(at);
+      }
+  for (Index step = 0; step < steps; step++, a += STEP, b += COLUMNS<W>) {
+    Vector<W> of_b[VECTORS];
+    for (int v = 0; v < VECTORS; v++) of_b[v] = load_vector(b + v * LANES<W>);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++) {
+      const Vector<W> of_a = in_all_lanes(a[i * ROW]);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; v++) sums[i][v] = link<T>(of_a, of_b[v], sums[i][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) {
+      Vector<W> sum = sums[i][v];
+      if constexpr (SUMS == Sums::ADDED) sum = load_vector(before + i * ld_before + v * LANES<W>) + sum;
+      store_vector(to + i * ld + v * LANES<W>, sum);
+    }
+}
+
+// The chains over all of `depth`, chunk by chunk: a and b packed, the sums into `to`
+template <typename T, Index ROW = 1, Index STEP = ROWS>
+void tile_of_chunks(const Wide<T>* a, const Wide<T>* b, Index depth, Wide<T>* to, Index ld) {
+  for (Index k = 0; k < depth; k += CHUNK) {
+    const Index steps = cells<T>(std::min(CHUNK, depth - k)), at = k / PER<T>;
+    if (k == 0)
+      tile<T, Sums::NEW, ROW, STEP>(a, b, steps, nullptr, 0, to, ld);
+    else
+      tile<T, Sums::ADDED, ROW, STEP>(a + at * STEP, b + at * COLUMNS<Wide<T>>, steps, to, ld, to, ld);
+  }
+}
+
+// C (M, N), its rows `ld` apart, = A (M, K) · B (K, N), rounded to C's type. Called outside of parallel regions.
+template <typename T, typename To>
+void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {
+  using W = Wide<T>;
+  constexpr Index NR = COLUMNS<W>;
+  const Index threads = omp_get_max_threads(), panels = ceil_div(N, NR), deep = cells<T>(K);
+  // A block of C for a thread: small enough for its part of A to stay in the cache, and for each thread to have some.
+  Index rows = std::min<Index>(8, ceil_div(M, ROWS)) * ROWS, columns = std::min<Index>(1024 / NR, panels) * NR;
+  auto blocks = [&] { return ceil_div(M, rows) * ceil_div(N, columns); };
+  while (blocks() < 4 * threads && columns > 4 * NR) columns = ceil_div(columns / 2, NR) * NR;
+  while (blocks() < 4 * threads && rows > ROWS) rows = ceil_div(rows / 2, ROWS) * ROWS;
+  const Index blocks_m = ceil_div(M, rows), blocks_n = ceil_div(N, columns);
+  const Buffer<W> packed_b = buffer<W>(panels * NR * deep);
+#pragma omp parallel if (M * N * K >= 32768)
+  {
+    arithmetic_as_defined();
+#pragma omp for schedule(static)
+    for (Index p = 0; p < panels; p++)
+      pack<NR>(B.from(0, p * NR).transposed(), std::min(NR, N - p * NR), K, packed_b.get() + p * NR * deep);
+    const Buffer<W> packed_a = buffer<W>(rows * cells<T>(CHUNK)), sums = buffer<W>(rows * columns);
+    alignas(64) W out[ROWS * NR];
+#pragma omp for schedule(dynamic) collapse(2) nowait
+    for (Index block_n = 0; block_n < blocks_n; block_n++)
+      for (Index block_m = 0; block_m < blocks_m; block_m++) {
+        const Index i0 = block_m * rows, i1 = std::min(i0 + rows, M), j0 = block_n * columns,
+                    j1 = std::min(j0 + columns, N);
+        for (Index k = 0; k < K || k == 0; k += CHUNK) {
+          const Index depth = std::min(CHUNK, K - k), steps = cells<T>(depth);
+          const bool last = k + CHUNK >= K;
+          for (Index i = i0; i < i1; i += ROWS)
+            pack<ROWS>(A.from(i, k), std::min<Index>(ROWS, i1 - i), depth, packed_a.get() + (i - i0) * steps);
+          for (Index i = i0; i < i1; i += ROWS)
+            for (Index j = j0; j < j1; j += NR) {
+              const W *a = packed_a.get() + (i - i0) * steps, *b = packed_b.get() + j * deep + k / PER<T> * NR;
+              const Index here = std::min<Index>(ROWS, M - i), wide = std::min(NR, N - j);
+              W* sum = sums.get() + (i - i0) * columns + (j - j0);
+              Index ld_sum = columns;
+              if constexpr (std::is_same_v<To, W>)  // where a whole tile fits, sums stand in C itself
+                if (here == ROWS && wide == NR) sum = C + i * ld + j, ld_sum = ld;
+              const bool through = last && (!std::is_same_v<To, W> || here < ROWS || wide < NR);
+              W* to = through ? out : sum;
+              const Index ld_to = through ? NR : ld_sum;
+              if (k == 0)
+                tile<T, Sums::NEW>(a, b, steps, nullptr, 0, to, ld_to);
+              else
+                tile<T, Sums::ADDED>(a, b, steps, sum, ld_sum, to, ld_to);
+              if (through)
+                for (Index r = 0; r < here; r++) {
+                  To* row = C + (i + r) * ld + j;
+                  if (wide == NR)
+                    for (Index c = 0; c < NR; c++) store(&row[c], out[r * NR + c]);
+                  else
+                    for (Index c = 0; c < wide; c++) store(&row[c], out[r * NR + c]);
+                }
+            }
+        }
+      }
+  }
+}
