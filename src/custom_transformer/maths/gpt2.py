@@ -19,7 +19,6 @@ from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.maths.ops import (
-    attention_probabilities,
     causal_attention,
     dropout,
     gelu,
@@ -104,7 +103,7 @@ def final_norm_backward(dx: Tensor, at: Scope) -> Tensor:
     return at.backward("final_norm", layer_norm, dx)
 
 
-def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor]:
-    """From a block's results by name: its attention (B, H, T, T), and what its units' GELU is given (B, T, F)."""
+def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """From a block's results by name: its queries and keys (B, H, T, K), and what its units' GELU is given (B, T, F)"""
     q, k, _ = split_heads(seen["qkv"], config.n_heads)
-    return attention_probabilities(q, k), seen["up"]
+    return q, k, seen["up"]

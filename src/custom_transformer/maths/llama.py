@@ -15,16 +15,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths.ops import (
-    attention_probabilities,
-    dropout,
-    linear,
-    lookup,
-    rms_norm,
-    rotary_attention,
-    split_groups,
-    swiglu,
-)
+from custom_transformer.maths.ops import dropout, linear, lookup, rms_norm, rotary_attention, split_groups, swiglu
 from custom_transformer.maths.parameters import Parameter, Table, layer
 from custom_transformer.maths.scope import Scope
 
@@ -98,7 +89,8 @@ def final_norm_backward(dx: Tensor, at: Scope) -> Tensor:
     return at.backward("final_norm", rms_norm, dx)
 
 
-def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor]:
-    """From a block's results by name: its attention (B, H, T, T), and what its units' gate is given (B, T, F)."""
+def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """From a block's results by name: its turned queries (B, H, T, K) and keys (B, G, T, K), and what its units' gate
+    is given (B, T, F)"""
     q, k, _ = split_groups(seen["qkv"], config.n_heads, config.kv_heads, config.rope_base)
-    return attention_probabilities(q, k), seen["gate_up"].chunk(2, -1)[0]
+    return q, k, seen["gate_up"].chunk(2, -1)[0]
