@@ -93,9 +93,9 @@ def _cos(context: Context, x: Decimal) -> tuple[Decimal, Decimal]:
     r = wide.remainder_near(x, wide.multiply(2, _pi(digits + whole + 5)))
     square, term, value, k = context.multiply(r, r), Decimal(1), Decimal(1), 0
     least = Decimal(1).scaleb(-digits)
-    while abs(term) > least:
+    while term.copy_abs() > least:
         k += 2
-        term = context.divide(context.multiply(term, -square), k * (k - 1))
+        term = context.divide(context.multiply(term, square), -k * (k - 1))
         value = context.add(value, term)
     return value, Decimal(1).scaleb(4 - digits)
 
