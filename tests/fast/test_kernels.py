@@ -83,10 +83,10 @@ def kernel_calls() -> list[tuple[str, list[ast.expr]]]:
 
 
 def could_be(arguments: list[ast.expr], count: int) -> bool:
-    """`*x.shape` counts as the two sizes of a matrix; how many `*name` stands for shows only when it runs."""
+    """`*x.shape` counts as the two sizes of a matrix; how many any other star stands for shows only when it runs."""
     stars = [a.value for a in arguments if isinstance(a, ast.Starred)]
     known = len(arguments) - len(stars) + 2 * sum(isinstance(star, ast.Attribute) for star in stars)
-    return known < count if any(isinstance(star, ast.Name) for star in stars) else known == count
+    return known < count if any(not isinstance(star, ast.Attribute) for star in stars) else known == count
 
 
 def test_every_call_of_a_kernel_has_as_many_arguments_as_its_signature() -> None:

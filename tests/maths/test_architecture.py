@@ -100,9 +100,9 @@ def final_norm_backward(dx: Tensor, at: Scope) -> Tensor:
     return at.backward("final_norm", layer_norm, dx)
 
 
-def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor]:
+def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor, Tensor]:
     q, k, _ = split_heads(seen["qkv"], config.n_heads)
-    return ops.attention_probabilities(q, k), seen["up"]
+    return q, k, seen["up"]
 
 
 PARALLEL = Architecture(
@@ -167,7 +167,8 @@ def random_weights(
 @TIED
 def test_every_gradient_of_an_unknown_architecture_is_right(tied: bool, engine: Engine) -> None:
     config = CONFIG.model_copy(update={"tie_embeddings": tied})
-    checks = list(check_gradients(config, engine=engine, architecture=PARALLEL, reference=reference))
+    # The seed of a problem in which no unit is so near its ReLU's corner that a difference's step crosses it.
+    checks = list(check_gradients(config, seed=7, engine=engine, architecture=PARALLEL, reference=reference))
     assert {check.name: check.shape for check in checks} == {name: p.shape for name, p in parameters(config).items()}
     assert [check for check in checks if not check.ok] == []
 

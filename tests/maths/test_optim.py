@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from custom_transformer.config import TrainingParams, load_params
-from custom_transformer.maths.optim import SGD, AdamW, clip_scale, global_norm, learning_rate_at
+from custom_transformer.maths.optim import SGD, AdamW, bias_corrections, clip_scale, global_norm, learning_rate_at
 
 TRAINING = load_params("params.yaml").training
 
@@ -83,6 +83,14 @@ def test_schedule(decay: str) -> None:
     assert all(a >= b for a, b in pairwise(rates[10:]))
     middle = {"cosine": 0.55, "linear": 0.55, "constant": 1.0}[decay]
     assert (rates[54] + rates[55]) / 2 == pytest.approx(middle)
+
+
+def test_corrections_are_what_means_that_began_at_0_have_of_a_constant() -> None:
+    betas, m, v = (0.8, 0.95), 0.0, 0.0
+    for t in range(1, 9):
+        m, v = betas[0] * m + (1 - betas[0]), betas[1] * v + (1 - betas[1])
+        assert bias_corrections(betas, t) == pytest.approx((m, v**0.5), rel=1e-14)
+    assert bias_corrections((0.0, 0.0), 5) == (1.0, 1.0)
 
 
 def test_a_run_of_one_step_has_a_learning_rate() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from custom_transformer.maths import gpt2, parameters
 from custom_transformer.maths.architecture import ARCHITECTURES
 from custom_transformer.maths.parameters import (
     DECAYS,
+    DRAWN_AT_ONCE,
     IN_PRODUCTS,
     InProducts,
     Parameter,
@@ -20,6 +22,7 @@ from custom_transformer.maths.parameters import (
     decays,
     initial,
     layer,
+    nearly_normal,
 )
 from tests.helpers import random_model
 
@@ -46,6 +49,22 @@ def test_the_role_decides_how_a_parameter_begins() -> None:
         assert tensor.std().item() == pytest.approx(deviations[role], rel=0.03), role
         assert tensor.mean().item() == pytest.approx(1.0 if role == "gain" else 0.0, abs=1e-3), role
     assert not torch.equal(tensors["a.table"], tensors["a.matrix"])
+
+
+def test_a_nearly_normal_number_is_a_sum_of_twelve_integers() -> None:
+    count = DRAWN_AT_ONCE + 3
+    found = nearly_normal(np.random.PCG64(5), count, 0.02)
+    words = np.random.PCG64(5).random_raw(3 * count).tolist()
+    for i in (0, 1, DRAWN_AT_ONCE, count - 1):
+        total = sum(word >> 16 * part & 0xFFFF for word in words[3 * i : 3 * i + 3] for part in range(4))
+        assert found[i] == np.float32((total - 6 * 65535) * (0.02 / math.sqrt(2**32 - 1)))
+
+
+def test_nearly_normal_numbers_have_the_moments_of_their_formula() -> None:
+    x = nearly_normal(np.random.PCG64(0), 10**6, 2.0).double() / 2
+    assert x.mean().item() == pytest.approx(0, abs=0.004)
+    assert x.var().item() == pytest.approx(1, abs=0.005)
+    assert x.pow(4).mean().item() == pytest.approx(2.9, abs=0.03)
 
 
 def test_the_role_decides_what_decays() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from custom_transformer.config import load_params
-from custom_transformer.runs.generation import generate, generate_samples, new_text, sample
+from custom_transformer.runs.generation import _ranks, generate, generate_samples, new_text, sample
 from tests.helpers import random_model, random_tokens
 
 
@@ -83,6 +85,30 @@ def draw(**settings: float) -> list[float]:
 )
 def test_sampling_settings(settings: dict[str, float], expected: list[float]) -> None:
     assert draw(**settings) == pytest.approx(expected, abs=0.015)
+
+
+@pytest.mark.parametrize(("top_p", "likely", "unlikely"), [(None, 0, 2), (0.8, 0, 2), (0.6, 0, 1), (0.4, 0, 0)])
+def test_the_ends_of_the_unit_interval_draw_the_likeliest_and_the_last_kept(
+    top_p: float | None, likely: int, unlikely: int
+) -> None:
+    z = np.log([[0.5, 0.25, 0.25, 1e-300]])
+    ends = [int(_ranks(z, 1.0, top_p, np.array([bits]))[0]) for bits in (0, 2**53 - 1)]
+    assert ends == [likely, unlikely]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_logits_without_a_finite_largest_one_are_refused(wrong: float) -> None:
+    logits = LOGITS.repeat(2, 1)
+    logits[1, 2] = wrong
+    with pytest.raises(ValueError, match="finite largest"):
+        sample(logits)
+    with pytest.raises(ValueError, match="finite largest"):
+        sample(torch.full((1, 3), -math.inf))
+
+
+def test_what_is_impossible_is_never_drawn() -> None:
+    logits = torch.tensor([[0.0, -math.inf, -800.0, 0.0]]).expand(500, -1)
+    assert set(sample(logits, 1e-2, generator=torch.Generator().manual_seed(0)).tolist()) == {0, 3}
 
 
 def test_an_empty_prompt_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
 from custom_transformer.runs.observe import activation_statistics, gradient_norms, views
-from tests.helpers import random_model, random_tokens
+from tests.helpers import LLAMA, random_model, random_tokens
 
 
 def test_the_last_view_ends_where_the_model_does() -> None:
@@ -63,6 +64,24 @@ def test_statistics_are_what_their_names_say() -> None:
         entropies = [-sum(p * math.log(p) for p in query if p > 0) for query in view.attention.reshape(-1, 11).tolist()]
         assert row["attention_entropy"] == pytest.approx(sum(entropies) / len(entropies))
     assert rows[1]["gelu_dead"] >= 4 / 22 > rows[0]["gelu_dead"]
+
+
+@pytest.mark.parametrize("changes", [{}, LLAMA])
+def test_the_engine_s_own_operations_are_observed(changes: dict[str, object]) -> None:
+    used: list[str] = []
+
+    def linear(*arguments: Any) -> Any:
+        used.append("linear")
+        return ops.linear.forward(*arguments)
+
+    def probabilities(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        used.append("probabilities")
+        return ops.attention_probabilities(q, k)
+
+    engine = Engine("own", {ops.linear: ops.linear._replace(forward=linear)}, attention_probabilities=probabilities)
+    rows = activation_statistics(random_model(engine=engine, **changes), random_tokens())
+    assert used == (["linear"] * 4 + ["probabilities"]) * 2
+    assert rows == activation_statistics(random_model(**changes), random_tokens())
 
 
 def test_attention_that_knows_nothing_has_the_entropy_of_chance() -> None:

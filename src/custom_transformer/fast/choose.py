@@ -40,7 +40,7 @@ NATIVE = Engine(
         last_logits=decoding.last_logits,
     ),
     rules=Rules(update.global_norm, update.sgd_update, update.adamw_update),
-    probabilities=attention.attention_probabilities,
+    attention_probabilities=attention.attention_probabilities,
     products=portable_products,
 )
 

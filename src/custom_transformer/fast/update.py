@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from custom_transformer.fast.kernels import kernel
+from custom_transformer.maths.optim import bias_corrections
 
 
 def global_norm(gradients: Mapping[str, Tensor]) -> float:
     """As optim.global_norm"""
     squares = [kernel("sum_of_squares", g.dtype)(g, g.numel()) for g in map(Tensor.contiguous, gradients.values())]
-    return math.sqrt(sum(squares))  # type: ignore[arg-type]
+    return math.sqrt(math.fsum(squares))  # type: ignore[arg-type]
 
 
 def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:
@@ -37,6 +38,7 @@ def adamw_update(
 ) -> None:
     """As optim.adamw_update"""
     beta1, beta2 = betas
-    shrink, rate, correction = 1 - lr * weight_decay, lr / (1 - beta1**t), math.sqrt(1 - beta2**t)
+    first, second = bias_corrections(betas, t)
+    shrink, rate, correction = 1 - lr * weight_decay, lr / first, second
     constants = (scale, 1 - beta1, beta2, 1 - beta2, eps, shrink, rate, correction)
     kernel("adamw_update", parameter.dtype)(parameter, gradient.contiguous(), m, v, *constants, parameter.numel())

@@ -23,7 +23,7 @@ class Architecture:
         stack use them: token_embedding, blocks.{i}, final_norm, and head.weight when the embeddings are not tied.
     attention, cached_attention: the operation by which tokens look at each other, and what stands in for it where the
         earlier tokens' keys and values are cached: the same arguments, and a KeyValues behind them.
-    inside: for observation, what a block's watched results say of its attention and of its feed-forward units.
+    inside: for observation, a block's queries and keys as they meet, and what its feed-forward units are given.
     units: the function of those units, and the input below which it passes almost no value and no gradient.
     """
 
@@ -35,9 +35,7 @@ class Architecture:
     block_backward: Callable[[Tensor, Scope], Tensor]
     final_norm_forward: Callable[[Tensor, Scope, CustomTransformerConfig], Tensor]
     final_norm_backward: Callable[[Tensor, Scope], Tensor]
-    inside: Callable[
-        [Mapping[str, Tensor], CustomTransformerConfig, Callable[[Tensor, Tensor], Tensor]], tuple[Tensor, Tensor]
-    ]
+    inside: Callable[[Mapping[str, Tensor], CustomTransformerConfig], tuple[Tensor, Tensor, Tensor]]
     units: tuple[str, float]
     attention: Op
     cached_attention: Callable[..., tuple[Tensor, Saved]]

@@ -34,7 +34,7 @@ class Engine:
     equals: operations that have a faster equal
     stacks: architectures, by name, of which the whole stack of blocks has one
     head, rules: for the head and the update of every architecture
-    probabilities: attention's, of queries and keys, for observation
+    attention_probabilities: for observation
     products: a context in which the model's matrix products are computed
     """
 
@@ -43,7 +43,7 @@ class Engine:
     stacks: Mapping[str, Stack] = field(default_factory=dict)
     head: Head = READABLE_HEAD
     rules: Rules = READABLE_RULES
-    probabilities: Callable[[Tensor, Tensor], Tensor] = ops.attention_probabilities
+    attention_probabilities: Callable[[Tensor, Tensor], Tensor] = ops.attention_probabilities
     products: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def stack(self, architecture: Architecture) -> Stack:

@@ -13,7 +13,7 @@ Shapes: B batch, T time, D d_model, H heads, F d_ffn, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -103,12 +103,7 @@ def final_norm_backward(dx: Tensor, at: Scope) -> Tensor:
     return at.backward("final_norm", layer_norm, dx)
 
 
-def inside(
-    seen: Mapping[str, Tensor], config: CustomTransformerConfig, probabilities: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """From a block's results by name: its attention (B, H, T, T), and what its units' GELU is given (B, T, F).
-
-    probabilities: as ops.attention_probabilities
-    """
+def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """From a block's results by name: its queries and keys (B, H, T, K), and what its units' GELU is given (B, T, F)"""
     q, k, _ = split_heads(seen["qkv"], config.n_heads)
-    return probabilities(q, k), seen["up"]
+    return q, k, seen["up"]

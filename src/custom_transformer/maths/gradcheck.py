@@ -6,6 +6,7 @@ PyTorch's own layers, so that a mistake in ops.py cannot hide in both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -178,8 +179,8 @@ def _drop(config: CustomTransformerConfig, generator: torch.Generator, h: Tensor
     """Drawn from `generator` as the model draws it."""
     if not config.dropout:
         return h
-    kept = torch.rand(h.shape, generator=generator, dtype=torch.float32, device="cpu") >= config.dropout
-    return h * kept / (1 - config.dropout)
+    drawn = torch.randint(2**24, h.shape, generator=generator, dtype=torch.int32, device="cpu")
+    return h * (drawn >= math.ceil(config.dropout * 2**24)) / (1 - config.dropout)
 
 
 def gpt2_hidden(

@@ -10,7 +10,7 @@ Shapes: B batch, T time, D d_model, H heads, G key and value heads, K head size,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -89,12 +89,8 @@ def final_norm_backward(dx: Tensor, at: Scope) -> Tensor:
     return at.backward("final_norm", rms_norm, dx)
 
 
-def inside(
-    seen: Mapping[str, Tensor], config: CustomTransformerConfig, probabilities: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """From a block's results by name: its attention (B, H, T, T), and what its units' gate is given (B, T, F).
-
-    probabilities: as ops.attention_probabilities
-    """
+def inside(seen: Mapping[str, Tensor], config: CustomTransformerConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """From a block's results by name: its turned queries (B, H, T, K) and keys (B, G, T, K), and what its units' gate
+    is given (B, T, F)"""
     q, k, _ = split_groups(seen["qkv"], config.n_heads, config.kv_heads, config.rope_base)
-    return probabilities(q, k), seen["gate_up"].chunk(2, -1)[0]
+    return q, k, seen["gate_up"].chunk(2, -1)[0]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from custom_transformer.maths.scope import Op, Saved
+from custom_transformer.maths.turns import turns
 
 IGNORE_INDEX = -100  # a label that is left out of the loss
 
@@ -293,11 +294,9 @@ def rotate(x: Tensor, start: int, base: float, direction: int = 1) -> Tensor:
     x (B, H, T, K), whose first token stands at position t = `start`. So Q Kᵀ depends on distances only. A turn is
     orthogonal: the transpose, through which a gradient goes back, is the turn by −1 times the angle (`direction`).
     """
-    half = x.shape[-1] // 2
-    rates = base ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
-    angles = torch.outer(torch.arange(start, start + x.shape[-2], dtype=torch.float64, device=x.device), rates)
     wide = _wide(x.dtype)
-    cos, sin = angles.cos().to(wide), direction * angles.sin().to(wide)
+    cos, sin = turns(start, x.shape[-2], x.shape[-1] // 2, base, wide, x.device)
+    sin = direction * sin
     a, b = x.to(wide).chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
 

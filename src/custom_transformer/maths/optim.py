@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from custom_transformer.config import TrainingParams
-from custom_transformer.maths import checks
+from custom_transformer.maths import checks, exact
 from custom_transformer.maths.parameters import Tensors
 
 
@@ -21,6 +21,15 @@ def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, wei
     """θ ← θ − η (s g + λ θ), in place        (Robbins & Monro 1951)"""
     parameter.mul_(1 - lr * weight_decay)
     parameter.sub_(gradient, alpha=lr * scale)
+
+
+def bias_corrections(betas: tuple[float, float], t: int) -> tuple[float, float]:
+    """1 − β₁ᵗ and √(1 − β₂ᵗ): how much of m and of √v there can be after t updates, since both began at 0
+
+    Kingma & Ba 2015, section 3.
+    """
+    beta1, beta2 = betas
+    return 1 - exact.power(beta1, t), math.sqrt(1 - exact.power(beta2, t))
 
 
 def adamw_update(
@@ -40,12 +49,13 @@ def adamw_update(
     with m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ); t counts the updates from 1. (Loshchilov & Hutter 2019, algorithm 2.)
     """
     beta1, beta2 = betas
+    correction, root_correction = bias_corrections(betas, t)
     g = gradient * scale
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
     parameter.mul_(1 - lr * weight_decay)
-    denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(eps)
-    parameter.addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
+    denominator = v.sqrt().div_(root_correction).add_(eps)
+    parameter.addcdiv_(m, denominator, value=-lr / correction)
 
 
 def global_norm(gradients: Mapping[str, Tensor]) -> float:
@@ -161,7 +171,7 @@ def learning_rate_at(step: int, total_steps: int, params: TrainingParams) -> flo
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - 1 - warmup)
     if params.lr_decay == "cosine":
-        return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
+        return low + (peak - low) * 0.5 * (1 + exact.cos(math.pi * progress))
     if params.lr_decay == "linear":
         return peak + (low - peak) * progress
     return peak

@@ -10,6 +10,7 @@ written out in the architecture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -39,9 +40,10 @@ class Dropout(NamedTuple):
     generator: torch.Generator
 
     def draw(self, shape: Sequence[int]) -> Tensor:
-        """A mask, True where something is kept."""
+        """A mask, True where something is kept: where an integer below 2²⁴ is at least p · 2²⁴."""
         device = self.generator.device
-        return torch.rand(shape, generator=self.generator, device=device, dtype=torch.float32) >= self.p
+        drawn = torch.randint(2**24, tuple(shape), generator=self.generator, device=device, dtype=torch.int32)
+        return drawn >= math.ceil(self.p * 2**24)
 
     def again(self) -> Dropout:
         """Draws the same masks as this one from here on, and leaves this one's generator alone."""

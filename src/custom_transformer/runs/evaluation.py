@@ -5,14 +5,14 @@ Measured text by text, each from its start, as lm-evaluation-harness does. Shape
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from custom_transformer.maths import checks, ops
+from custom_transformer.maths import checks, exact, ops, portable
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.runs.scoring import score
 from custom_transformer.text.document_windows import document_windows
@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
     from custom_transformer.text.primer import Cloze
+
+LOG_2 = exact.log(2)  # nats in a bit
 
 
 def evaluate(
@@ -56,19 +58,18 @@ def evaluate(
         checks.check_count("max_batches", max_batches, 1)
     length = model.config.max_seq_len
     total, correct_count, tokens, end_total, texts = 0.0, 0, 0, 0.0, 0
-    position_losses = torch.zeros(length, dtype=torch.float64, device="cpu")
-    position_counts = torch.zeros(length, dtype=torch.int64, device="cpu")
+    position_losses, position_counts = np.zeros(length), np.zeros(length, np.int64)
     for input_ids, labels in document_windows(split, length, batch_size, max_batches):
-        losses, correct = score(model, input_ids, labels)
-        end = labels == split.end_id
-        of_text = (labels != ops.IGNORE_INDEX) & ~end
-        total += losses[of_text].sum().item()
+        losses, correct = (part.numpy() for part in score(model, input_ids, labels))
+        end = (labels == split.end_id).numpy()
+        of_text = (labels != ops.IGNORE_INDEX).numpy() & ~end
+        total += portable.total(losses[of_text]).item()
         correct_count += int(correct[of_text].sum())
         tokens += int(of_text.sum())
-        end_total += losses[end].sum().item()
+        end_total += portable.total(losses[end]).item()
         texts += int(end.sum())
-        from_start = of_text & (input_ids[:, :1] == split.end_id)
-        position_losses[: losses.shape[1]] += (losses * from_start).sum(0)
+        from_start = of_text & (input_ids[:, :1] == split.end_id).numpy()
+        position_losses[: losses.shape[1]] += portable.total(losses * from_start)
         position_counts[: losses.shape[1]] += from_start.sum(0)
     if not tokens:
         raise ValueError("the split must have at least 1 token of text: there is nothing to predict")
@@ -78,8 +79,8 @@ def evaluate(
     lost = split.meta.get("lost")
     metrics: dict[str, float | int] = {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte" if lost is None else "lossy_bits_per_byte": loss / math.log(2) * tokens_per_byte,
+        "perplexity": exact.exp(min(loss, 700.0)),
+        "bits_per_byte" if lost is None else "lossy_bits_per_byte": loss / LOG_2 * tokens_per_byte,
         "accuracy": correct_count / tokens,
         "tokens": tokens,
         "texts": texts,
@@ -90,7 +91,7 @@ def evaluate(
         metrics["bytes_lost"] = lost
     elif "log2_prob" in split.meta:
         metrics["bits_per_byte_floor"] = floor = -split.meta["log2_prob"] / split.meta["bytes"]
-        metrics["loss_floor"] = floor * math.log(2) / tokens_per_byte
+        metrics["loss_floor"] = floor * LOG_2 / tokens_per_byte
     by_position: list[dict[str, float | int]] = [
         {"position": t, "loss": position_losses[t].item() / count, "tokens": count}
         for t, count in enumerate(position_counts.tolist())
@@ -114,7 +115,7 @@ def _answer(model: CustomTransformer, tokenizer: PreTrainedTokenizerFast, questi
     rows = [[tokenizer.eos_token_id, *tokenizer.encode(s, add_special_tokens=False)] for s in statements]
     input_ids, labels = _padded([row[-model.config.max_seq_len - 1 :] for row in rows])
     losses, _ = score(model, input_ids, labels)
-    return int(losses.sum(1).argmin())
+    return int(portable.total(losses.numpy().T).argmin())
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

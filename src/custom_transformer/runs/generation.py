@@ -5,17 +5,19 @@ Shapes: B batch, T time, D d_model, H heads, K head size, V vocabulary.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from custom_transformer.config import GenerationParams
 from custom_transformer.errors import shown
-from custom_transformer.maths import checks
+from custom_transformer.maths import checks, portable
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.model import CustomTransformer
 
@@ -89,26 +91,40 @@ def sample(
     """Draws one token per row: logits (B, V) -> (B,) int64. Temperature 0 takes the likeliest.
 
     top_k keeps the k likeliest tokens (Fan et al. 2018); top_p then keeps the fewest whose probabilities add up
-    to p (Holtzman et al. 2020). Raises ValueError for settings that are out of range.
+    to p (Holtzman et al. 2020). Equal logits, settings and states of the generator give the same tokens on every
+    machine. Raises ValueError for settings that are out of range, and for a row whose largest logit is not finite.
     """
     checks.check_tensor("logits", logits, "(B, V) of floating-point numbers")
     if logits.ndim != 2 or not logits.numel() or not logits.is_floating_point():
         raise ValueError(f"logits must be (B, V) floating-point, not {tuple(logits.shape)} {logits.dtype}")
     _check_sampling(temperature, top_k, top_p, generator, logits.device)
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    tiny = torch.finfo(z.dtype).tiny  # what is smaller may be 0 in this dtype
-    if temperature < tiny:
+    if float(temperature) < sys.float_info.min:  # what is smaller may be 0
         return z.argmax(-1)
-    # The largest is moved to 0, so that no temperature makes it infinite.
-    z, order = ((z - z.amax(-1, keepdim=True)) / float(temperature)).sort(stable=True, dim=-1, descending=True)
+    z, order = z.sort(stable=True, dim=-1, descending=True)
+    if not z[:, 0].isfinite().all():  # NaN comes before every number
+        raise ValueError("logits must have a finite largest number in each row, and no NaN")
     if top_k is not None:
         z = z[:, : min(int(top_k), z.shape[1])]
-    probabilities = torch.softmax(z, -1)
+    bits = torch.randint(2**53, (len(z),), generator=generator, device=z.device).cpu().numpy()
+    rank = _ranks(z.detach().double().cpu().numpy(), float(temperature), top_p, bits)
+    return order.gather(-1, torch.from_numpy(rank).to(z.device).unsqueeze(-1)).squeeze(-1)
+
+
+def _ranks(z: portable.Array, temperature: float, top_p: float | None, bits: np.ndarray) -> np.ndarray:
+    """Which of its logits each row draws: z (B, K), the largest first, bits (B,) from 0 … 2⁵³ − 1 -> (B,) int64
+
+    The first whose sum of weights, its own and all before it, is above u times the sum of those that are kept, where
+    u = bits / 2⁵³ is below 1. The weights are the softmax's numerators, and their sums run from left to right.
+    """
+    with np.errstate(over="ignore"):  # a difference may be too large for a float, at a low temperature
+        weights = portable.exp((z - z[:, :1]) / temperature)
+    sums = np.add.accumulate(weights, axis=1)
+    kept = sums[:, -1]
     if top_p is not None:
-        before = probabilities.cumsum(-1) - probabilities  # the mass of all likelier tokens
-        probabilities = torch.where(before < max(float(top_p), tiny), probabilities, 0.0)
-    rank = torch.multinomial(probabilities, 1, generator=generator)
-    return order.gather(-1, rank).squeeze(-1)
+        last = (sums[:, :-1] < float(top_p) * sums[:, -1:]).sum(1, keepdims=True)
+        kept = np.take_along_axis(sums, last, 1)[:, 0]
+    return (sums <= (bits * 2.0**-53 * kept)[:, None]).sum(1)
 
 
 def _check_sampling(

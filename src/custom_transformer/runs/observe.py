@@ -7,12 +7,13 @@ Shapes: B batch, T time, D d_model, H heads, F d_ffn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from custom_transformer.maths import portable
 from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
@@ -30,7 +31,8 @@ class BlockView:
 def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
     """A view of each block, the first first, as `tokens` (B, T) int64 pass without dropout.
 
-    Raises ValueError for tokens that the model does not take.
+    The blocks compute one operation after another, each by the engine's equal of it. Raises ValueError for tokens that
+    the model does not take.
     """
     model.check_tokens(tokens)
     seen: dict[str, Tensor] = {}
@@ -42,7 +44,8 @@ def views(model: CustomTransformer, tokens: Tensor) -> Iterator[BlockView]:
         with model.computing():
             x = model.architecture.block_forward(x, block := at / f"blocks.{i}", model.config)
             results = {name.removeprefix(block.prefix): tensor for name, tensor in seen.items()}
-            view = BlockView(x, *model.architecture.inside(results, model.config, model.engine.probabilities))
+            q, k, unit_input = model.architecture.inside(results, model.config)
+            view = BlockView(x, model.engine.attention_probabilities(q, k), unit_input)
         yield view
 
 
@@ -59,14 +62,24 @@ def activation_statistics(model: CustomTransformer, tokens: Tensor) -> list[dict
     rows = []
     for i, view in enumerate(views(model, tokens)):
         off = view.unit_input < threshold
-        statistics = {
-            "residual_rms": view.stream.square().mean().sqrt(),
-            "attention_entropy": torch.special.entr(view.attention).sum(-1).mean(),
-            f"{units}_off": off.float().mean(),
-            f"{units}_dead": off.flatten(0, 1).all(0).float().mean(),
+        dead = off.flatten(0, 1).all(0)
+        stream = view.stream.double().cpu().numpy().ravel()
+        queries = math.prod(view.attention.shape[:-1])
+        statistics: dict[str, float | int] = {
+            "block": i,
+            "residual_rms": math.sqrt(portable.total(stream * stream).item() / stream.size),
+            "attention_entropy": math.fsum(map(_entropy, view.attention.flatten(0, 1))) / queries,
+            f"{units}_off": off.sum().item() / off.numel(),
+            f"{units}_dead": dead.sum().item() / dead.numel(),
         }
-        rows.append({"block": i} | {name: value.item() for name, value in statistics.items()})
+        rows.append(statistics)
     return rows
+
+
+def _entropy(attention: Tensor) -> float:
+    """−Σ p log p of one head's attention (T, T); what is 0, as where a key lies in the future, has none"""
+    p = attention[attention != 0].double().cpu().numpy()
+    return -portable.total(p * portable.log(p)).item()
 
 
 def gradient_norms(gradients: Mapping[str, Tensor], engine: Engine) -> list[float]:

@@ -98,7 +98,7 @@ class Progress:
             if loss < self.best_validation_loss:
                 self.best_validation_loss, self.best_step = loss, m.step
         if self.losses and (m.step % log_every == 0 or m.last):
-            self.curve.append(figures | {"train_loss": sum(self.losses) / len(self.losses)})
+            self.curve.append(figures | {"train_loss": statistics.fmean(self.losses)})
             self.losses = []
         if m.gradient_norms is not None:
             self.gradient_norms[m.step] = m.gradient_norms

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from custom_transformer.maths import checks, ops
+from custom_transformer.maths import checks, ops, portable
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.text.tokens import TokenSplit, eval_windows
 
@@ -37,6 +37,6 @@ def validation_loss(model: CustomTransformer, split: TokenSplit, length: int, ba
         raise ValueError(f"the split must have at least 2 tokens, not {split.n_tokens}: there is nothing to predict")
     total, count = 0.0, 0
     for input_ids, labels in eval_windows(split, length, batch_size):
-        total += score(model, input_ids, labels)[0].sum().item()
+        total += portable.total(score(model, input_ids, labels)[0].flatten().numpy()).item()
         count += int((labels != ops.IGNORE_INDEX).sum())
     return total / count

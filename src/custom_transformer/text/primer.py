@@ -27,7 +27,6 @@ of animals by size, picked by a fixed rule. No lesson to copy from answers them:
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from itertools import islice
 from typing import TypeVar
 
 from custom_transformer.errors import UserError
+from custom_transformer.maths import exact
 from custom_transformer.text.primer_lessons import (
     HELD_OUT_NUMBER_PAIRS,
     HELD_OUT_SIZE_PAIRS,
@@ -86,7 +86,7 @@ class Draw:
 
     @property
     def log2_prob(self) -> float:
-        return -math.log2(self.ways)
+        return -exact.log2(self.ways)
 
 
 def write_lesson(kind: Kind, draw: Draw) -> str:
@@ -112,7 +112,8 @@ def generate_lessons(seed: int, split: str, count: int) -> Iterator[Lesson]:
 
 def _endless_lessons(seed: int, split: str) -> Iterator[Lesson]:
     digest = hashlib.sha256(f"primer {split} {seed}".encode()).digest()
-    uniform = random.Random(int.from_bytes(digest, "big")).random  # the same on every machine and Python version
+    # The same on every machine and Python version; the product below is rounded once, in one way.
+    uniform = random.Random(int.from_bytes(digest, "big")).random
     while True:
         draw = Draw(lambda n: int(uniform() * n))
         kind = draw.pick(KINDS)
