@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,16 @@ import torch
 from custom_transformer.config import Params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.fast.choose import prepare
-from custom_transformer.files import sha256_file, write_csv, write_json
-from custom_transformer.maths.architecture import flops_per_token
 from custom_transformer.maths.engine import Engine
-from custom_transformer.maths.model import CustomTransformer
-from custom_transformer.paths import (
-    CHECKPOINTS,
-    METRICS,
-    TOKENIZER,
-    TOKENS,
-    UNFINISHED,
-    initial_checkpoint,
-    project_root,
-)
+from custom_transformer.paths import CHECKPOINTS, METRICS, TOKENIZER, TOKENS, UNFINISHED, project_root
 from custom_transformer.progress import ProgressBar
-from custom_transformer.runs.checkpoint import DTYPES
+from custom_transformer.runs.assembly import build_model, build_trainer, deciding, training_flops, write_metrics
 from custom_transformer.runs.dvc_parent import orphaned
 from custom_transformer.runs.fingerprint import fingerprint, tags
-from custom_transformer.runs.initial import load_initial
 from custom_transformer.runs.record import Progress, StepMetrics
 from custom_transformer.runs.training import Trainer
 from custom_transformer.runs.work_folder import WorkFolder
-from custom_transformer.text.tokens import TokenSplit, load_tokens
+from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import DatasetVersion, Run, training_run
 from stages.cli import parameters
 
@@ -41,11 +28,11 @@ from stages.cli import parameters
 def main() -> None:
     params = parameters("train the configured model")
     train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
-    device, engine = prepare(params.training, flops(params, train))
+    device, engine = prepare(params.training, training_flops(params, train))
     model, begun_from = build_model(params, train.meta["tokenizer"], engine, device)
     described = fingerprint_of(params, train.meta | begun_from, engine, device)
     with WorkFolder(project_root() / UNFINISHED, described) as folder:
-        trainer = build_trainer(params, model, begun_from, train, validation, folder)
+        trainer = build_trainer(params, model, begun_from, train, validation, folder.checkpoints, folder.keep)
         if others := folder.others():
             print(f"{folder.path.parent}: {others} unfinished of other parameters, data or code; rm -r discards them")
         resume(trainer, folder)
@@ -59,61 +46,7 @@ def main() -> None:
 
 
 def fingerprint_of(params: Params, data: dict[str, Any], engine: Engine, device: torch.device) -> dict[str, str]:
-    deciding = params.model_dump(include={"seed": True, "data": {"max_length"}, "model": True, "training": True})
-    return fingerprint(deciding, data, Path(__file__), engine.name, device)
-
-
-def flops(params: Params, train: TokenSplit) -> float:
-    """Floating-point operations of the whole training."""
-    training, length = params.training, params.data.max_length
-    step_tokens = training.batch_size * training.grad_accumulation * length
-    tokens = min(train.n_tokens * training.num_epochs, step_tokens * (training.max_steps or sys.maxsize))
-    return flops_per_token(params.model.with_vocabulary(train.meta["tokenizer"]["vocab_size"]), length) * tokens
-
-
-def build_model(
-    params: Params, tokenizer: dict[str, Any], engine: Engine, device: torch.device
-) -> tuple[CustomTransformer, dict[str, str]]:
-    """The model as it begins, and what it begins from: the digest of training.init_from's file, if that names one."""
-    training, initial, begun_from = params.training, None, {}
-    vocab_size = tokenizer["vocab_size"]
-    if training.init_from is not None:
-        path = initial_checkpoint(training.init_from)
-        initial = load_initial(path, params.model, tokenizer)
-        begun_from["init_from"] = sha256_file(path)
-        vocab_size = initial.config.vocab_size
-    model = CustomTransformer(
-        params.model.with_vocabulary(vocab_size),
-        device=device,
-        dtype=DTYPES[training.precision],
-        seed=params.seed,
-        engine=engine,
-        recompute=training.recompute,
-    )
-    if initial is not None:
-        model.load_state_dict(initial.state_dict)
-    return model, begun_from
-
-
-def build_trainer(
-    params: Params,
-    model: CustomTransformer,
-    begun_from: dict[str, str],
-    train: TokenSplit,
-    validation: TokenSplit,
-    folder: WorkFolder,
-) -> Trainer:
-    return Trainer(
-        model,
-        params.training,
-        train,
-        validation,
-        max_length=params.data.max_length,
-        seed=params.seed,
-        checkpoints=folder.checkpoints,
-        keep_state=folder.keep,
-        origin=begun_from,
-    )
+    return fingerprint(deciding(params), data, Path(__file__), engine.name, device)
 
 
 def resume(trainer: Trainer, folder: WorkFolder) -> None:
@@ -148,7 +81,8 @@ def run_to_end(trainer: Trainer, params: Params, folder: WorkFolder, run: Run) -
                 validation_loss = f"  validation {m.validation.loss:.4g}"
             progress.update(m.step, f"loss {m.result.loss:.4g}{validation_loss}  {speed:,.0f} tokens/s")
             abandoned = orphaned()
-            if m.step % params.training.save_every == 0 or m.last or abandoned:
+            due = m.step % params.training.save_every == 0 or m.last or folder.kept_states.asks_for(m.step)
+            if due or abandoned:
                 run.flush()  # before the state, so that no step is missing from the run that goes on from it
                 folder.save(m.step, trainer.state())
             if abandoned:
@@ -166,9 +100,7 @@ def step_metrics(m: StepMetrics, speed: float, progress: Progress) -> dict[str, 
 
 def write_outputs(trainer: Trainer, folder: WorkFolder) -> None:
     folder.publish(CHECKPOINTS)
-    for name, rows in trainer.curves().items():
-        write_csv(METRICS / name, rows)
-    write_json(METRICS / "train.json", trainer.summary())
+    write_metrics(trainer, METRICS)
 
 
 def log_outputs(run: Run, trainer: Trainer) -> None:

@@ -1,7 +1,7 @@
-"""python -m custom_transformer summary | gradcheck | generate | explore | export | import | schema | sync
+"""python -m custom_transformer summary | gradcheck | generate | explore | export | import | verify | schema | sync
 
-A configuration looked at, proved; a model asked, explored, exported, imported; the schema of configurations; tracking
-delivered.
+A configuration looked at, proved; a model asked, explored, exported, imported; a run computed again and compared; the
+schema of configurations; tracking delivered.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from custom_transformer.config import (
     load_params,
     validated,
 )
-from custom_transformer.errors import ArgumentParser, UserError, run_main
+from custom_transformer.errors import ArgumentParser, UserError, lines_only, run_main
 from custom_transformer.files import atomic_write
 from custom_transformer.interchange.imported import CHECKPOINT as IMPORTED
 from custom_transformer.interchange.sources import import_model
@@ -38,8 +38,12 @@ from custom_transformer.pages.explorer import TEXT, explorer_page, run_checkpoin
 from custom_transformer.paths import BEST, EXPLORER, EXPORTED, PARAMS, REFUSED, TOKENS, project_root
 from custom_transformer.progress import AS_IS
 from custom_transformer.runs.checkpoint import DTYPES, load_checkpoint
+from custom_transformer.runs.digests import read_digests
+from custom_transformer.runs.revision import verify_revision
 from custom_transformer.runs.serving import CHECKPOINT
 from custom_transformer.runs.summary import memory_bytes
+from custom_transformer.runs.verification import Difference, Record
+from custom_transformer.runs.verify import Recorded, locked_run, run_of_states, verify, with_deciding
 from custom_transformer.schema import params_schema
 from custom_transformer.text.saved_tokenizer import load_tokenizer, tokenizer_of, vocabulary_size
 from custom_transformer.text.tokens import META, load_tokens
@@ -88,6 +92,14 @@ def main() -> None:
     command.add_argument("source", metavar="PATH_OR_ID", help="folder of save_pretrained, .gguf file, or Hub id")
     command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="replaced when it exists")
     command.add_argument("--revision", help="branch, tag or commit of a Hub id (default: its main branch)")
+    about = "computes a recorded run again, names the first byte that differs, and exits with 1 if one does"
+    command = commands.add_parser("verify", help=about, description=about)
+    record = command.add_mutually_exclusive_group()
+    record.add_argument("--rev", metavar="REVISION", help="of a commit or DVC experiment (default: of dvc.lock)")
+    record.add_argument("--run", metavar="RUN_ID", help="of that MLflow run")
+    record.add_argument("--states", type=Path, metavar="FOLDER", help="of the states there")
+    command.add_argument("--segments", type=int, metavar="N", help="only so many parts of it, from kept states")
+    command.add_argument("--config", default=PARAMS, help="parameters (default: %(default)s)")
     for name, about in (
         ("schema", "the JSON Schema of params.yaml, for editors"),
         ("sync", "delivers to the MLflow stores what runs could not; finds a moved store's artifacts again"),
@@ -98,6 +110,8 @@ def main() -> None:
         print(json.dumps(params_schema(), indent=2, ensure_ascii=False))
     elif arguments.command == "sync":
         print_sync()
+    elif arguments.command == "verify":
+        print_verified(arguments)
     elif arguments.command == "explore":
         explore(arguments.checkpoint, arguments.text, arguments.out)
     elif arguments.command == "import":
@@ -240,6 +254,30 @@ def explore(path: Path, text: str, out: Path) -> None:
     with atomic_write(out, "w") as file:
         file.write(page)
     print(f"{out}: {len(page.encode()):,} bytes; open it in a browser")
+
+
+def print_verified(arguments: argparse.Namespace) -> None:
+    segments, config = arguments.segments, arguments.config
+    if segments is not None and segments < 1:
+        raise UserError(f"verify: --segments should be at least 1, not {segments}")
+    if arguments.rev is not None:
+        sys.exit(verify_revision(arguments.rev, [] if segments is None else [f"--segments={segments}"]))
+    try:
+        if arguments.run is not None:
+            from custom_transformer.tracking import recorded_training  # MLflow takes seconds to import
+
+            with recorded_training(arguments.run, load_params(config).tracking) as training:
+                name = f"run {arguments.run}"
+                params = with_deciding(config, training.params, name)
+                record = Record(name, read_digests(training.digests))
+                recorded = Recorded(record, params, training.conditions, training.commit)
+        else:
+            states = arguments.states
+            recorded = locked_run(config) if states is None else run_of_states(states, config)
+        print(verify(recorded, segments))
+    except Difference as difference:
+        print(lines_only(f"differs: {difference}"))
+        sys.exit(1)
 
 
 def print_sync() -> None:

@@ -18,8 +18,10 @@ CHECKPOINTS = Path("checkpoints")  # of the last epochs, and the best one
 BEST = CHECKPOINTS / "best.pt"  # the checkpoint with the lowest validation loss
 EXPORTED = Path("models/huggingface")  # the best checkpoint, as other tools read it
 METRICS = Path("metrics")  # figures, curves, samples, pictures and the report
+DIGESTS = METRICS / "digests.csv"  # of the run's tensors and curves as it went
 EXPLORER = METRICS / "explorer.html"  # the page in which the model runs
 UNFINISHED = Path("work/train")  # under project_root(): saved states of unfinished trainings
+KEPT_STATES = Path("work/states")  # under project_root(): states that a run keeps on request
 SPOOLS = Path("work/tracking")  # under project_root(): what runs have not yet delivered to MLflow
 REFUSED = Path("work/tracking-refused")  # under project_root(): what MLflow will never take
 

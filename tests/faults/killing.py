@@ -32,11 +32,11 @@ TRAINING = {
 class Pipeline:
     """A copy of the repository whose `dvc repro` has been seen to its end once, undisturbed."""
 
-    def __init__(self, folder: Path, target: str = "train", steps: int = 150):
+    def __init__(self, folder: Path, target: str = "train", steps: int = 150, **environment: str):
         self.folder, self.target, self.steps = folder, target, steps
         # One thread: two would wait for each other whenever another process is at work, as in a soak test it is.
         # dash, where /bin/sh is that, stays between dvc and the stage; bash would become the stage.
-        self.environment = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1", "SHELL": "/bin/sh"}
+        self.environment = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1", "SHELL": "/bin/sh"} | environment
         copy_repository(folder)
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))

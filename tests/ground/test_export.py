@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerFast
 
 from custom_transformer.config import load_params
 from custom_transformer.errors import UserError
-from custom_transformer.files import sha256_file, write_json
+from custom_transformer.files import sha256_file, write_csv, write_json
 from custom_transformer.interchange.export import export_checkpoint
 from custom_transformer.interchange.harness import QUESTIONS, TASKS, TEXTS, harness_command
-from custom_transformer.paths import BEST, EXPORTED, METRICS, RAW, TOKENIZER, TOKENS
+from custom_transformer.paths import BEST, DIGESTS, EXPORTED, METRICS, RAW, TOKENIZER, TOKENS
 from custom_transformer.runs.checkpoint import save_checkpoint
+from custom_transformer.runs.digests import digest_row, read_digests
 from custom_transformer.runs.evaluation import evaluate
 from custom_transformer.text.primer import held_out_questions
 from custom_transformer.text.saved_tokenizer import load_tokenizer
@@ -43,6 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     facts = {"step": 9, "tokenizer": split.meta["tokenizer"]["sha256"]}
     save_checkpoint(BEST, model, facts)
     write_json(METRICS / "train.json", {"steps": 9, "tokens": 1234, "train_loss": 1.25})
+    write_csv(DIGESTS, [digest_row(9, model.parameters, {}, [], ["a0b1"] * 9)])
     write_json(METRICS / "eval.json", evaluate(model, split, 4)[0])
     return tmp_path
 
@@ -56,6 +58,7 @@ def test_the_card_tells_data_training_results_and_digests(run: Path) -> None:
     card = (EXPORTED / "README.md").read_text("utf-8")
     result = json.loads((METRICS / "eval.json").read_text("utf-8"))
     meta = load_tokens(TOKENS, "validation").meta
+    (digests,) = read_digests(DIGESTS)
     for words in (
         'datasets:\n- "somebody/texts"\n',
         "[somebody/texts](https://huggingface.co/datasets/somebody/texts) at the commit `c0ffee`",
@@ -64,6 +67,9 @@ def test_the_card_tells_data_training_results_and_digests(run: Path) -> None:
         "9 steps on 1,234 tokens, a loss of 1.2500 nats per token",
         "| `training.learning_rate` | `0.005` |",
         sha256_file(BEST),
+        f"| parameters, SHA-256 | `{digests['parameters']}` |",
+        f"| parameters after step 9 | `{digests['parameters']}` |",
+        f"| `metrics/digests.csv` | `{sha256_file(DIGESTS)}` |",
         sha256_file(TOKENIZER / "tokenizer.json"),
         "Its context is 24 tokens",
     ):
@@ -143,6 +149,7 @@ def test_what_is_missing_or_does_not_belong_together_leaves_what_was_there(run: 
     for path, words in (
         (METRICS / "eval.json", "metrics/eval.json: not there yet"),
         (METRICS / "train.json", "metrics/train.json: not there yet"),
+        (DIGESTS, "metrics/digests.csv: no such file"),
         (RAW / "validation.parquet", "validation.parquet: no such file"),
     ):
         content = path.read_bytes()

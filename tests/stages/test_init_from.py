@@ -18,11 +18,12 @@ from custom_transformer.interchange.imported import import_huggingface
 from custom_transformer.maths.engine import READABLE
 from custom_transformer.paths import CHECKPOINTS, METRICS
 from custom_transformer.plain_yaml import load_yaml
+from custom_transformer.runs.assembly import build_model, build_trainer
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.work_folder import WorkFolder
 from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.text.tokens import load_tokens
-from stages.train import build_model, build_trainer, fingerprint_of, resume, run_to_end, write_outputs
+from stages.train import fingerprint_of, resume, run_to_end, write_outputs
 from tests.helpers import ROOT
 from tests.text.making import make
 
@@ -106,7 +107,7 @@ def train(given: Params, run: Any = None) -> tuple[CustomTransformer, Any]:
     meta = splits[0].meta
     model, begun_from = build_model(given, meta["tokenizer"], READABLE, CPU)
     with WorkFolder(Path("work"), fingerprint_of(given, meta | begun_from, READABLE, CPU)) as folder:
-        trainer = build_trainer(given, model, begun_from, splits[0], splits[1], folder)
+        trainer = build_trainer(given, model, begun_from, splits[0], splits[1], folder.checkpoints, folder.keep)
         resume(trainer, folder)
         run_to_end(trainer, given, folder, run or Unlogged())
         write_outputs(trainer, folder)

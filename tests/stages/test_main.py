@@ -211,6 +211,7 @@ def test_each_stage_by_a_configuration_file(tmp_path: Path) -> None:
         "validation_curve.csv",
         "gradient_norms.csv",
         "activations.csv",
+        "digests.csv",
         "loss_by_position.csv",
         "report.html",
         "explorer.html",

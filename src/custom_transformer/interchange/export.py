@@ -15,8 +15,9 @@ from custom_transformer.interchange import check_target, export_huggingface
 from custom_transformer.interchange.harness import QUESTIONS, TASKS, TEXTS, harness_command, write_tasks
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.pages.card import RunFacts, model_card
-from custom_transformer.paths import BEST, METRICS, RAW, TOKENS
+from custom_transformer.paths import BEST, DIGESTS, METRICS, RAW, TOKENS
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
+from custom_transformer.runs.digests import parameters_digest, read_digests
 from custom_transformer.text.documents import read_documents
 from custom_transformer.text.primer import held_out_questions
 from custom_transformer.text.saved_tokenizer import load_tokenizer, tokenizer_of
@@ -36,7 +37,10 @@ def export_checkpoint(path: Path, folder: Path, params: Params) -> CustomTransfo
     check_target(folder, ("config.json", "model.safetensors"), path)
     checkpoint, tokenizer = with_tokenizer(path)
     model = checkpoint.build_model()
-    origin = {"checkpoint, SHA-256": sha256_file(path)} | checkpoint.metadata
+    origin = {
+        "checkpoint, SHA-256": sha256_file(path),
+        "parameters, SHA-256": parameters_digest(checkpoint.state_dict),
+    } | checkpoint.metadata
     origin = {"tokenizer, SHA-256" if name == "tokenizer" else name: value for name, value in origin.items()}
     if path.resolve() != BEST.resolve():
         export_huggingface(model, tokenizer, folder, model_card(checkpoint.config, origin, folder))
@@ -44,7 +48,8 @@ def export_checkpoint(path: Path, folder: Path, params: Params) -> CustomTransfo
     meta = load_tokens(TOKENS, "validation").meta
     questions = held_out_questions() if params.data.dataset == "primer" else ()
     tasks = (TEXTS, QUESTIONS) if questions else (TEXTS,)
-    run = RunFacts(params, meta, _metrics("train"), _metrics("eval"), harness_command(folder, tokenizer, tasks))
+    train, result, command = _metrics("train"), _metrics("eval"), harness_command(folder, tokenizer, tasks)
+    run = RunFacts(params, meta, train, _digests(), result, command)
     texts = _validation_texts(meta["text_sha256"])
     export_huggingface(
         model,
@@ -74,6 +79,14 @@ def _metrics(name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; run dvc repro evaluate")
     return content
+
+
+def _digests() -> dict[str, str]:
+    """The digests of a run at its end, and of the file that has them."""
+    last = read_digests(DIGESTS)[-1]
+    columns = {"parameters": "parameters", "optimizer": "optimiser's state", "curve": "curves"}
+    of_run = {f"{what} after step {last['step']:,}": str(last[column]) for column, what in columns.items()}
+    return of_run | {f"`{DIGESTS}`": sha256_file(DIGESTS)}
 
 
 def _validation_texts(sha256: str) -> Iterator[str]:

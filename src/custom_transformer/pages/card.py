@@ -76,7 +76,16 @@ $source
 
 ## Training
 
-$steps steps on $tokens tokens, a loss of $train_loss nats per token at the end. The parameters:
+$steps steps on $tokens tokens, a loss of $train_loss nats per token at the end. Its digests, SHA-256:
+
+| | |
+|---|---|
+$digests
+
+`metrics/digests.csv` has those of every so many steps before, and `python -m custom_transformer verify` in the
+repository computes the run again and compares them.
+
+The parameters:
 
 | | |
 |---|---|
@@ -91,6 +100,7 @@ class RunFacts:
     params: Params
     tokens: Mapping[str, Any]  # data/tokens/meta.json, with the validation split's entries at the top level
     train: Mapping[str, Any]  # metrics/train.json
+    digests: Mapping[str, str]  # of the run at its end and of metrics/digests.csv, by what each is of
     result: Mapping[str, Any]  # metrics/eval.json
     harness_command: str  # that measures the model with lm-evaluation-harness
 
@@ -135,6 +145,7 @@ def _run_sections(run: RunFacts) -> str:
         steps=f"{run.train['steps']:,}",
         tokens=f"{run.train['tokens']:,}",
         train_loss=shown(run.train["train_loss"]),
+        digests="\n".join(f"| {name} | `{digest}` |" for name, digest in run.digests.items()),
         settings="\n".join(_settings(run.params)),
     )
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from custom_transformer.maths.parameters import Tensors
+from custom_transformer.runs.digests import OF_A_STEP, DigestRow, chained, digest_row
 
 Row = dict[str, float | int]
 
@@ -81,10 +84,15 @@ class Progress:
     activations: list[Row] = field(default_factory=list)  # one row per block at each validation
     losses: list[float] = field(default_factory=list)  # since the last row of the curve
     recent: list[float] = field(default_factory=list)  # of the last SPIKE_WINDOW steps
+    chain: str = ""  # over the loss and the gradient norm of each step (digests.py)
+    step_digests: list[str] = field(default_factory=list)  # of each step since the last row of digests
+    digests: list[DigestRow] = field(default_factory=list)  # one row every save_every steps
 
     def record(self, m: StepMetrics, log_every: int) -> None:
         self.step, self.tokens = m.step, m.tokens
         self.loss_spikes += m.spike
+        self.chain = chained(self.chain, m.result.loss, m.result.grad_norm_before_clip)
+        self.step_digests.append(self.chain[:OF_A_STEP])
         if m.result.status == "ok":
             self.losses.append(m.result.loss)
             self.recent = [*self.recent, m.result.loss][-SPIKE_WINDOW:]
@@ -102,3 +110,12 @@ class Progress:
             self.losses = []
         if m.gradient_norms is not None:
             self.gradient_norms[m.step] = m.gradient_norms
+
+    def digests_now(self, parameters: Tensors, optimizer: Mapping[str, Tensors]) -> DigestRow:
+        """The row of digests of this moment, with these tensors of the model and of the optimiser's state."""
+        curves = [self.curve, self.validation_curve, [*self.gradient_norms.items()], self.activations]
+        return digest_row(self.step, parameters, optimizer, curves, self.step_digests)
+
+    def record_digests(self, parameters: Tensors, optimizer: Mapping[str, Tensors]) -> None:
+        self.digests.append(self.digests_now(parameters, optimizer))
+        self.step_digests = []

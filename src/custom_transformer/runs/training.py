@@ -177,6 +177,8 @@ class Trainer:
             last=last,
         )
         progress.record(m, params.log_every)
+        if step % params.save_every == 0 or last:
+            progress.record_digests(self.model.parameters, self.optimizer.state)
         return m
 
     def _batches(self, indices: Any) -> list[Batch]:
@@ -218,7 +220,7 @@ class Trainer:
         facts = {"epoch": epoch, "step": step, "tokens": tokens, "seed": self.seed}
         return facts | {"tokenizer": self.train.meta["tokenizer"]["sha256"], **self.origin}
 
-    def curves(self) -> dict[str, Sequence[dict[str, Any]]]:
+    def curves(self) -> dict[str, Sequence[Mapping[str, Any]]]:
         """The rows of each CSV file in metrics/, by its name; gradient norms are those before clipping."""
         progress = self.progress
         gradient_rows = [
@@ -231,6 +233,7 @@ class Trainer:
             "validation_curve.csv": progress.validation_curve,
             "gradient_norms.csv": gradient_rows,
             "activations.csv": progress.activations,
+            "digests.csv": progress.digests,
         }
 
     def summary(self) -> dict[str, float | int]:

@@ -18,8 +18,10 @@ from filelock import FileLock, Timeout
 
 from custom_transformer.errors import UserError
 from custom_transformer.files import atomic_write, link_or_copy, sha256_file, writing
+from custom_transformer.paths import KEPT_STATES
 from custom_transformer.runs.checkpoint import read_tensors, write_tensors
 from custom_transformer.runs.fingerprint import differences, run_key, tags
+from custom_transformer.runs.kept_states import KeptStates
 
 GENERATIONS = 2  # saved states kept: if the newest is damaged, the one before it is used
 RESUME = "CUSTOM_TRANSFORMER_RESUME"  # set to "anyway", it lets a run continue under other conditions
@@ -44,10 +46,12 @@ class WorkFolder:
 
     checkpoints: the folder in which the run collects its checkpoints until they are published. For each saved state
     its checkpoints are kept as hard links named by their digests, since a checkpoint is never changed in place.
+    kept_states: the states that stay when the folder is removed, if any were asked for.
     """
 
     def __init__(self, root: Path, fingerprint: dict[str, str]):
         key = run_key(fingerprint)
+        self.kept_states = KeptStates(root.with_name(KEPT_STATES.name) / key)
         self.fingerprint = fingerprint
         self.path = root / key
         self.checkpoints = self.path / "checkpoints"
@@ -95,7 +99,8 @@ class WorkFolder:
         for path in sorted(self.checkpoints.glob("*.pt")):
             checkpoints[path.name] = digest = self._digest(path)
             link_or_copy(path, self._by_digest / digest)
-        self._write("state", step, state | {"checkpoints": checkpoints, "fingerprint": self.fingerprint})
+        path = self._write("state", step, state | {"checkpoints": checkpoints, "fingerprint": self.fingerprint})
+        self.kept_states.take(path, step)
         self._saved.append(checkpoints)
         for old in self._states()[GENERATIONS:]:
             old.unlink()
