@@ -131,7 +131,5 @@ def test_the_memory_of_a_step_is_what_the_summary_says(changes: dict[str, Any], 
 @ARCHITECTURES
 def test_every_engine_needs_less(changes: dict[str, Any], engine: str) -> None:
     """Nine blocks with recomputation need less than four without."""
-    (four, _), (_, nine) = (
-        pair(ENGINES[engine](), torch.bfloat16, **changes, dropout=0.1, n_blocks=n) for n in (4, 9)
-    )
+    (four, _), (_, nine) = (pair(ENGINES[engine](), torch.bfloat16, **changes, dropout=0.1, n_blocks=n) for n in (4, 9))
     assert max(most_bytes(nine)) < max(most_bytes(four))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from custom_transformer.fast.choose import NATIVE, NATIVE_WITH_LIBRARIES
 from custom_transformer.fast.kernels import kernels_name
 from custom_transformer.files import sha256_file
 
@@ -35,18 +36,22 @@ def fingerprint(
     params: dict[str, Any], data: dict[str, Any], stage: Path, engine: str, device: torch.device
 ) -> dict[str, str]:
     """Everything by name, as text. params and data are plain values: those that decide the result; stage is the
-    program that trains."""
-    return {
+    program that trains. The portable kernels' bits depend on nothing of the machine."""
+    facts = {
         "code": _digest(_sources() | {stage.name: sha256_file(stage)}),
         "params": _digest(params),
         "data": _digest(data),
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # it is a class of its own, which no state may hold
         "numpy": version("numpy"),
+    }
+    if engine == NATIVE.name:
+        return facts | {"engine": f"{engine}, portable"}
+    return facts | {
+        "engine": f"{engine}, {kernels_name()}" if engine == NATIVE_WITH_LIBRARIES.name else engine,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        "engine": f"native, {kernels_name()}" if engine == "native" else engine,
         "settings": " ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ),
     }
 
@@ -70,7 +75,7 @@ def differences(before: dict[str, str], here: dict[str, str]) -> list[str]:
 
 def _sources() -> dict[str, str]:
     room = Path(__file__).parents[1]
-    sources = sorted(path for path in room.rglob("*") if path.suffix in (".py", ".cpp"))
+    sources = sorted(path for path in room.rglob("*") if path.suffix in (".py", ".cpp", ".h"))
     return {str(path.relative_to(room)): sha256_file(path) for path in sources}
 
 

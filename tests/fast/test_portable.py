@@ -1,0 +1,129 @@
+"""The kernels' bits: the same for every set of instructions, number of threads and ATen capability, and as defined."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from custom_transformer.fast.choose import NATIVE
+from custom_transformer.fast.kernels import MARCH, kernel
+from custom_transformer.fast.products import matmul
+
+# Instructions by g++'s name for them, what the processor must have, threads, ATen's capability.
+SETTINGS = [
+    ("native", "", 1, "default"),
+    ("native", "", 5, "avx2"),
+    ("x86-64-v4", "avx512", 3, "avx512"),
+    ("x86-64-v3", "avx2", 2, "avx2"),
+    ("x86-64", "", 3, "default"),  # no fused multiply-add
+]
+
+
+def has(feature: str) -> bool:
+    """Whether PyTorch finds it on this processor: avx512 or avx2."""
+    capability = torch.backends.cpu.get_cpu_capability()  # type: ignore[no-untyped-call]
+    return not feature or capability == "AVX512" or (feature == "avx2" and capability == "AVX2")
+
+
+def digests(march: str, threads: int, capability: str) -> dict[str, str]:
+    environment = {MARCH: march, "OMP_NUM_THREADS": str(threads), "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fast.digests"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.processes
+def test_every_processor_and_number_of_threads_computes_the_same_bits() -> None:
+    """Products, rows, attention, updates, and twenty steps of training, in float32, bfloat16 and float64."""
+    computer = os.uname().machine
+    settings = [s for s in SETTINGS if has(s[1]) and (computer == "x86_64" or s[0] == "native")]
+    assert len(settings) >= 2
+    first, *others = (digests(march, threads, capability) for march, _, threads, capability in settings)
+    assert len(first) > 10
+    for (march, _, threads, _), found in zip(settings[1:], others, strict=True):
+        different = [name for name in first if found[name] != first[name]]
+        assert different == [], f"{march}, {threads} threads"
+
+
+def chain(a: list[float], b: list[float]) -> Iterator[Fraction]:
+    """The exact value before each rounding of a product's chain, and its rounding to float32 sent back."""
+    total = Fraction(0)
+    for x, y in zip(a, b, strict=True):
+        exact = Fraction(x) * Fraction(y) + total
+        total = Fraction(torch.tensor(nearest(exact), dtype=torch.float32).item())
+        yield total
+
+
+def nearest(exact: Fraction) -> float:
+    """The float32 nearest to `exact`, as a Python float: by way of float64 rounded to odd, which rounds only once."""
+    approximate = float(exact)
+    if Fraction(approximate) != exact:
+        (bits,) = struct.unpack("<q", struct.pack("<d", approximate))
+        if not bits & 1:
+            approximate = math.nextafter(approximate, math.inf if exact > Fraction(approximate) else -math.inf)
+    return approximate
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_the_chains_of_their_definition(dtype: torch.dtype) -> None:
+    """Against exact fractions, over three chunks of 512."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-(2**20), 2**20, shape, generator=generator) / 2**20 for shape in [(2, 1100), (1100, 3)])
+    a, b = a.to(dtype), b.to(dtype)
+    with NATIVE.products():
+        c = matmul(a, b)
+    for i in range(2):
+        for j in range(3):
+            total = torch.tensor(0.0)
+            for start in range(0, 1100, 512):
+                pair = a[i, start : start + 512].tolist(), b[start : start + 512, j].tolist()
+                *_, last = chain(*pair)
+                total = total + torch.tensor(float(last))
+            assert torch.equal(c[i, j], total.to(dtype))
+
+
+def test_tiny_bfloat16_operands_count_as_zero() -> None:
+    tiny, small = torch.tensor([[2.0**-56]]).bfloat16(), torch.tensor([[2.0**-55]]).bfloat16()
+    one = torch.ones(1, 1).bfloat16()
+    with NATIVE.products():
+        assert matmul(tiny, one).item() == 0
+        assert matmul(small, one).item() == 2.0**-55
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loss_is_right_to_two_units_in_the_last_place(dtype: torch.dtype) -> None:
+    """Of two logits that lie d apart it is ln (1 + e⁻ᵈ): an exponential and a logarithm."""
+    d = torch.linspace(0, 60, 20_001, dtype=torch.float64).to(dtype)
+    logits, labels = torch.stack([torch.zeros_like(d), -d], 1), torch.zeros(len(d), dtype=torch.int64)
+    losses, predicted = torch.empty_like(d), torch.empty_like(labels)
+    kernel("score_rows", dtype)(logits, labels, *logits.shape, losses, predicted)
+    right = torch.log1p(torch.exp(-d.double()))
+    assert ((losses.double() - right).abs() <= 2 * torch.finfo(dtype).eps * right.clamp(min=1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gelu_is_right_to_some_units_in_the_last_place(dtype: torch.dtype) -> None:
+    """½ x (1 + tanh u) = x σ(2 u), which loses no digits where tanh u is near −1."""
+    x = torch.linspace(-4, 4, 20_001, dtype=torch.float64).to(dtype)
+    y = torch.empty_like(x)
+    kernel("gelu_forward", dtype)(x, None, 1, len(x), y)
+    u = math.sqrt(2 / math.pi) * (x.double() + 0.044715 * x.double() ** 3)
+    right: Tensor = x.double() * torch.sigmoid(2 * u)
+    assert ((y.double() - right).abs() <= 32 * torch.finfo(dtype).eps * right.abs()).all()
