@@ -74,6 +74,14 @@ template <typename W> Buffer<W> buffer(Index count) {
 
 // Four cells that lie along k in memory, from four elements or four pairs.
 typedef std::uint32_t Four __attribute__((vector_size(16)));
+// The elements of these indices, of x and y one behind the other
+template <int... INDICES> inline Four shuffled(Four x, Four y) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, INDICES...);
+#else
+  return __builtin_shuffle(x, y, Four{INDICES...});
+#endif
+}
 inline Four four_cells(const float* from) {
   Four x;
   std::memcpy(&x, from, 16);
@@ -89,6 +97,19 @@ inline Four four_cells(const bfloat16* from) {
   std::memcpy(&x, from, 16);
   const Four first = x << 16, second = x & 0xffff0000u;
   return ((first >> 23 & 0xff) < least ? Four{} : first) | ((second >> 23 & 0xff) < least ? Four{} : second) >> 16;
+}
+
+// COUNT ≤ 4 rows, a cache line of each, into COUNT neighbours of each row of `to`: transposed within registers
+template <int WIDTH, int COUNT, typename T> inline void pack_line(const T* line, Index row, float* to) {
+  for (Index at = 0; at < static_cast<Index>(64 / sizeof(T)); at += 4 * PER<T>, to += 4 * WIDTH) {
+    Four rows[4] = {};
+    for (int r = 0; r < COUNT; r++) rows[r] = four_cells(line + r * row + at);
+    const Four low_01 = shuffled<0, 4, 1, 5>(rows[0], rows[1]), high_01 = shuffled<2, 6, 3, 7>(rows[0], rows[1]);
+    const Four low_23 = shuffled<0, 4, 1, 5>(rows[2], rows[3]), high_23 = shuffled<2, 6, 3, 7>(rows[2], rows[3]);
+    const Four columns[4] = {shuffled<0, 1, 4, 5>(low_01, low_23), shuffled<2, 3, 6, 7>(low_01, low_23),
+                             shuffled<0, 1, 4, 5>(high_01, high_23), shuffled<2, 3, 6, 7>(high_01, high_23)};
+    for (int c = 0; c < 4; c++) std::memcpy(to + c * WIDTH, &columns[c], COUNT * 4);
+  }
 }
 
 // to[k / PER][w] = rows(w, k) for w < count ≤ WIDTH and k < depth; zeros in the other rows
@@ -111,28 +132,16 @@ template <int WIDTH, typename T> void pack(Matrix<T> rows, Index count, Index de
           to[k / P * WIDTH + w] = cell(from[w], from[rows.column + w]);
       }
     }
-  } else if (sizeof(Wide<T>) == 4 && count == WIDTH && rows.column == 1) {
-    if constexpr (sizeof(Wide<T>) == 4) {  // rows by fours, transposed within registers
-      constexpr Index STRETCH = 64 / sizeof(T);  // a cache line of each row at a time
-      for (; k + STRETCH <= depth; k += STRETCH)
-        for (int w = 0; w < WIDTH; w += 4) {
-          const int here = std::min(4, WIDTH - w);
-          const T* line = rows.data + w * rows.row + k;
-          for (Index s = 0; s < STRETCH / P; s += 4) {
-            const T *at = line + s * P, *last = at + (here - 1) * rows.row;
-            const Four r0 = four_cells(at), r1 = four_cells(std::min(at + rows.row, last)),
-                       r2 = four_cells(std::min(at + 2 * rows.row, last)),
-                       r3 = four_cells(std::min(at + 3 * rows.row, last));
-            const Four low_01{r0[0], r1[0], r0[1], r1[1]}, high_01{r0[2], r1[2], r0[3], r1[3]};
-            const Four low_23{r2[0], r3[0], r2[1], r3[1]}, high_23{r2[2], r3[2], r2[3], r3[3]};
-            const Four columns[4] = {{low_01[0], low_01[1], low_23[0], low_23[1]},
-                                     {low_01[2], low_01[3], low_23[2], low_23[3]},
-                                     {high_01[0], high_01[1], high_23[0], high_23[1]},
-                                     {high_01[2], high_01[3], high_23[2], high_23[3]}};
-            Wide<T>* out = to + (k / P + s) * WIDTH + w;
-            for (int c = 0; c < 4; c++) std::memcpy(out + c * WIDTH, &columns[c], here * 4);
-          }
-        }
+  } else if (count == WIDTH && rows.column == 1) {
+    if constexpr (sizeof(Wide<T>) == 4) {
+      constexpr Index LINE = 64 / sizeof(T);
+      for (; k + LINE <= depth; k += LINE) {
+        int w = 0;
+        for (; w + 4 <= WIDTH; w += 4)
+          pack_line<WIDTH, 4>(rows.data + w * rows.row + k, rows.row, to + k / P * WIDTH + w);
+        if constexpr (WIDTH % 4 != 0)
+          pack_line<WIDTH, WIDTH % 4>(rows.data + w * rows.row + k, rows.row, to + k / P * WIDTH + w);
+      }
     }
   }
   for (; k < depth; k += P)
