@@ -20,12 +20,12 @@ from custom_transformer.pages.explorer.bundle import FOLDER, digest, script
 from custom_transformer.pages.explorer.excerpts import excerpts
 from custom_transformer.pages.explorer.weights import exact, rounded
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
+from custom_transformer.runs.snapshots import MAX_PARAMETERS
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
 TEXT = "Four plus five is nine."
-MAX_PARAMETERS = 4_000_000  # a page of 14 MB
 LARGEST_PAGE = 5_000_000  # bytes: other checkpoints are added as far as the page stays smaller
 
 
