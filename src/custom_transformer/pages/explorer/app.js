@@ -64,7 +64,7 @@ export class App {
   token(id) {
     let name = this.names.get(id);
     if (name === undefined) {
-      name = id === this.data.tokenizer.end ? "start" : visible(this.tokenizer.decode([id]));
+      name = id === this.data.tokenizer.end ? "start" : visible(this.tokenizer.decode([id]), this.tokenizer.bytes_of([id]));
       this.names.set(id, name);
     }
     return name;

@@ -18,10 +18,10 @@ const TABS = /** @type {const} */ ([["predict", "Predict"], ["operation", "Opera
 /** @param {App} app */
 function header(app, /** @type {() => void} */ start) {
   const themes = /** @type {const} */ (["", "light", "dark"]);
-  const theme = button("theme: as the system", () => {
+  const theme = button("theme: system", () => {
     app.theme = themes[(themes.indexOf(app.theme) + 1) % 3];
     document.documentElement.dataset.theme = app.theme;
-    theme.textContent = `theme: ${app.theme || "as the system"}`;
+    theme.textContent = `theme: ${app.theme || "system"}`;
     app.render();
   }, { class: "quiet", "data-key": "theme" });
   const { config } = app.session, count = [...app.session.parameters.values()].reduce((sum, p) => sum + p.data.length, 0);
@@ -40,13 +40,13 @@ function text_input(app) {
     const { session } = app, { forward, backward } = session.milliseconds, chosen = app.checkpoints[app.checkpoint];
     slider.value = String(app.checkpoint);
     slider.setAttribute("aria-valuetext", chosen.name);
-    name.textContent = `${chosen.name}${chosen.exact ? "" : ", rounded"}${app.updates ? ` + ${app.updates} of your updates` : ""}`;
+    replace(name, chosen.name, ...(chosen.exact ? [] : [", ", term("rounded", "rounded")]), app.updates ? ` + ${app.updates} of your updates` : "", h("span", { class: "soft" }, ` (${app.checkpoint + 1} of ${app.checkpoints.length})`));
     const counted = session.ids.length - 1;
     replace(figures, h("span", {}, `${counted} `, term(counted === 1 ? "token" : "tokens", "token")), counted ? h("span", {}, term("loss", "loss"), " ", h("b", {}, number(session.loss, 4)), " ", term("nats per token", "nats per token")) : null, counted ? h("span", {}, term("perplexity", "perplexity"), ` ${number(Math.exp(session.loss), 3)}`) : null,
       h("span", { class: "soft" }, `forward ${forward.toFixed(0)} ms${session.has_backward ? `, backward ${backward.toFixed(0)} ms` : ""}`));
   });
   return h("section", { class: "input", "aria-label": "Your text" }, h("div", { class: "typing" }, h("label", { for: "text" }, "Your text"), box),
-    h("div", { class: "moment" }, h("label", { for: "checkpoint" }, "Checkpoint of the run"), slider, name), strip(app), figures);
+    h("div", { class: "moment" }, h("label", { for: "checkpoint" }, "Checkpoint of the training run"), slider, name), strip(app), figures);
 }
 
 /** @param {App} app */
@@ -70,10 +70,10 @@ function backward_controls(app) {
   app.panels.push(() => {
     const none = app.session.ids.length < 2, begun = app.step >= 0;
     replace(bar,
-      button(app.playing ? "❚❚ pause" : "▼ backward", play, { class: "main", disabled: none, "data-key": "play" }),
-      button("◀", () => app.go_to_step(app.step - 1), { disabled: app.step <= 0, "aria-label": "step back", "data-key": "previous" }),
-      button("▶", () => app.go_to_step(app.step + 1), { disabled: none || app.step >= app.steps.length - 1, "aria-label": "next step", "data-key": "following" }),
-      begun ? button("▲ forward", () => { app.stop_backward(); app.render(); }, { class: "quiet", "data-key": "stop" }) : null,
+      button(app.playing ? "❚❚ pause" : "▼ play the backward", play, { class: "main", disabled: none, "data-key": "play" }),
+      button("◀ step", () => app.go_to_step(app.step - 1), { disabled: app.step <= 0, "aria-label": "◀ step back", "data-key": "previous" }),
+      button("step ▶", () => app.go_to_step(app.step + 1), { disabled: none || app.step >= app.steps.length - 1, "aria-label": "next step ▶", "data-key": "following" }),
+      begun ? button("▲ forward again", () => { app.stop_backward(); app.render(); }, { class: "quiet", "data-key": "stop" }) : null,
       h("span", { class: "soft", role: "status" }, begun ? `step ${app.step + 1} of ${app.steps.length}` : ""));
   });
   return bar;

@@ -5,7 +5,7 @@ import { TOLERANCE, check_parameter } from "./check.js";
 import { breath, button, h, replace } from "./dom.js";
 import { number } from "./format.js";
 import { optimizer_for } from "./learn.js";
-import { MISTAKES } from "./mistakes.js";
+import { mistakes_of } from "./mistakes.js";
 import { Pass, READABLE } from "./model.js";
 import { clip_scale, global_norm, update } from "./optim.js";
 import { prose } from "./terms.js";
@@ -67,7 +67,7 @@ export function mistakes(app) {
     replace(panel,
       h("h2", {}, "Plant a mistake"),
       h("p", {}, prose("Errors that people make in a backward. Most leave a model that still runs and often still learns, only worse. A check of every gradient by finite differences finds what a loss curve hides.", new Set())),
-      h("fieldset", { class: "options" }, h("legend", {}, "Which one"), option("", "none"), MISTAKES.map(({ id, title }) => option(id, title))),
+      h("fieldset", { class: "options" }, h("legend", {}, "Which one"), option("", "none"), mistakes_of(app.session.config).map(({ id, title }) => option(id, title))),
       mistake ? h("div", { class: "difference" }, h("p", {}, mistake.words), h("pre", {}, h("del", {}, mistake.right), "\n", h("ins", {}, mistake.planted))) : null,
       h("div", { class: "buttons" }, button(checking ? "checking …" : "check every gradient", check, { disabled: none || checking, "data-key": "check" }),
         button(training ? "training …" : `train ${UPDATES} updates with and without it`, train, { disabled: none || !mistake || training, "data-key": "train" }), mistake ? button("remove the mistake", () => app.plant(null)) : null),
@@ -83,7 +83,7 @@ export function mistakes(app) {
     const causal = app.mistake?.id === "mask" && !unfinished ? h("p", {}, `Another test finds it: the first token’s logits must not depend on the last token. They do${leak(app) > 1e-6 ? `, by ${number(leak(app), 3)}` : " not on this text"}.`) : null;
     return h("section", {}, h("h3", {}, "What finite differences say"), h("p", { role: "status", class: wrong.length ? "bad" : "good" }, h("b", {}, line)), causal,
       h("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "each parameter’s check" }, h("table", { class: "checks" },
-        h("thead", {}, h("tr", {}, ["parameter", "one number: backward", "measured", "largest deviation", ""].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
+        h("thead", {}, h("tr", {}, ["parameter", "one number: backward", "measured", "largest deviation, relative", ""].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
         h("tbody", {}, checked.map(({ name, error, backward, measured, index }) => h("tr", { class: error < TOLERANCE ? "" : "off" }, h("th", { scope: "row" }, h("code", {}, name)),
           h("td", { class: "number" }, h("button", { type: "button", class: "factor", "data-key": `g${name}`, onclick: () => app.inspect(`dw:${name}`, index) }, number(backward))),
           h("td", { class: "number" }, number(measured)), h("td", { class: "number" }, number(error, 2)), h("td", {}, error < TOLERANCE ? "✓" : "✗ off")))))));
