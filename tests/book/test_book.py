@@ -159,6 +159,17 @@ def test_every_chapter_of_an_operation_has_an_example_and_mistakes() -> None:
             assert "mistake" in kinds, name
 
 
+def test_numbers_of_an_example_are_computed() -> None:
+    """In the words of an example a decimal number is a value of the page's, or stands in the example's code."""
+    typed = []
+    for name, path in CHAPTERS.items():
+        for example in re.findall(r"^#+ By hand\n(.*?)(?=^##|\Z)", path.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+            words = re.sub(r"^```.*?^```$|`[^`]*`", "", example, flags=re.MULTILINE | re.DOTALL)
+            given = " ".join(re.findall(r"^```\{run\}(.*?)^```$", example, re.MULTILINE | re.DOTALL))
+            typed += [(name, number) for number in re.findall(r"\d+\.\d+", words) if number not in given]
+    assert typed == []
+
+
 def test_the_symbols_stand_in_the_code_that_the_chapter_shows() -> None:
     for name in CHAPTERS:
         for block in page(name).blocks:

@@ -7,7 +7,7 @@ import { number } from "./format.js";
 export function chart(lines, label) {
   const W = 560, H = 220, left = 52, right = 12, top = 24, bottom = 34;
   const finite = lines.flatMap(({ values }) => values.filter(Number.isFinite));
-  const count = Math.max(2, ...lines.map(({ values }) => values.length)), high = Math.max(0.5, Math.min(14, ...[Math.max(...finite, 0.5)])) * 1.05;
+  const count = Math.max(2, ...lines.map(({ values }) => values.length)), high = Math.min(14, Math.max(...finite, 0.01)) * 1.05;
   const x = (/** @type {number} */ i) => left + (i / (count - 1)) * (W - left - right), y = (/** @type {number} */ v) => H - bottom - (Math.min(v, high) / high) * (H - top - bottom);
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => share * high);
   const words = lines.map(({ name, values }) => `${name}: from ${number(values[0] ?? NaN, 3)} to ${number(values.at(-1) ?? NaN, 3)}`).join("; ");

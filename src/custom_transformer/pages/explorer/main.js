@@ -35,18 +35,19 @@ function text_input(app) {
   const box = h("textarea", { id: "text", rows: 1, spellcheck: "false", autocomplete: "off", maxlength: 2000, oninput: (/** @type {any} */ event) => app.read(event.target.value) });
   box.value = app.text;
   const figures = h("p", { class: "figures", id: "figures" });
-  const name = h("output", {}), slider = h("input", { type: "range", id: "checkpoint", min: 0, max: app.checkpoints.length - 1, value: app.checkpoint, step: 1, oninput: (/** @type {any} */ event) => app.choose_checkpoint(Number(event.target.value)) });
+  const name = h("output", {}), label = h("label", { for: "checkpoint" }), slider = h("input", { type: "range", id: "checkpoint", min: 0, max: app.checkpoints.length - 1, value: app.checkpoint, step: 1, oninput: (/** @type {any} */ event) => app.choose_checkpoint(Number(event.target.value)) });
   app.panels.push(() => {
     const { session } = app, { forward, backward } = session.milliseconds, chosen = app.checkpoints[app.checkpoint];
     slider.value = String(app.checkpoint);
     slider.setAttribute("aria-valuetext", chosen.name);
-    replace(name, chosen.name, ...(chosen.exact ? [] : [", ", term("rounded", "rounded")]), app.updates ? ` + ${app.updates} of your updates` : "", h("span", { class: "soft" }, ` (${app.checkpoint + 1} of ${app.checkpoints.length})`));
+    replace(name, chosen.name, ...(chosen.exact ? [] : [", ", term("rounded", "rounded")]), app.updates ? ` + ${app.updates} of your updates` : "");
+    label.textContent = `Checkpoint ${app.checkpoint + 1} of ${app.checkpoints.length} of the training run`;
     const counted = session.ids.length - 1;
     replace(figures, h("span", {}, `${counted} `, term(counted === 1 ? "token" : "tokens", "token")), counted ? h("span", {}, term("loss", "loss"), " ", h("b", {}, number(session.loss, 4)), " ", term("nats per token", "nats per token")) : null, counted ? h("span", {}, term("perplexity", "perplexity"), ` ${number(Math.exp(session.loss), 3)}`) : null,
       h("span", { class: "soft" }, `forward ${forward.toFixed(0)} ms${session.has_backward ? `, backward ${backward.toFixed(0)} ms` : ""}`));
   });
   return h("section", { class: "input", "aria-label": "Your text" }, h("div", { class: "typing" }, h("label", { for: "text" }, "Your text"), box),
-    h("div", { class: "moment" }, h("label", { for: "checkpoint" }, "Checkpoint of the training run"), slider, name), strip(app), figures);
+    h("div", { class: "moment" }, label, slider, name), strip(app), figures);
 }
 
 /** @param {App} app */
@@ -70,7 +71,7 @@ function backward_controls(app) {
   app.panels.push(() => {
     const none = app.session.ids.length < 2, begun = app.step >= 0;
     replace(bar,
-      button(app.playing ? "❚❚ pause" : "▼ play the backward", play, { class: "main", disabled: none, "data-key": "play" }),
+      button(app.playing ? "❚❚ pause" : "▼ backward", play, { class: "main", disabled: none, "data-key": "play" }),
       button("◀ step", () => app.go_to_step(app.step - 1), { disabled: app.step <= 0, "aria-label": "◀ step back", "data-key": "previous" }),
       button("step ▶", () => app.go_to_step(app.step + 1), { disabled: none || app.step >= app.steps.length - 1, "aria-label": "next step ▶", "data-key": "following" }),
       begun ? button("▲ forward again", () => { app.stop_backward(); app.render(); }, { class: "quiet", "data-key": "stop" }) : null,

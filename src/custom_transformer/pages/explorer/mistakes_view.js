@@ -44,7 +44,7 @@ export function mistakes(app) {
     const of = known, { config, ids, labels } = app.session;
     curves = { right: [], wrong: [] };
     const runs = [READABLE, app.mistake.engine].map((engine) => {
-      const parameters = copy(app.session.parameters);
+      const parameters = copy(app.checkpoints[app.checkpoint].parameters); // a text that the reader has made it learn would show nothing
       return { engine, parameters, optimizer: optimizer_for(app, "sgd", parameters) };
     });
     const lines = [curves.right, curves.wrong];
@@ -98,10 +98,10 @@ export function mistakes(app) {
 
 /** @param {{ right: number[], wrong: number[] }} curves */
 function verdict({ right, wrong }) {
-  if (right.length <= UPDATES) return "SGD, learning rate 0.1, from the same weights on the same text …";
+  if (right.length <= UPDATES) return "SGD, learning rate 0.1, both from the checkpoint’s weights on your text …";
   const [a, b] = [right[UPDATES], wrong[UPDATES]];
   const words = !Number.isFinite(b) || b > wrong[0] * 1.05 ? "It does not learn at all." : b > a * 1.3 + 0.01 ? "It still learns, but worse." : b < a * 0.7 - 0.01 ? "It seems to learn better, which a curve alone would praise." : "The curves hardly differ: a loss curve would never have told you.";
-  return `${words} After ${UPDATES} updates by SGD with a learning rate of 0.1: ${number(a, 3)} without, ${number(b, 3)} with the mistake.`;
+  return `${words} After ${UPDATES} updates of the checkpoint by SGD with a learning rate of 0.1: ${number(a, 3)} without, ${number(b, 3)} with the mistake.`;
 }
 
 /** How far the first token's logits move when the last token changes. @param {App} app */

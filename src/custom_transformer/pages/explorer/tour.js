@@ -47,7 +47,7 @@ export const STEPS = [
   { title: "Is it true?", at: "#inspector", go: (app) => { const name = `${lower_block(app)}.down.weight`; app.go_to_step(app.steps.findIndex((step) => step.name === `${lower_block(app)}.down`)); app.inspect(`dw:${name}`, largest(app, `dw:${name}`)); },
     words: "A gradient can be measured: move the number a little, run the model again, see how the loss changes. Both stand here side by side. You may check any number of the page so." },
   { title: "Let it learn", at: ".learn", go: (app) => { app.trail = []; app.stop_backward(); app.tab = "learn"; app.render(); },
-    words: "Press an update: every parameter moves a little against its gradient, and the loss falls. A hundred, and it knows your sentence. A second text shows what is forgotten meanwhile. Undo brings it back. The slider at the top goes through the training run itself." },
+    words: "Press an update: every parameter moves a little against its gradient, and the loss falls. A hundred, and it knows your sentence. A second text shows what is forgotten meanwhile. Undo brings it back; the slider at the top is the training run itself." },
   { title: "Plant a mistake", at: ".mistakes", go: (app) => { app.tab = "mistakes"; app.plant("norm_mean"); },
     words: "A lost mean, a sign, a forgotten contribution: such a model often still learns. Press “check every gradient” and see how finite differences betray it. Then the page is yours: remove the mistake, and type something of your own." },
 ];
@@ -69,7 +69,8 @@ export function tour(app) {
     const marked = document.querySelector(STEPS[at].at);
     marked?.classList.add("toured");
     /** @type {HTMLElement | null} */ (panel.querySelector("h2"))?.focus({ preventScroll: true });
-    marked?.scrollIntoView({ block: "nearest" });
+    const tall = marked && marked.getBoundingClientRect().height > innerHeight - panel.offsetHeight - 30;
+    marked?.scrollIntoView({ block: tall ? "start" : "nearest" });
   }
   /** What sticks to the window's top stays below the tour. */
   function room() {
