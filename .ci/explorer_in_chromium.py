@@ -316,6 +316,24 @@ def check_tour(visit: Visit) -> None:
     visit.press("remove it")
 
 
+def check_links(visit: Visit) -> None:
+    """Addresses of places; and, in the site, links to the book and to ops.py."""
+    visit.run("location.hash = '#cross_entropy'")
+    visit.expect("explorer.layer === 'loss' && explorer.direction === 'backward'", "#cross_entropy leads nowhere")
+    visit.run("location.hash = '#update'")
+    visit.expect("explorer.tab === 'learn'", "#update leads nowhere")
+    visit.run("location.hash = '#nowhere'")
+    visit.expect("document.querySelector('.banner').textContent.includes('nowhere')", "a missing place is not named")
+    visit.run("location.hash = '#linear'")
+    visit.expect("explorer.missing === '' && explorer.layer.endsWith('qkv')", "#linear leads nowhere")
+    assert visit.page.locator(".formula a").count() == 0, "a link that leads nowhere outside the site"
+    visit.run("document.documentElement.dataset.site = ''; explorer.render()")
+    links = [visit.page.locator(".formula a").nth(i).get_attribute("href") or "" for i in range(2)]
+    assert links[0].startswith("source/src/custom_transformer/maths/ops.py.html#line-"), links
+    assert links[1] == "book/linear.html", links
+    visit.run("delete document.documentElement.dataset.site; explorer.stop_backward(); explorer.render()")
+
+
 def check_access(visit: Visit) -> None:
     """axe in every state, and no page wider than the window."""
     states: dict[str, Callable[[], Any]] = {
@@ -353,6 +371,7 @@ CHECKS: dict[str, Callable[[Visit], None]] = {
     "learn": check_learn,
     "mistakes": check_mistakes,
     "tour": check_tour,
+    "links": check_links,
     "access": check_access,
 }
 

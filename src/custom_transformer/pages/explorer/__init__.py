@@ -44,6 +44,13 @@ def explorer_page(
     kind that the page's script can run, or the text is not valid Unicode.
     """
     _check(checkpoint, text)
+    return page_with(checkpoint, _tokenizer_data(tokenizer), text, others)
+
+
+def page_with(
+    checkpoint: Checkpoint, tokenizer: Mapping[str, Any], text: str, others: Iterable[Checkpoint] = ()
+) -> str:
+    """As `explorer_page`, with the tokenizer as the page has it, and nothing checked."""
     table = architecture_of(checkpoint.config).parameters(checkpoint.config)
     data: dict[str, Any] = {
         "config": checkpoint.config.model_dump(),
@@ -51,7 +58,7 @@ def explorer_page(
             {"name": name, "shape": shape, "role": role, "decays": DECAYS[role]}
             for name, (shape, role) in table.items()
         ],
-        "tokenizer": _tokenizer_data(tokenizer),
+        "tokenizer": tokenizer,
         "excerpts": excerpts(),
         "text": text,
     }

@@ -53,6 +53,7 @@ export class App {
     this.mistake = null;
     /** @type {"" | "light" | "dark"} */
     this.theme = "";
+    this.missing = ""; // a place that the address names and the model has not
     this.updates = 0; // steps that the reader has made
     /** @type {(() => void)[]} */
     this.panels = [];

@@ -106,7 +106,8 @@ function tabs(app, contents) {
 function banner(app) {
   const line = h("p", { class: "banner", role: "status" });
   app.panels.push(() => {
-    line.hidden = !app.mistake;
+    line.hidden = !app.mistake && !app.missing;
+    if (app.missing) replace(line, `This model has no place called ‘${app.missing}’: a model of another architecture may have it.`);
     if (app.mistake) replace(line, h("b", {}, "A mistake is planted: "), app.mistake.title, " ", button("remove it", () => app.plant(null), { "data-key": "remove" }));
   });
   return line;
@@ -125,10 +126,15 @@ async function start() {
     h("div", { class: "columns" }, h("section", { class: "left", "aria-label": "Architecture" }, backward_controls(app), drawing(app)), h("section", { class: "middle", "aria-label": "Details" }, main), inspector(app))),
   h("footer", {}, glossary(), h("p", { class: "soft" }, "Made by ", h("code", {}, "python -m custom_transformer explore"), ". The script in this page mirrors ", h("code", {}, "src/custom_transformer/maths/ops.py"), ", function by function; tests hold both equal.")));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.render());
-  const go = () => { // #layer_norm or #blocks.0.norm_1
+  const go = () => { // #layer_norm, #blocks.0.norm_1 or #update
     const asked = decodeURIComponent(location.hash.slice(1));
     const layer = app.session.layers.find(({ name, op }) => name === asked || op === asked);
+    app.missing = layer || asked === "update" ? "" : asked;
     if (layer) app.look_at(layer.name, "backward");
+    else {
+      if (asked === "update") app.tab = "learn";
+      app.render();
+    }
   };
   app.read(data.text);
   go();

@@ -51,13 +51,21 @@ function formula(app, layer, backward) {
   return h("div", { class: "formula" }, h("pre", { class: "math" }, formulas.join("\n")), remark ? h("p", { class: "place" }, remark) : null,
     h("p", { class: "symbols" }, ...prose(symbols(words, backward), new Set())), planted,
     lines(found, true), helpers(app, found).map((helper) => lines(helper, false)),
-    h("p", { class: "place" }, found.place, ". Derivation: ", chapter(words.chapter)));
+    h("p", { class: "place" }, source(found.place), ". Derivation: ", chapter(words.chapter)));
 }
 
-/** In the site that make docs builds, a copy of this page stands beside the book; elsewhere a link would lead nowhere.
- * @param {string} name */
+/** Whether this copy of the page stands in the site that make docs builds, beside the book; elsewhere links to that would
+ * lead nowhere. */
+const beside_book = () => "site" in document.documentElement.dataset;
+
+/** @param {string} place "src/…/ops.py, line 7" */
+function source(place) {
+  return beside_book() ? h("a", { href: `source/${place.replace(", line ", ".html#line-")}` }, place) : place;
+}
+
+/** @param {string} name */
 function chapter(name) {
-  return location.pathname.includes("/_site/") ? h("a", { href: `book/${name}.html` }, `the book’s chapter ${name}`)
+  return beside_book() ? h("a", { href: `book/${name}.html` }, `the book’s chapter ${name}`)
     : h("span", {}, "the book’s chapter ", h("code", {}, `docs/book/${name}.md`));
 }
 
@@ -98,9 +106,9 @@ function backward_maps(app, layer) {
   const { name, op, dy } = layer;
   if (!app.session.has_backward) return [h("p", {}, "Type a text of at least one token, and there is something to learn from.")];
   const incoming = op === "cross_entropy" ? h("p", {}, "dL = 1 comes in: the loss changes one for one with itself.")
-    : dy.length > 1 && op !== "residual" ? sum(app, dy.map((other) => [other, source(other)]), `dy:${name}`, "comes in, dy")
+    : dy.length > 1 && op !== "residual" ? sum(app, dy.map((other) => [other, origin(other)]), `dy:${name}`, "comes in, dy")
       : heatmap(app, `dy:${name}`, { title: "gradient comes in, dy", words: "of this operation’s result" });
-  const parts = [h("h3", {}, "Gradients"), ...(op === "residual" && dy.length > 1 ? [sum(app, dy.map((other) => [other, source(other)]), `dy:${name}`, "their sum")] : [incoming])];
+  const parts = [h("h3", {}, "Gradients"), ...(op === "residual" && dy.length > 1 ? [sum(app, dy.map((other) => [other, origin(other)]), `dy:${name}`, "their sum")] : [incoming])];
   if (op.endsWith("attention")) {
     parts.push(heads(app, layer, "dP", "dP of each head", "Would the loss grow if a token took over more of another?"),
       heads(app, layer, "dS", "dS of each head", "The same for the scores, through the softmax: each row adds up to 0."));
@@ -147,7 +155,7 @@ function from(reference) {
 }
 
 /** @param {string} reference */
-function source(reference) {
+function origin(reference) {
   return reference.startsWith("dx:") ? (/norm_\d$/.test(reference) ? "the branch’s" : `from ${reference.slice(3)}`) : "the stream’s";
 }
 
