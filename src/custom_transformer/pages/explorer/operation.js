@@ -47,7 +47,9 @@ function formula(app, layer, backward) {
   const found = app.data.excerpts[`${words.excerpt}_${backward ? "backward" : "forward"}`];
   const planted = app.mistake && has(app.mistake, layer.op)
     ? h("div", { class: "planted" }, h("b", {}, "A mistake is planted in this operation: "), h("code", {}, app.mistake.planted)) : null;
-  const { formulas, remark } = formulas_of(found.formula);
+  // Rotary attention's docstring says in words how it differs from causal attention, whose formula it has.
+  const { formulas, remark } = layer.op === "rotary_attention"
+    ? { ...formulas_of(app.data.excerpts[`causal_attention_${backward ? "backward" : "forward"}`].formula), remark: found.formula.replaceAll("`", "") } : formulas_of(found.formula);
   return h("div", { class: "formula" }, h("pre", { class: "math" }, formulas.join("\n")), remark ? h("p", { class: "place" }, remark) : null,
     h("p", { class: "symbols" }, ...prose(symbols(words, backward), new Set())), planted,
     lines(found, true), helpers(app, found).map((helper) => lines(helper, false)),

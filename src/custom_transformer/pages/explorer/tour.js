@@ -3,6 +3,7 @@
 import { architecture_of } from "./architecture.js";
 import { place } from "./check.js";
 import { button, h, replace } from "./dom.js";
+import { mistakes_of } from "./mistakes.js";
 import { prose } from "./terms.js";
 
 /** @typedef {import("./app.js").App} App */
@@ -48,7 +49,7 @@ export const STEPS = [
     words: "A gradient can be measured: move the number a little, run the model again, see how the loss changes. Both stand here side by side. You may check any number of the page so." },
   { title: "Let it learn", at: ".learn", go: (app) => { app.trail = []; app.stop_backward(); app.tab = "learn"; app.render(); },
     words: "Press an update: every parameter moves a little against its gradient, and the loss falls. A hundred, and it knows your sentence. A second text shows what is forgotten meanwhile. Undo brings it back; the slider at the top is the training run itself." },
-  { title: "Plant a mistake", at: ".mistakes", go: (app) => { app.tab = "mistakes"; app.plant("norm_mean"); },
+  { title: "Plant a mistake", at: ".mistakes", go: (app) => { app.tab = "mistakes"; app.plant(mistakes_of(app.session.config)[0].id); },
     words: "A lost mean, a sign, a forgotten contribution: such a model often still learns. Press “check every gradient” and see how finite differences betray it. Then the page is yours: remove the mistake, and type something of your own." },
 ];
 

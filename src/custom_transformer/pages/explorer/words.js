@@ -66,7 +66,7 @@ export const OPERATIONS = {
   rotary_attention: {
     title: "Rotary attention", short: "attention", chapter: "rotary", excerpt: "rotary_attention", saved: ["qkv", "lse", "", "", "", "", ""],
     forward: "The only place where tokens exchange something, and where order comes in: queries and keys are turned by an angle that grows with the position, so that a score depends on the distance. By softmax the scores become shares, in which each token takes over values. Groups of heads share their key and value.",
-    symbols: "Y = P V, P = softmax(Q Kᵀ / √K), the future masked. Q, K, V: turned queries, turned keys and values of one head, a row for each token. √K: the root of the head's number of channels. Dropout is for training only.",
+    symbols: "Q, K, V: turned queries, turned keys and values of one head, a row for each token. P: the shares. S: the scores Q Kᵀ / √K, in which √K is the root of the head's number of channels. ∘: product number by number. Dropout is for training only; here P̃ = P.",
     backward: "As for any attention; then a shared key's and value's gradients are added over the heads that share it, and queries and keys are turned back. The shares are not kept: they are computed again.",
   },
   head: {
