@@ -70,7 +70,7 @@ def _leads(link: str, path: Path, pages: dict[Path, _Html]) -> bool:
     if parts.scheme or parts.netloc:
         return True
     target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-    if parts.fragment and target in pages and target.name != "explorer.html":  # whose places its script makes
+    if parts.fragment and target in pages and not target.name.startswith("explore"):  # whose places its script makes
         return unquote(parts.fragment) in pages[target].ids
     return target.exists()
 

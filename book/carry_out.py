@@ -139,7 +139,7 @@ def _run(block: Block, namespace: Namespace) -> None:
 
 
 def _value(block: Block, namespace: Namespace) -> None:
-    block.output = [str(eval(block.text, namespace))]
+    block.output = [str(eval(block.text, namespace)).replace("-", "−")]
 
 
 def _source(block: Block, namespace: Namespace) -> None:

@@ -23,22 +23,13 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from book import code, mathml
+from book import code, living, mathml
 from book.carry_out import Page
 from book.page import KINDS, SIZES, Block
 from book.show import matrices
 
 logger = logging.getLogger(__name__)
 SOURCE = "source"  # where the pages of source code lie in the site
-# The page in which the last run's model runs, if there is one, and what it calls the operation of a function.
-EXPLORER = code.ROOT / "metrics" / "explorer.html"
-EXPLORED = {
-    **{
-        f"{name}_backward": name for name in ("lookup", "positions", "layer_norm", "linear", "causal_attention", "gelu")
-    },
-    "cross_entropy_backward": "cross_entropy",
-    "gpt2.block_backward": "residual",
-}
 CHAPTER = re.compile(r"docs/(book/\w+)\.md")
 
 
@@ -128,10 +119,10 @@ class _OurBlock(SphinxDirective):
         (source,) = block.output
         place = nodes.paragraph(classes=["place"])
         place += _to_source(self.env, source.path, f"{source.path}, lines {source.first}–{source.last}", source.first)
-        if block.name in EXPLORED and EXPLORER.exists():
-            up = os.path.relpath(EXPLORER.name, Path(self.env.docname).parent)
+        if (run := living.last_run()) and (shown := living.place_of(block.name, run)):
+            up = os.path.relpath(shown, Path(self.env.docname).parent)
             place += nodes.Text(" · ")
-            place += nodes.reference("", "see it in the explorer", internal=True, refuri=f"{up}#{EXPLORED[block.name]}")
+            place += nodes.reference("", "see it in the explorer", internal=True, refuri=up)
         yield _code(source.text, "python")
         yield place
 
@@ -238,4 +229,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("value", _formula_role)
     app.connect("doctree-read", _link_sources, priority=100)  # before downloads are collected
     app.connect("html-collect-pages", _source_pages)
+    app.connect("build-finished", lambda app, _: living.write(Path(app.outdir), living.last_run()))
     return {"parallel_read_safe": False}

@@ -1,7 +1,5 @@
 """The site that `make docs` builds: the book and the guides."""
 
-from book.site import EXPLORER
-
 project = "CustomTransformer"
 copyright = "the authors of CustomTransformer"
 extensions = ["myst_parser", "book.site"]
@@ -10,7 +8,6 @@ myst_heading_anchors = 4  # as on GitHub, so that links to headings work in both
 html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]
-html_extra_path = [str(EXPLORER)] if EXPLORER.exists() else []
 html_css_files = ["book.css"]
 html_copy_source = False
 html_show_sphinx = False

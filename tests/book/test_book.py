@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from book import built, code, mathml
+from book import built, code, living, mathml
 from book.carry_out import Page, carry_out
 from book.expressions import FormulaError
 from book.page import FORMULAS, Block, Derivation, chapters
 from custom_transformer.maths import ops
+from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Op
+from custom_transformer.pages.explorer import page_with, reason_page
+from custom_transformer.runs.checkpoint import Checkpoint
 from tests.book.mutations import other_slips, wrong_signs
 from tests.helpers import ROOT
 
@@ -151,12 +155,53 @@ def test_every_operation_is_derived_in_the_chapters_that_its_section_names() -> 
     assert {name for name, value in vars(ops).items() if isinstance(value, Op)} | {"cross_entropy"} == derived
 
 
+def test_every_operation_has_its_picture_in_the_explorer_which_names_its_chapter() -> None:
+    words = (ROOT / "src/custom_transformer/pages/explorer/words.js").read_text("utf-8")
+    chapter_of = dict(re.findall(r'^  (\w+): \{\n    title: .*? chapter: "(\w+)"', words, re.MULTILINE))
+    run = living.Run("", "gpt2", {})
+    for title, text in sections():
+        for half in re.findall(r"^def (\w+_(?:forward|backward))\(", text, re.MULTILINE):
+            if half.startswith(("_", "dropout")):  # the page never drops
+                continue
+            place = living.place_of(half, run)
+            assert place is not None, half
+            assert chapter_of[place.partition("#")[2]] in re.findall(r"docs/book/(\w+)\.md", text), (title, half)
+
+
+def test_the_site_has_a_page_of_each_architecture(tmp_path: Path) -> None:
+    tokenizer = {"entries": ["<|endoftext|>", "a", "b"], "merges": [], "end": 0}
+    sizes = {"vocab_size": 3, "max_seq_len": 8, "n_blocks": 1, "n_heads": 1, "d_model": 4, "d_ffn": 4}
+    model = CustomTransformer(sizes)
+    page = page_with(Checkpoint(model.state_dict(), model.config, torch.float32, {}), tokenizer, "a")
+    (tmp_path / "metrics.html").write_text(page, "utf-8")
+    run = living.last_run(tmp_path / "metrics.html")
+    assert run is not None and run.tokenizer == tokenizer
+    living.write(tmp_path, run)
+    for name, architecture in (("explore.html", "gpt2"), ("explore_llama.html", "llama")):
+        content = (tmp_path / name).read_text("utf-8")
+        assert '<html lang="en" data-site="">' in content
+        assert f'"architecture":"{architecture}"' in content
+    (tmp_path / "none.html").write_text(reason_page("none"), "utf-8")
+    assert living.last_run(tmp_path / "none.html") is None
+
+
 def test_every_chapter_of_an_operation_has_an_example_and_mistakes() -> None:
     for name in CHAPTERS:
         kinds = [block.kind for block in page(name).blocks]
         if "agreement" in kinds:
             assert "run" in kinds, name
             assert "mistake" in kinds, name
+
+
+def test_numbers_of_an_example_are_computed() -> None:
+    """In the words of an example a decimal number is a value of the page's, or stands in the example's code."""
+    typed = []
+    for name, path in CHAPTERS.items():
+        for example in re.findall(r"^#+ By hand\n(.*?)(?=^##|\Z)", path.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+            words = re.sub(r"^```.*?^```$|`[^`]*`", "", example, flags=re.MULTILINE | re.DOTALL)
+            given = " ".join(re.findall(r"^```\{run\}(.*?)^```$", example, re.MULTILINE | re.DOTALL))
+            typed += [(name, number) for number in re.findall(r"\d+\.\d+", words) if number not in given]
+    assert typed == []
 
 
 def test_the_symbols_stand_in_the_code_that_the_chapter_shows() -> None:

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 const folder = process.argv[2];
 const request = JSON.parse(readFileSync(0, "utf8"));
 const load = (name) => import(`${folder}/${name}.js`);
-const [{ Session }, { exact_tensors, rounded_tensors }, { explain }, { check_parameter, place }, { MISTAKES }, { Tokenizer }, optim, { READABLE }] =
+const [{ Session }, { exact_tensors, rounded_tensors }, { explain }, { check_parameter, place }, { mistakes_of }, { Tokenizer }, optim, { READABLE }] =
   await Promise.all(["session", "weights", "explain", "check", "mistakes", "tokenizer", "optim", "model"].map(load));
 
 const { config, parameters, weights, ids, labels } = request;
@@ -25,7 +25,9 @@ const right = session(), wide = right.in_float64();
 // Every tensor, the ones inside operations included, at a few places.
 const inside = {
   layer_norm: ["mean", "variance", "rstd", "x_hat", "dx_hat", "mean_dx_hat", "product", "mean_product"],
+  rms_norm: ["mean_square", "r", "x_hat", "dx_hat", "product", "mean_product"], swiglu: ["silu", "slope"],
   causal_attention: ["q", "k", "v", "dY", "S", "P", "dP", "inner", "dS"],
+  rotary_attention: ["q", "k", "v", "dY", "S", "P", "dP", "inner", "dS", "dQ", "dK"],
   cross_entropy: ["lse", "probabilities", "losses"], lookup: ["as_embedding"], gelu: ["slope"],
 };
 const references = [...wide.values.keys()].filter((reference) => !reference.includes("drop") && reference !== "dy:loss")
@@ -47,7 +49,7 @@ for (const reference of references) {
   }
 }
 
-const betrayed = MISTAKES.map(({ id, seen, engine }) => {
+const betrayed = mistakes_of(config).map(({ id, seen, engine }) => {
   const made = session(engine);
   return { id, seen, off: [...tensors.keys()].filter((name) => check_parameter(made, name).error > 1e-6) };
 });

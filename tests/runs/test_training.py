@@ -19,6 +19,7 @@ from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.record import SPIKE_WINDOW, is_spike
 from custom_transformer.runs.scoring import validation_loss
+from custom_transformer.runs.snapshots import snapshot_steps
 from custom_transformer.runs.training import Trainer, training_step
 from custom_transformer.text.tokens import TokenSplit
 from tests.helpers import SIZES, Held, random_model, random_tokens
@@ -244,6 +245,27 @@ def test_checkpoints_of_the_last_epochs_and_the_best(tmp_path: Path) -> None:
     assert best.metadata["step"] == t.progress.best_step
     loss = validation_loss(best.build_model(), t.validation, LENGTH, 4)
     assert loss == pytest.approx(min(row["validation_loss"] for row in t.progress.validation_curve), abs=1e-6)
+
+
+def test_checkpoints_of_early_steps_are_those_of_a_resumed_run_too(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", num_epochs=10, keep_checkpoints=1)
+    steps = [max(1, round(share * whole.total_steps)) for share in (0.01, 0.03, 0.1, 0.3)]
+    states = [copy.deepcopy(whole.state()) for m in whole.run() if m.step == steps[1]]
+    names = [f"custom_transformer_step_{step}.pt" for step in steps]
+    early = tmp_path / "whole"
+    assert {path.name for path in early.glob("*_step_*")} == set(names)
+    assert [load_checkpoint(early / name).metadata["step"] for name in names] == steps
+    resumed = trainer(tmp_path / "resumed", num_epochs=10, keep_checkpoints=1)
+    resumed.restore(states[0])
+    list(resumed.run())
+    for name in names[2:]:
+        assert (tmp_path / "resumed" / name).read_bytes() == (early / name).read_bytes()
+
+
+def test_no_early_steps_are_kept_of_a_short_run_or_a_large_model() -> None:
+    assert snapshot_steps(1000, 10**6) == {10, 30, 100, 300}
+    assert not snapshot_steps(99, 10**6)
+    assert not snapshot_steps(1000, 10**7)
 
 
 def test_too_little_text_is_named(tmp_path: Path) -> None:

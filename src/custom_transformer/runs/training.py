@@ -23,6 +23,7 @@ from custom_transformer.runs.checkpoint import checkpoint_content, save_checkpoi
 from custom_transformer.runs.observe import activation_statistics, gradient_norms
 from custom_transformer.runs.record import Progress, StepMetrics, StepResult, Validation, is_spike
 from custom_transformer.runs.scoring import validation_loss
+from custom_transformer.runs.snapshots import snapshot_steps
 from custom_transformer.text.tokens import TokenSplit, epoch_order, eval_windows
 
 Batch = tuple[Tensor, Tensor]  # input_ids and labels, each (B, T) int64
@@ -97,9 +98,10 @@ class Trainer:
 
     Everything random is a function of (seed, step), so that `state()` after any step, restored into a new Trainer
     of the same arguments, goes on to the same end. Checkpoints are written into `checkpoints`:
-    custom_transformer_epoch_N.pt as epochs end, best.pt whenever the validation loss improves. `keep_state`
-    is given the state before the first step whose loss or gradient is NaN or infinite, with its number of steps, and
-    returns where it keeps it. `origin`: where the model's parameters come from, for the checkpoints' metadata.
+    custom_transformer_epoch_N.pt as epochs end, best.pt whenever the validation loss improves, and
+    custom_transformer_step_N.pt after a few early steps, for the explorer. `keep_state` is given the state before the
+    first step whose loss or gradient is NaN or infinite, with its number of steps, and returns where it keeps it.
+    `origin`: where the model's parameters come from, for the checkpoints' metadata.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Trainer:
         if params.max_steps is not None:
             self.total_steps = min(self.total_steps, params.max_steps)
         self.gradient_steps = params.log_every * math.ceil(self.total_steps / (params.log_every * (GRADIENT_ROWS - 1)))
+        self.snapshot_steps = snapshot_steps(self.total_steps, model.count_parameters())
         self.progress = Progress()
 
     def run(self) -> Iterator[StepMetrics]:
@@ -163,6 +166,8 @@ class Trainer:
         epoch_ends = last or step % self.steps_per_epoch == 0
         due = epoch_ends if params.eval_every is None else last or step % params.eval_every == 0
         facts = self._metadata(epoch, step, tokens)
+        if step in self.snapshot_steps:
+            save_checkpoint(self.checkpoints / f"custom_transformer_step_{step}.pt", self.model, facts)
         norms_due = ok and (step % self.gradient_steps == 0 or not progress.gradient_norms)
         m = StepMetrics(
             step=step,

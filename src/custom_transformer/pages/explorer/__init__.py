@@ -6,6 +6,7 @@ anything. The JavaScript beside this file mirrors maths/: the same functions und
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -13,19 +14,23 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from custom_transformer.errors import UserError, one_line, shown
 from custom_transformer.maths.architecture import architecture_of
-from custom_transformer.maths.parameters import DECAYS, count, initial
+from custom_transformer.maths.parameters import DECAYS, Table, count, initial
 from custom_transformer.pages.explorer.bundle import FOLDER, digest, script
 from custom_transformer.pages.explorer.excerpts import excerpts
-from custom_transformer.pages.explorer.weights import exact, rounded
+from custom_transformer.pages.explorer.weights import LEVELS, exact, rounded
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint
+from custom_transformer.runs.snapshots import MAX_PARAMETERS
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
+ARCHITECTURES = ("gpt2", "llama")  # that the page's script has a mirror of
 TEXT = "Four plus five is nine."
-MAX_PARAMETERS = 4_000_000  # a page of 14 MB
+INITIAL_LEVELS = 2  # on each side of 0, for step 0
 LARGEST_PAGE = 5_000_000  # bytes: other checkpoints are added as far as the page stays smaller
 
 
@@ -39,6 +44,13 @@ def explorer_page(
     kind that the page's script can run, or the text is not valid Unicode.
     """
     _check(checkpoint, text)
+    return page_with(checkpoint, _tokenizer_data(tokenizer), text, others)
+
+
+def page_with(
+    checkpoint: Checkpoint, tokenizer: Mapping[str, Any], text: str, others: Iterable[Checkpoint] = ()
+) -> str:
+    """As `explorer_page`, with the tokenizer as the page has it, and nothing checked."""
     table = architecture_of(checkpoint.config).parameters(checkpoint.config)
     data: dict[str, Any] = {
         "config": checkpoint.config.model_dump(),
@@ -46,22 +58,18 @@ def explorer_page(
             {"name": name, "shape": shape, "role": role, "decays": DECAYS[role]}
             for name, (shape, role) in table.items()
         ],
-        "tokenizer": _tokenizer_data(tokenizer),
+        "tokenizer": tokenizer,
         "excerpts": excerpts(),
         "text": text,
     }
     own = {"step": _step(checkpoint), "exact": True, "weights": exact(checkpoint.state_dict, table)}
     room = LARGEST_PAGE - len(_filled(data | {"checkpoints": [own]}).encode())
-    by_step = {_step(other): other for other in others if other.config == checkpoint.config}
+    by_step = {_step(other): other.state_dict for other in others if other.config == checkpoint.config}
     seed, drawn = checkpoint.metadata.get("seed"), "init_from" not in checkpoint.metadata
     if _step(checkpoint) is not None and seed is not None and drawn:
-        start = initial(table, checkpoint.config.n_blocks, seed)  # where the run began, drawn again
-        by_step[0] = Checkpoint(start, checkpoint.config, checkpoint.dtype, {})
-    entries = [
-        {"step": step, "exact": False, "weights": rounded(by_step[step].state_dict, table)}
-        for step in sorted(step for step in by_step if step not in (None, own["step"]))
-    ]
-    checkpoints = sorted([*_fitting(entries, room), own], key=lambda entry: entry["step"] or 0)
+        by_step[0] = initial(table, checkpoint.config.n_blocks, seed)  # where the run began, drawn again
+    states = {step: by_step[step] for step in sorted(step for step in by_step if step not in (None, own["step"]))}
+    checkpoints = sorted([*_fitting(states, table, room), own], key=lambda entry: entry["step"] or 0)
     return _filled(data | {"checkpoints": checkpoints})
 
 
@@ -81,13 +89,30 @@ def reason_page(reason: str) -> str:
     return Template((FOLDER / "reason.html").read_text("utf-8")).substitute(reason=escape(one_line(reason)))
 
 
-def _fitting(entries: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
-    """As many as fit into `room` bytes, at even distances, with the first."""
-    for kept in range(len(entries), 0, -1):
-        chosen = [entries[i * len(entries) // kept] for i in range(kept)]
-        if len(json.dumps(chosen)) <= room:
-            return chosen
-    return []
+def _fitting(states: Mapping[int, Mapping[str, Tensor]], table: Table, room: int) -> list[dict[str, Any]]:
+    """As many as fit into `room` bytes, at even distances, with the first; those of late steps as exactly as there is
+    room, since rounding does most harm where the model knows most."""
+
+    def entry(step: int, levels: int) -> dict[str, Any]:
+        # Before training, matrices are random numbers.
+        text = rounded(states[step], table, levels if step else INITIAL_LEVELS)
+        return {"step": step, "exact": False, "weights": text}
+
+    coarse = {step: entry(step, LEVELS[0]) for step in states}
+    for kept in range(len(coarse), 0, -1):
+        chosen = {step: coarse[step] for step in (list(coarse)[i * len(coarse) // kept] for i in range(kept))}
+        if _size(chosen) <= room:
+            break
+    else:
+        return []
+    for levels, step in itertools.product(LEVELS[1:], reversed(list(chosen))):
+        if _size(finer := chosen | {step: entry(step, levels)}) <= room:
+            chosen = finer
+    return list(chosen.values())
+
+
+def _size(entries: Mapping[int, dict[str, Any]]) -> int:
+    return len(json.dumps(list(entries.values())))
 
 
 def _filled(data: Mapping[str, Any]) -> str:
@@ -100,13 +125,12 @@ def _filled(data: Mapping[str, Any]) -> str:
 
 
 def _check(checkpoint: Checkpoint, text: str) -> None:
-    architecture = architecture_of(checkpoint.config)
-    if architecture.name != "gpt2":
+    if (name := checkpoint.config.architecture) not in ARCHITECTURES:
         raise UserError(
-            f"explore: the model has the architecture {architecture.name}, and the page's script runs only gpt2; "
-            "choose a checkpoint of a gpt2 model"
+            f"explore: the model has the architecture {name}, and the page's script runs only "
+            f"{' and '.join(ARCHITECTURES)}; choose a checkpoint of such a model"
         )
-    if (size := count(architecture.parameters(checkpoint.config))) > MAX_PARAMETERS:
+    if (size := count(architecture_of(checkpoint.config).parameters(checkpoint.config))) > MAX_PARAMETERS:
         raise UserError(
             f"explore: the model has {size:,} parameters, and a page takes at most {MAX_PARAMETERS:,}; choose a "
             "checkpoint of a smaller model"

@@ -53,6 +53,7 @@ export class App {
     this.mistake = null;
     /** @type {"" | "light" | "dark"} */
     this.theme = "";
+    this.missing = ""; // a place that the address names and the model has not
     this.updates = 0; // steps that the reader has made
     /** @type {(() => void)[]} */
     this.panels = [];
@@ -64,7 +65,7 @@ export class App {
   token(id) {
     let name = this.names.get(id);
     if (name === undefined) {
-      name = id === this.data.tokenizer.end ? "start" : visible(this.tokenizer.decode([id]));
+      name = id === this.data.tokenizer.end ? "start" : visible(this.tokenizer.decode([id]), this.tokenizer.bytes_of([id]));
       this.names.set(id, name);
     }
     return name;

@@ -1,7 +1,8 @@
 // What is inside an operation and never outlives it: heads, scores and probabilities of attention, the normalised x̂,
 // the softmax of the logits. Made again from what the operation read, for the page to show.
 
-import { attention_scores, exp_minus, gelu_slope, logsumexp, softmax_backward, split_heads, split_one } from "./ops.js";
+import { architecture_of } from "./architecture.js";
+import { attention_scores, exp_minus, gelu_slope, logsumexp, shared_by_queries, silu, silu_slope, softmax_backward, split_one, sum_of_sharers } from "./ops.js";
 import { Tensor, map, matmul, transpose_each, zeros } from "./tensor.js";
 
 /** @typedef {import("./session.js").Session} Session */
@@ -42,6 +43,50 @@ function by_row(x, f) {
 
 const mean = (/** @type {Float64Array} */ row) => row.reduce((a, b) => a + b, 0) / row.length;
 
+/** The same function of each gate, the first half of a row. @param {Tensor} x @param {(gate: number) => number} f */
+function gates(x, f) {
+  const F = x.width / 2, y = zeros(x, [x.rows, F]);
+  for (let i = 0; i < y.data.length; i++) y.data[i] = f(x.data[i + Math.floor(i / F) * F]);
+  return y;
+}
+
+/** @type {(which: number) => Make} */
+const heads = (which) => (get, { x, session }) => architecture_of(session.config).heads(need(get(x)), session.config)[which];
+
+/** Of any attention. Queries and keys are turned where the attention turns them. @type {Record<string, Make>} */
+const attention = {
+  q: heads(0),
+  k: heads(1),
+  v: heads(2),
+  dY: (get, { dy, session }) => split_one(need(get(dy)), session.config.n_heads),
+  S: (get) => { const q = need(get("q")); return attention_scores(q, shared_by_queries(need(get("k")), q)); },
+  P: (get) => { const s = need(get("S")); return exp_minus(s, logsumexp(s)); },
+  dP: (get) => matmul(need(get("dY")), transpose_each(shared_by_queries(need(get("v")), need(get("q"))))),
+  inner: (get) => {
+    const p = need(get("P")), dp = need(get("dP"));
+    return by_row(map(p, (v, i) => v * dp.data[i]), (row) => row.reduce((a, b) => a + b, 0));
+  },
+  dS: (get) => softmax_backward(need(get("dP")), need(get("P")), 1),
+  // Of turned queries and keys.
+  dQ: (get) => { const q = need(get("q")); return matmul(scaled(need(get("dS")), q), shared_by_queries(need(get("k")), q)); },
+  dK: (get) => { const q = need(get("q")); return sum_of_sharers(matmul(transpose_each(scaled(need(get("dS")), q)), q), need(get("k")).shape[0]); },
+};
+
+/** Divided by √K. @param {Tensor} ds @param {Tensor} q */
+function scaled(ds, q) {
+  return map(ds, (v) => v / Math.sqrt(q.width));
+}
+
+/** What the backward of every norm has. @type {Record<string, Make>} */
+const norm_backward = {
+  dx_hat: (get, { dy, name }) => {
+    const d = need(get(dy)), w = need(get(`w:${name}.weight`));
+    return map(d, (v, i) => v * w.data[i % d.width]);
+  },
+  product: (get) => { const d = need(get("dx_hat")), x = need(get("x_hat")); return map(d, (v, i) => v * x.data[i]); },
+  mean_product: (get) => by_row(need(get("product")), mean),
+};
+
 /** @type {Record<string, Record<string, Make>>} */
 const parts = {
   layer_norm: {
@@ -52,31 +97,24 @@ const parts = {
       const value = need(get(x)), m = need(get("mean")), r = need(get("rstd"));
       return map(value, (v, i) => (v - m.data[Math.floor(i / value.width)]) * r.data[Math.floor(i / value.width)]);
     },
-    dx_hat: (get, { dy, name }) => {
-      const d = need(get(dy)), w = need(get(`w:${name}.weight`));
-      return map(d, (v, i) => v * w.data[i % d.width]);
-    },
+    ...norm_backward,
     mean_dx_hat: (get) => by_row(need(get("dx_hat")), mean),
-    product: (get) => { const d = need(get("dx_hat")), x = need(get("x_hat")); return map(d, (v, i) => v * x.data[i]); },
-    mean_product: (get) => by_row(need(get("product")), mean),
   },
   gelu: {
     slope: (get, { x }) => map(need(get(x)), gelu_slope),
   },
-  causal_attention: {
-    q: (get, { x, session }) => split_heads(need(get(x)), session.config.n_heads)[0],
-    k: (get, { x, session }) => split_heads(need(get(x)), session.config.n_heads)[1],
-    v: (get, { x, session }) => split_heads(need(get(x)), session.config.n_heads)[2],
-    dY: (get, { dy, session }) => split_one(need(get(dy)), session.config.n_heads),
-    S: (get) => attention_scores(need(get("q")), need(get("k"))),
-    P: (get) => { const s = need(get("S")); return exp_minus(s, logsumexp(s)); },
-    dP: (get) => matmul(need(get("dY")), transpose_each(need(get("v")))),
-    inner: (get) => {
-      const p = need(get("P")), dp = need(get("dP"));
-      return by_row(map(p, (v, i) => v * dp.data[i]), (row) => row.reduce((a, b) => a + b, 0));
-    },
-    dS: (get) => softmax_backward(need(get("dP")), need(get("P")), 1),
+  rms_norm: {
+    mean_square: (get, { x }) => by_row(need(get(x)), (row) => mean(row.map((v) => v * v))),
+    r: (get, { session }) => map(need(get("mean_square")), (v) => 1 / Math.sqrt(v + session.config.norm_eps)),
+    x_hat: (get, { x }) => { const value = need(get(x)), r = need(get("r")); return map(value, (v, i) => v * r.data[Math.floor(i / value.width)]); },
+    ...norm_backward,
   },
+  swiglu: {
+    silu: (get, { x }) => gates(need(get(x)), silu),
+    slope: (get, { x }) => gates(need(get(x)), silu_slope),
+  },
+  causal_attention: attention,
+  rotary_attention: attention,
   cross_entropy: {
     lse: (get, { x }) => logsumexp(need(get(x))),
     probabilities: (get, { x }) => { const z = need(get(x)); return exp_minus(z, logsumexp(z)); },

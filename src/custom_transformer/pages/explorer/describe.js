@@ -5,7 +5,8 @@
 /** @type {Record<string, string>} */
 const INSIDE = {
   mean: "mean of each row", variance: "variance of each row", rstd: "1 / standard deviation of each row", x_hat: "x̂, the normalised input",
-  dx_hat: "dx̂ = dy ∘ w", mean_dx_hat: "mean of dx̂", product: "dx̂ ∘ x̂", mean_product: "mean of dx̂ ∘ x̂", slope: "slope of GELU",
+  dx_hat: "dx̂ = dy ∘ w", mean_dx_hat: "mean of dx̂", product: "dx̂ ∘ x̂", mean_product: "mean of dx̂ ∘ x̂", slope: "slope of the curve",
+  mean_square: "mean square of each row", r: "1 / root mean square of each row", silu: "gate a σ(a)", dQ: "gradient of the queries", dK: "gradient of the keys",
   q: "queries Q", k: "keys K", v: "values V", dY: "gradient of the result, by heads", S: "scores S", P: "attention P", dP: "gradient of attention, dP",
   inner: "Σ dP ∘ P of each row", dS: "gradient of the scores, dS", lse: "log Σ exp of each row", probabilities: "probabilities", losses: "loss of each token",
   as_embedding: "table's gradient from looking rows up",
@@ -28,7 +29,7 @@ export function symbol_of(reference) {
   if (reference === "dw:head") return "d table, head";
   if (kind === "a") {
     const part = name.slice(name.lastIndexOf(".") + 1);
-    return { x_hat: "x̂", dx_hat: "dx̂", mean_dx_hat: "mean dx̂", mean_product: "mean dx̂∘x̂", product: "dx̂∘x̂", as_embedding: "d table, lookup", probabilities: "softmax z", losses: "loss", slope: "GELU′" }[part] ?? part;
+    return { x_hat: "x̂", dx_hat: "dx̂", mean_dx_hat: "mean dx̂", mean_product: "mean dx̂∘x̂", product: "dx̂∘x̂", as_embedding: "d table, lookup", probabilities: "softmax z", losses: "loss", slope: "slope", silu: "a σ(a)", mean_square: "mean x²" }[part] ?? part;
   }
   return { y: name, dy: `d ${name}`, dx: `d from ${name}`, w: `${name}`, dw: `d ${name}` }[kind] ?? name;
 }
@@ -40,9 +41,9 @@ export function axes_of(reference, shape, vocab, time) {
   if (table) return ["entry", "channel"];
   if (reference.startsWith("w:") || reference.startsWith("dw:")) {
     if (reference.endsWith("position_embedding")) return ["position", "channel"];
-    return shape.length === 1 ? ["channel"] : ["in", "out"];
+    return shape.length === 1 ? ["channel"] : ["input channel", "output channel"];
   }
-  if (shape.length === 3) return ["head", "token", shape[2] === time && /\.(S|P|dS|dP)$/.test(reference) ? "token" : "channel"];
+  if (shape.length === 3) return [/\.(k|v|dK)$/.test(reference) ? "key head" : "head", "token", shape[2] === time && /\.(S|P|dS|dP)$/.test(reference) ? "token" : "channel"];
   if (shape.length === 1) return ["channel"];
   return ["token", shape[1] === vocab ? "entry" : "channel"];
 }

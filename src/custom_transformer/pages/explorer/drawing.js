@@ -3,6 +3,7 @@
 
 import { h, replace, s } from "./dom.js";
 import { number } from "./format.js";
+import { has } from "./mistakes.js";
 import { OPERATIONS } from "./words.js";
 
 /** @typedef {import("./app.js").App} App */
@@ -17,7 +18,7 @@ function places(layers) {
   for (const { name, op, block } of layers) {
     if (op === "residual") rows.set(name, rows.get(name.replace("residual_1", "projection").replace("residual_2", "down")));
     else {
-      if (op === "layer_norm" && block !== null && name.endsWith("norm_1")) row += 0.6;
+      if (block !== null && name.endsWith("norm_1")) row += 0.6;
       if (name === "final_norm") row += 0.35;
       rows.set(name, row++);
     }
@@ -31,7 +32,7 @@ export function drawing(app) {
   const { layers, config } = app.session, { total, y } = places(layers);
   const graph = s("svg", { viewBox: `0 0 ${WIDTH} ${total}`, role: "group", "aria-label": "The architecture. Arrow keys move from operation to operation." });
   const legend = h("p", { class: "legend soft" });
-  const holder = h("div", { class: "drawing" }, graph, legend);
+  const holder = h("div", {}, legend, h("div", { class: "drawing" }, graph));
   const order = layers.map(({ name }) => name);
   graph.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     const by = { ArrowUp: 1, ArrowDown: -1, Home: -order.length, End: order.length }[event.key];
@@ -44,7 +45,7 @@ export function drawing(app) {
   app.panels.push(() => {
     graph.setAttribute("class", app.step >= 0 || app.direction === "backward" ? "backward" : "forward");
     replace(graph, frames(config.n_blocks, y), edges(app, layers, y, total), ...layers.map((layer) => node(app, layer, y(layer.name))));
-    legend.textContent = `Small numbers: the size (root mean square) of each ${app.direction === "backward" ? "gradient" : "result"}.`;
+    legend.textContent = `Small numbers: at the top the loss, below it the size (root mean square) of each operation’s ${app.direction === "backward" ? "gradient" : "result"}.${app.mistake ? " Dashed red: here the mistake is planted." : ""}`;
     if (app.step >= 0) graph.querySelector(".now")?.scrollIntoView?.({ block: "nearest" });
   });
   return holder;
@@ -66,18 +67,25 @@ function edges(app, layers, y, total) {
   const parts = [];
   /** @param {string} d the way that data takes @param {string} layer after whose backward the gradient has passed */
   const edge = (d, layer) => parts.push(s("path", { d, class: `edge ${edge_state(app, layer)}`, "marker-end": "url(#up)", "marker-start": "url(#down)" }));
-  const first = y("token_embedding"), second = y("position_embedding"), last = y("final_norm");
+  const first = y("token_embedding"), last = y("final_norm"), positions = layers.some(({ op }) => op === "positions");
   edge(`M${MIDDLE} ${total - 4} V${first + half + 3}`, "token_embedding");
-  edge(`M${LEFT} ${first} H${STREAM} V${second + 12}`, "position_embedding");
-  edge(`M${LEFT} ${second} H${STREAM + 12}`, "position_embedding");
-  let below = second - 11;
+  let below = first, start = `M${LEFT} ${first} H${STREAM}`; // of the stream, as far as the next sum
+  if (positions) {
+    const second = y("position_embedding");
+    edge(`${start} V${second + 12}`, "position_embedding");
+    edge(`M${LEFT} ${second} H${STREAM + 12}`, "position_embedding");
+    below = second - 11;
+    start = "";
+  }
   for (let i = 0; i < n; i++) {
     const b = `blocks.${i}`, at = (/** @type {string} */ name) => y(`${b}.${name}`);
     for (const [norm, end, sum] of [["norm_1", "projection", "residual_1"], ["norm_2", "down", "residual_2"]]) {
-      edge(`M${STREAM} ${below} V${at(end) + 12}`, `${b}.${norm}`);
+      edge(`${start || `M${STREAM} ${below}`} V${at(end) + 12}`, `${b}.${norm}`);
+      start = "";
       edge(`M${STREAM} ${at(norm) + 14} H${LEFT - 22} Q${LEFT - 14} ${at(norm) + 14} ${LEFT - 12} ${at(norm) + 8} L${LEFT - 3} ${at(norm)}`, `${b}.${norm}`);
-      const chain = norm === "norm_1" ? ["norm_1", "qkv", "attention", "projection"] : ["norm_2", "up", "gelu", "down"];
-      for (let k = 0; k < 3; k++) edge(`M${MIDDLE} ${at(chain[k]) - half} V${at(chain[k + 1]) + half + 2}`, `${b}.${chain[k + 1]}`);
+      const names = layers.filter(({ block, op }) => block === i && op !== "residual").map(({ name }) => name.slice(b.length + 1));
+      const chain = names.slice(names.indexOf(norm), names.indexOf(end) + 1);
+      for (let k = 0; k + 1 < chain.length; k++) edge(`M${MIDDLE} ${at(chain[k]) - half} V${at(chain[k + 1]) + half + 2}`, `${b}.${chain[k + 1]}`);
       edge(`M${LEFT} ${at(end)} H${STREAM + 12}`, `${b}.${sum}`);
       below = at(end) - 11;
     }
@@ -111,12 +119,12 @@ function node(app, layer, y) {
   const value = app.session.tensor(backward && op !== "cross_entropy" ? `dy:${name}` : `y:${name}`);
   const known = value && (app.step < 0 || at <= app.step || !backward);
   const size = known ? (name === "loss" ? app.session.loss : root_mean_square(value.data)) : NaN;
-  const purpose = op === "linear" ? `linear: ${short}` : op === "positions" ? "position table" : op === "layer_norm" ? (name === "final_norm" ? "final norm" : `layer norm ${short.at(-1)}`) : words.short;
+  const purpose = op === "linear" ? `linear: ${short}` : op === "positions" ? "position table" : op.endsWith("norm") ? (name === "final_norm" ? "final norm" : `${words.short} ${short.at(-1)}`) : words.short;
   const shown = known && op !== "residual" ? number(size, 3) : "";
   const visible = op === "residual" ? "+" : `${op === "positions" ? "+ " : ""}${purpose} ${shown}`; // what is read aloud begins with it
-  const label = `${visible}: ${words.title}, ${name}${known ? `, ${name === "loss" ? "loss" : backward ? "size of the gradient" : "size of the result"} ${number(size, 3)}` : ""}${app.mistake?.op === op ? ", a mistake is planted here" : ""}`;
+  const label = `${visible}: ${words.title}, ${name}${known ? `, ${name === "loss" ? "loss" : backward ? "size of the gradient" : "size of the result"} ${number(size, 3)}` : ""}${has(app.mistake, op) ? ", a mistake is planted here" : ""}`;
   const group = s("g", {
-    class: `node ${op} ${state} ${selected ? "selected" : ""} ${app.mistake && app.mistake.op === op ? "mistaken" : ""}`, role: "button", "aria-label": label,
+    class: `node ${op} ${state} ${selected ? "selected" : ""} ${has(app.mistake, op) ? "mistaken" : ""}`, role: "button", "aria-label": label,
     "aria-current": selected ? "true" : null, tabindex: app.layer === name ? 0 : -1, "data-key": name,
     onclick: () => app.look_at(name), onkeydown: (/** @type {KeyboardEvent} */ event) => {
       if (event.key === "Enter" || event.key === " ") { event.preventDefault(); app.look_at(name); }

@@ -1,5 +1,8 @@
 // What made a number: a sum of products, each factor a number that can itself be asked for.
 
+import { kv_heads } from "./llama.js";
+import { angle } from "./ops.js";
+
 /** @typedef {import("./session.js").Session} Session */
 /** @typedef {import("./layers.js").Layer} Layer */
 
@@ -54,6 +57,14 @@ class Asked {
   /** @param {number} count */
   range(count) {
     return Array.from({ length: count }, (_, i) => i);
+  }
+
+  /** The heads of a Llama's attention: group says which shared head a query head uses, sharers the converse, and
+   * turn by how much its pair i is turned at position t. */
+  heads() {
+    const { config } = this.session, { d_model, n_heads: H } = config, G = kv_heads(config), K = d_model / H, R = H / G;
+    return { H, G, K, group: (/** @type {number} */ h) => Math.floor(h / R), sharers: (/** @type {number} */ g) => this.range(R).map((r) => g * R + r),
+      turn: (/** @type {number} */ t, /** @type {number} */ i) => { const by = angle(t, i % (K / 2), K, config.rope_base); return { cos: Math.cos(by), sin: Math.sin(by) }; } };
   }
 
   /** One product for each of `over`, and further ones. @param {string} formula @param {number[]} over
@@ -125,6 +136,22 @@ const rules = {
     dx: (at, { parameters }, [t, d]) => at.sum("dx = dz E", at.range(at.width("dy:head")), (v) => [at.n("dy:head", t, v), at.n(`w:${parameters[0]}`, v, d)]),
     dw: (at, _, [v, d]) => at.sum("dE = dzᵀ x", at.range(at.session.ids.length), (t) => [at.n("dy:head", t, v), at.n("y:final_norm", t, d)]),
   },
+  rms_norm: {
+    y: (at, { name, parameters }, [t, d]) => at.of("y = w ∘ x̂", [[at.n(`w:${parameters[0]}`, d), at.n(`a:${name}.x_hat`, t, d)]]),
+    dx: (at, { name }, [t, d]) => at.of("dx = r (dx̂ − x̂ mean(dx̂ ∘ x̂))", [
+      [at.n(`a:${name}.r`, t, 0), at.n(`a:${name}.dx_hat`, t, d)],
+      [at.c(-1, "−1"), at.n(`a:${name}.r`, t, 0), at.n(`a:${name}.x_hat`, t, d), at.n(`a:${name}.mean_product`, t, 0)],
+    ]),
+    dw: (at, { name }, [d]) => at.sum("dw = Σ_rows dy ∘ x̂", at.range(at.session.ids.length), (t) => [at.n(`dy:${name}`, t, d), at.n(`a:${name}.x_hat`, t, d)]),
+  },
+  swiglu: {
+    y: (at, { name, x }, [t, f]) => at.of("y = a σ(a) ∘ b", [[at.n(`a:${name}.silu`, t, f), at.n(x, t, at.width(x) / 2 + f)]]),
+    dx: (at, { name, x }, [t, c]) => {
+      const F = at.width(x) / 2, f = c % F, d = at.n(`dy:${name}`, t, f);
+      return c < F ? at.of("da = dy ∘ b ∘ σ (1 + a (1 − σ))", [[d, at.n(x, t, F + f), at.n(`a:${name}.slope`, t, f)]])
+        : at.of("db = dy ∘ a σ", [[d, at.n(`a:${name}.silu`, t, f)]]);
+    },
+  },
   gelu: {
     y: (at, { x }, [t, f]) => { const input = at.n(x, t, f); return at.of("y = ½ x (1 + tanh u)", [[input, at.c(input.value === 0 ? 0.5 : 0.5 * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (input.value + 0.044715 * input.value ** 3))), "½ (1 + tanh u)")]]); },
     dx: (at, { name }, [t, f]) => at.of("dx = dy ∘ (½ (1 + τ) + ½ x (1 − τ²) u′)", [[at.n(`dy:${name}`, t, f), at.n(`a:${name}.slope`, t, f)]]),
@@ -143,6 +170,19 @@ const rules = {
       return at.sum("dV = Pᵀ dY", later, (s) => [at.n(`a:${name}.P`, h, s, t), at.n(`a:${name}.dY`, h, s, i)]);
     },
   },
+  rotary_attention: {
+    y: (at, { name }, [t, c]) => {
+      const { K, group } = at.heads(), h = Math.floor(c / K);
+      return at.sum("Y = P V", at.range(t + 1), (s) => [at.n(`a:${name}.P`, h, t, s), at.n(`a:${name}.v`, group(h), s, c % K)]);
+    },
+    dx: (at, { name }, [t, c]) => {
+      const { K, H, G, sharers } = at.heads(), h = Math.floor(c / K), i = c % K;
+      if (h < H) return turned_back(at, `a:${name}.dQ`, "dQ", h, t, i);
+      if (h < H + G) return turned_back(at, `a:${name}.dK`, "dK", h - H, t, i);
+      return at.of("dV = Pᵀ dY, summed over the heads that share V", sharers(h - H - G).flatMap((one) =>
+        at.range(at.session.ids.length).slice(t).map((s) => [at.n(`a:${name}.P`, one, s, t), at.n(`a:${name}.dY`, one, s, i)])));
+    },
+  },
   cross_entropy: {
     y: (at) => {
       const counted = at.range(at.session.ids.length).filter((t) => at.session.labels[t] >= 0);
@@ -151,6 +191,15 @@ const rules = {
     dx: (at, layer, index) => dz(at, index),
   },
 };
+
+/** A gradient through a turn: turned by −1 times the angle. @param {Asked} at @param {string} of @param {string} symbol
+ * @param {number} h @param {number} t @param {number} i */
+function turned_back(at, of, symbol, h, t, i) {
+  const { K, turn } = at.heads(), first = i < K / 2, { cos, sin } = turn(t, i);
+  return at.of(`${symbol} turned back: ${first ? "a cos + b sin" : "b cos − a sin"}`, [
+    [at.n(of, h, t, i), at.c(cos, "cos")], [...(first ? [] : [at.c(-1, "−1")]), at.n(of, h, t, first ? i + K / 2 : i - K / 2), at.c(sin, "sin")]],
+  "Queries and keys were turned by an angle; their gradient is turned by as much the other way.");
+}
 
 /** @param {Asked} at @param {number[]} index */
 function looked_up(at, [v, d]) {
@@ -170,14 +219,24 @@ function dz(at, [t, v]) {
 /** @param {Asked} at @param {Layer} layer @param {string} part @param {number[]} index @returns {Explanation | null} */
 function inside(at, layer, part, index) {
   const { name, x, parameters } = layer, a = (/** @type {string} */ other) => `a:${name}.${other}`, [r] = index;
-  const D = at.width(x), { d_model, n_heads } = at.session.config, K = d_model / n_heads, [h, t, s] = index;
+  const D = at.width(x), { d_model } = at.session.config, [h, t, s] = index, { H, G, K, group, sharers, turn } = at.heads(), rotary = layer.op === "rotary_attention";
   const mean = (/** @type {string} */ of, /** @type {string} */ formula) =>
     at.sum(formula, at.range(D), (d) => [at.c(1 / D, "1/D"), at.n(of, r, d)]);
-  const piece = (/** @type {number} */ which, /** @type {string} */ words) =>
-    at.of("one head's piece of qkv", [[at.n(x, t, which * d_model + h * K + s)]], words);
+  // A channel of qkv: queries first, then keys, then values.
+  const channel = (/** @type {number} */ which, /** @type {number} */ i) => (which === 0 ? 0 : rotary ? (H + (which - 1) * G) * K : which * d_model) + h * K + i;
+  const piece = (/** @type {number} */ which, /** @type {string} */ words) => {
+    if (!rotary || which === 2) return at.of("one head's piece of qkv", [[at.n(x, t, channel(which, s))]], words);
+    const first = s < K / 2, { cos, sin } = turn(t, s);
+    return at.of(`one head's piece of qkv, turned: ${first ? "a cos − b sin" : "b cos + a sin"}`, [
+      [at.n(x, t, channel(which, s)), at.c(cos, "cos")], [...(first ? [at.c(-1, "−1")] : []), at.n(x, t, channel(which, first ? s + K / 2 : s - K / 2)), at.c(sin, "sin")]],
+    `${words} Turned by an angle that grows with the position.`);
+  };
   /** @type {Record<string, () => Explanation>} */
   const made = {
-    x_hat: () => at.of("x̂ = (x − mean x) · rstd", [[at.n(x, ...index), at.n(a("rstd"), r, 0)], [at.c(-1, "−1"), at.n(a("mean"), r, 0), at.n(a("rstd"), r, 0)]]),
+    x_hat: () => layer.op === "rms_norm" ? at.of("x̂ = x r", [[at.n(x, ...index), at.n(a("r"), r, 0)]]) : at.of("x̂ = (x − mean x) · rstd", [[at.n(x, ...index), at.n(a("rstd"), r, 0)], [at.c(-1, "−1"), at.n(a("mean"), r, 0), at.n(a("rstd"), r, 0)]]),
+    mean_square: () => at.of("mean x² = 1/D Σ x²", at.range(D).map((d) => [at.c(1 / D, "1/D"), at.n(x, r, d), at.n(x, r, d)])),
+    r: () => ({ formula: "r = (mean x² + ε)^−½", products: [], inputs: [{ ...at.n(a("mean_square"), r, 0), label: "mean x²" }, at.c(at.session.config.norm_eps, "ε")] }),
+    silu: () => ({ formula: "a σ(a)", products: [], inputs: [{ ...at.n(x, ...index), label: "a" }], words: "The gate: how far it is open." }),
     mean: () => mean(x, "mean x = 1/D Σ x"),
     variance: () => at.of("var x = 1/D Σ (x − mean x)²", at.range(D).map((d) => { const v = at.n(x, r, d).value - at.n(a("mean"), r, 0).value; return [at.c(1 / D, "1/D"), { ...at.n(x, r, d), value: v * v, label: "(x − mean)²" }]; })),
     rstd: () => ({ formula: "rstd = (var x + ε)^−½", products: [], inputs: [{ ...at.n(a("variance"), r, 0), label: "var x" }, at.c(1e-5, "ε")] }),
@@ -185,15 +244,20 @@ function inside(at, layer, part, index) {
     mean_dx_hat: () => mean(a("dx_hat"), "mean dx̂ = 1/D Σ dx̂"),
     product: () => at.of("dx̂ ∘ x̂", [[at.n(a("dx_hat"), ...index), at.n(a("x_hat"), ...index)]]),
     mean_product: () => mean(a("product"), "mean(dx̂ ∘ x̂) = 1/D Σ dx̂ ∘ x̂"),
-    slope: () => ({ formula: "½ (1 + τ) + ½ x (1 − τ²) u′", products: [], inputs: [{ ...at.n(x, ...index), label: "x" }], words: "The slope of GELU at x." }),
+    slope: () => layer.op === "swiglu"
+      ? { formula: "σ (1 + a (1 − σ))", products: [], inputs: [{ ...at.n(x, ...index), label: "a" }], words: "The slope of a σ(a), the gate's." }
+      : { formula: "½ (1 + τ) + ½ x (1 − τ²) u′", products: [], inputs: [{ ...at.n(x, ...index), label: "x" }], words: "The slope of GELU at x." },
+    dQ: () => at.sum("dQ = dS K / √K", at.range(t + 1), (key) => [at.n(a("dS"), h, t, key), at.n(a("k"), group(h), key, s), at.c(1 / Math.sqrt(K), "1/√K")]),
+    dK: () => at.of("dK = dSᵀ Q / √K, summed over the heads that share K", sharers(h).flatMap((one) =>
+      at.range(at.session.ids.length).slice(t).map((query) => [at.n(a("dS"), one, query, t), at.n(a("q"), one, query, s), at.c(1 / Math.sqrt(K), "1/√K")]))),
     q: () => piece(0, "Of the query that this token asks with."),
     k: () => piece(1, "Of the key that this token offers."),
     v: () => piece(2, "Of the value that this token hands over when it is attended to."),
     dY: () => at.of("one head's piece of dy", [[at.n(`dy:${name}`, t, h * K + s)]]),
     S: () => s > t ? { formula: "S = −∞", products: [], words: "The key lies in the query's future: masked." }
-      : at.sum("S = Q Kᵀ / √K", at.range(K), (i) => [at.n(a("q"), h, t, i), at.n(a("k"), h, s, i), at.c(1 / Math.sqrt(K), "1/√K")]),
+      : at.sum("S = Q Kᵀ / √K", at.range(K), (i) => [at.n(a("q"), h, t, i), at.n(a("k"), group(h), s, i), at.c(1 / Math.sqrt(K), "1/√K")]),
     P: () => ({ formula: "P = softmax S: exp S / Σ_keys exp S", products: [], inputs: at.range(t + 1).map((key) => ({ ...at.n(a("S"), h, t, key), label: `S of key ${key}` })) }),
-    dP: () => at.sum("dP = dY Vᵀ", at.range(K), (i) => [at.n(a("dY"), h, t, i), at.n(a("v"), h, s, i)]),
+    dP: () => at.sum("dP = dY Vᵀ", at.range(K), (i) => [at.n(a("dY"), h, t, i), at.n(a("v"), group(h), s, i)]),
     inner: () => at.sum("Σ_keys dP ∘ P", at.range(h === undefined ? 0 : t + 1), (key) => [at.n(a("dP"), h, t, key), at.n(a("P"), h, t, key)]),
     dS: () => at.of("dS = P ∘ (dP − Σ_keys dP ∘ P)", [[at.n(a("P"), h, t, s), at.n(a("dP"), h, t, s)], [at.c(-1, "−1"), at.n(a("P"), h, t, s), at.n(a("inner"), h, t, 0)]]),
     lse: () => ({ formula: "log Σ_v exp z_v", products: [], words: "Over the whole vocabulary." }),

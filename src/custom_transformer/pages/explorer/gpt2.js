@@ -6,8 +6,10 @@ import { Scope } from "./scope.js";
 import { Tensor, add } from "./tensor.js";
 
 /**
- * @typedef {{ architecture: string, vocab_size: number, max_seq_len: number, n_blocks: number, n_heads: number,
- *   d_model: number, d_ffn: number, bias: boolean, tie_embeddings: boolean }} Config
+ * bias: GPT-2's alone. n_kv_heads, rope_base and norm_eps: Llama's alone.
+ * @typedef {{ architecture: "gpt2" | "llama", vocab_size: number, max_seq_len: number, n_blocks: number, n_heads: number,
+ *   d_model: number, d_ffn: number, tie_embeddings: boolean, bias: boolean, n_kv_heads: number | null, rope_base: number,
+ *   norm_eps: number }} Config
  */
 
 /** @param {Int32Array} input_ids @param {Scope} at */
@@ -58,8 +60,8 @@ export function block_backward(dx, at) {
   return add(dx, at.backward("norm_1", layer_norm, dh));
 }
 
-/** @param {Tensor} x @param {Scope} at */
-export function final_norm_forward(x, at) {
+/** @param {Tensor} x @param {Scope} at @param {Config} _config */
+export function final_norm_forward(x, at, _config) {
   return at.forward("final_norm", layer_norm, x);
 }
 

@@ -49,14 +49,14 @@ function row_norm(x, r) {
 
 /**
  * @param {App} app @param {string} reference
- * @param {{ title?: string, words?: string, plane?: number, end?: number, compact?: boolean, causal?: boolean }} [options]
- * plane: one head of several. causal: what lies in a token’s future is masked
+ * @param {{ title?: string, words?: string, plane?: number, end?: number, compact?: boolean, causal?: boolean, shares?: boolean }} [options]
+ * plane: one head of several. causal: what lies in a token’s future is masked. shares: from 0 to 1, none negative
  */
-export function heatmap(app, reference, { title = title_of(reference), words = "", plane, end, compact = false, causal = false } = {}) {
+export function heatmap(app, reference, { title = title_of(reference), words = "", plane, end, compact = false, causal = false, shares = false } = {}) {
   const whole = app.session.tensor(reference);
   if (!whole) return h("figure", { class: "map" }, h("figcaption", {}, title), h("p", { class: "soft" }, "Not computed yet."));
   const x = plane === undefined ? flat(contiguous(whole)) : head(whole, plane);
-  const rows = rows_shown(app, x), scale = end ?? end_of_scale(x);
+  const rows = rows_shown(app, x), scale = shares ? 1 : end ?? end_of_scale(x);
   const axes = axes_of(reference, whole.shape, app.session.config.vocab_size, app.session.ids.length);
   const row_axis = axes[plane === undefined ? 0 : 1], labelled = whole.shape.length > 1 && (row_axis === "token" || row_axis === "entry");
   const height = rows.length === 1 ? 18 : Math.max(2, Math.min(compact ? 14 : 17, Math.floor((compact ? 170 : 300) / rows.length)));
@@ -108,8 +108,8 @@ export function heatmap(app, reference, { title = title_of(reference), words = "
   const striped = stripe > 1 ? ` Each stripe is the largest of ${stripe} neighbours.` : "";
   const some = rows.length < x.rows ? ` The ${rows.length} rows of the text's tokens and with the largest numbers, of ${x.rows.toLocaleString("en")}.` : "";
   return h("figure", { class: compact ? "map compact" : "map" },
-    h("figcaption", {}, h("b", {}, title), " ", h("span", { class: "soft" }, shape(plane === undefined ? whole.shape : whole.shape.slice(1)), words || some || striped ? ". " : "", words, some, striped)),
-    body, h("div", { class: "below" }, readout, scale_bar(scale, app.dark())));
+    h("figcaption", {}, h("b", {}, title), " ", h("span", { class: "soft" }, shape(plane === undefined ? whole.shape : whole.shape.slice(1)), words || some || striped ? ". " : "", words, words && !/[.?]$/.test(words) ? "." : "", some, striped)),
+    body, h("div", { class: "below" }, readout, scale_bar(scale, app.dark(), shares)));
 }
 
 /** @param {Tensor} x a vector as one row */
@@ -140,9 +140,9 @@ function paint(canvas, x, rows, scale, dark, stripe = 1, causal = false) {
   context.putImageData(image, 0, 0);
 }
 
-/** @param {number} end @param {boolean} dark */
-function scale_bar(end, dark) {
+/** @param {number} end @param {boolean} dark @param {boolean} shares */
+function scale_bar(end, dark, shares) {
   const canvas = h("canvas", { width: 101, height: 1, "aria-hidden": "true" });
-  paint(canvas, new Tensor(Float32Array.from({ length: 101 }, (_, i) => i / 50 - 1), [1, 101]), [0], 1, dark);
-  return h("span", { class: "scale" }, number(-end, 2), canvas, number(end, 2));
+  paint(canvas, new Tensor(Float32Array.from({ length: 101 }, (_, i) => (shares ? i / 100 : i / 50 - 1)), [1, 101]), [0], 1, dark);
+  return h("span", { class: "scale" }, number(shares ? 0 : -end, 2), canvas, number(end, 2));
 }

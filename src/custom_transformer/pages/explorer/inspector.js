@@ -105,7 +105,7 @@ function neighbours(app, reference, index) {
     const first = Math.max(0, Math.min(at - Math.floor(count / 2), size - count));
     return Array.from({ length: Math.min(count, size) }, (_, i) => first + i);
   };
-  const columns = around(index[last], sizes[last], 4), rows = before >= 0 ? around(index[before], sizes[before], 5) : [0];
+  const columns = around(index[last], sizes[last], 3), rows = before >= 0 ? around(index[before], sizes[before], 5) : [0];
   const axes = axes_of(reference, sizes, app.session.config.vocab_size, app.session.ids.length);
   const cell = (/** @type {number} */ r, /** @type {number} */ c) => {
     const there = [...index];

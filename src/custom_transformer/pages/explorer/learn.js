@@ -2,8 +2,9 @@
 
 import { chart } from "./chart.js";
 import { breath, button, h, replace } from "./dom.js";
-import { number } from "./format.js";
+import { formulas_of, number } from "./format.js";
 import { build_optimizer, clip_scale, global_norm, update } from "./optim.js";
+import { Session } from "./session.js";
 import { prose } from "./terms.js";
 import { copy } from "./weights.js";
 
@@ -13,6 +14,7 @@ import { copy } from "./weights.js";
 
 const UNDO = 8; // states kept: each has the parameters and the optimiser's memory
 const LEARNT = 0.05; // nats per token
+const OTHERS = ["Four plus five is nine.", "The cat is an animal."]; // one that is not the reader's shows what is forgotten
 const FRAME = 40; // milliseconds of computing between two drawings
 
 /** @param {App} app @param {number} lr @param {Optimizer} optimizer */
@@ -102,12 +104,32 @@ export function learn(app) {
       h("div", { class: "buttons" }, go("1 update", 1), go("10 updates", 10), go("100 updates", 100), go("until it is learnt", Infinity),
         running ? stop : null,
         button("undo", undo, { disabled: !past.length || running }), button("restore the checkpoint", restore, { disabled: !app.updates || running })),
-      h("p", { role: "status" }, "loss ", h("b", {}, number(app.session.loss, 4)), app.session.loss < LEARNT ? ", learnt" : "", `, ${app.updates} update${app.updates === 1 ? "" : "s"} since the checkpoint`),
+      h("p", { role: "status" }, "loss ", h("b", {}, number(app.session.loss, 4)), " nats per token", app.session.loss < LEARNT ? ", learnt" : "", `, ${app.updates} update${app.updates === 1 ? "" : "s"} since the checkpoint`),
       chart([{ name: "loss", values: losses, kind: "good" }], "The loss of this text by update"),
-      h("pre", { class: "math" }, app.data.excerpts[`${kind}_update`].formula),
+      forgotten(app),
+      h("pre", { class: "math" }, formulas_of(app.data.excerpts[`${kind}_update`].formula).formulas.join("\n")),
+      h("p", { class: "symbols" }, ...prose(SYMBOLS[kind], new Set())),
       before ? changes(app, before) : h("p", { class: "soft" }, "After an update, the change of each tensor stands here."));
   });
   return panel;
+}
+
+const SYMBOLS = {
+  adamw: "θ: a parameter. g: its gradient. m and v: running means of g and of g², with m̂ and v̂ corrected for their start at 0. β₁ and β₂: how slowly those move. η: the learning rate. λ: the weight decay. s: at most 1, so that all gradients together are no larger than 1. ε: against a division by 0.",
+  sgd: "θ: a parameter. g: its gradient. η: the learning rate. λ: the weight decay. s: at most 1, so that all gradients together are no larger than 1.",
+};
+
+/** What the updates have done to another text. @param {App} app */
+function forgotten(app) {
+  if (!app.updates) return null;
+  const text = [app.data.text, ...OTHERS].find((other) => other !== app.text) ?? "";
+  const loss = (/** @type {Tensors} */ parameters) => {
+    const other = new Session(app.session.config, parameters, app.session.end);
+    other.read(app.tokenizer.encode(text));
+    return other.forward();
+  };
+  const [before, now] = [loss(app.checkpoints[app.checkpoint].parameters), loss(app.session.parameters)];
+  return h("p", { class: "soft" }, "Another text, ", h("q", {}, text), `: loss ${number(before, 3)} before your updates, ${number(now, 3)} now${now > before + 0.1 ? ". It is being forgotten." : "."}`);
 }
 
 /** How far each tensor went in the last press, relative to its size. @param {App} app @param {Tensors} before */

@@ -18,10 +18,10 @@ const TABS = /** @type {const} */ ([["predict", "Predict"], ["operation", "Opera
 /** @param {App} app */
 function header(app, /** @type {() => void} */ start) {
   const themes = /** @type {const} */ (["", "light", "dark"]);
-  const theme = button("theme: as the system", () => {
+  const theme = button("theme: system", () => {
     app.theme = themes[(themes.indexOf(app.theme) + 1) % 3];
     document.documentElement.dataset.theme = app.theme;
-    theme.textContent = `theme: ${app.theme || "as the system"}`;
+    theme.textContent = `theme: ${app.theme || "system"}`;
     app.render();
   }, { class: "quiet", "data-key": "theme" });
   const { config } = app.session, count = [...app.session.parameters.values()].reduce((sum, p) => sum + p.data.length, 0);
@@ -35,18 +35,19 @@ function text_input(app) {
   const box = h("textarea", { id: "text", rows: 1, spellcheck: "false", autocomplete: "off", maxlength: 2000, oninput: (/** @type {any} */ event) => app.read(event.target.value) });
   box.value = app.text;
   const figures = h("p", { class: "figures", id: "figures" });
-  const name = h("output", {}), slider = h("input", { type: "range", id: "checkpoint", min: 0, max: app.checkpoints.length - 1, value: app.checkpoint, step: 1, oninput: (/** @type {any} */ event) => app.choose_checkpoint(Number(event.target.value)) });
+  const name = h("output", {}), label = h("label", { for: "checkpoint" }), slider = h("input", { type: "range", id: "checkpoint", min: 0, max: app.checkpoints.length - 1, value: app.checkpoint, step: 1, oninput: (/** @type {any} */ event) => app.choose_checkpoint(Number(event.target.value)) });
   app.panels.push(() => {
     const { session } = app, { forward, backward } = session.milliseconds, chosen = app.checkpoints[app.checkpoint];
     slider.value = String(app.checkpoint);
     slider.setAttribute("aria-valuetext", chosen.name);
-    name.textContent = `${chosen.name}${chosen.exact ? "" : ", rounded"}${app.updates ? ` + ${app.updates} of your updates` : ""}`;
+    replace(name, chosen.name, ...(chosen.exact ? [] : [", ", term("rounded", "rounded")]), app.updates ? ` + ${app.updates} of your updates` : "");
+    label.textContent = `Checkpoint ${app.checkpoint + 1} of ${app.checkpoints.length} of the training run`;
     const counted = session.ids.length - 1;
     replace(figures, h("span", {}, `${counted} `, term(counted === 1 ? "token" : "tokens", "token")), counted ? h("span", {}, term("loss", "loss"), " ", h("b", {}, number(session.loss, 4)), " ", term("nats per token", "nats per token")) : null, counted ? h("span", {}, term("perplexity", "perplexity"), ` ${number(Math.exp(session.loss), 3)}`) : null,
       h("span", { class: "soft" }, `forward ${forward.toFixed(0)} ms${session.has_backward ? `, backward ${backward.toFixed(0)} ms` : ""}`));
   });
   return h("section", { class: "input", "aria-label": "Your text" }, h("div", { class: "typing" }, h("label", { for: "text" }, "Your text"), box),
-    h("div", { class: "moment" }, h("label", { for: "checkpoint" }, "Checkpoint of the run"), slider, name), strip(app), figures);
+    h("div", { class: "moment" }, label, slider, name), strip(app), figures);
 }
 
 /** @param {App} app */
@@ -71,9 +72,9 @@ function backward_controls(app) {
     const none = app.session.ids.length < 2, begun = app.step >= 0;
     replace(bar,
       button(app.playing ? "❚❚ pause" : "▼ backward", play, { class: "main", disabled: none, "data-key": "play" }),
-      button("◀", () => app.go_to_step(app.step - 1), { disabled: app.step <= 0, "aria-label": "step back", "data-key": "previous" }),
-      button("▶", () => app.go_to_step(app.step + 1), { disabled: none || app.step >= app.steps.length - 1, "aria-label": "next step", "data-key": "following" }),
-      begun ? button("▲ forward", () => { app.stop_backward(); app.render(); }, { class: "quiet", "data-key": "stop" }) : null,
+      button("◀ step", () => app.go_to_step(app.step - 1), { disabled: app.step <= 0, "aria-label": "◀ step back", "data-key": "previous" }),
+      button("step ▶", () => app.go_to_step(app.step + 1), { disabled: none || app.step >= app.steps.length - 1, "aria-label": "next step ▶", "data-key": "following" }),
+      begun ? button("▲ forward again", () => { app.stop_backward(); app.render(); }, { class: "quiet", "data-key": "stop" }) : null,
       h("span", { class: "soft", role: "status" }, begun ? `step ${app.step + 1} of ${app.steps.length}` : ""));
   });
   return bar;
@@ -105,7 +106,8 @@ function tabs(app, contents) {
 function banner(app) {
   const line = h("p", { class: "banner", role: "status" });
   app.panels.push(() => {
-    line.hidden = !app.mistake;
+    line.hidden = !app.mistake && !app.missing;
+    if (app.missing) replace(line, `This model has no place called ‘${app.missing}’: a model of another architecture may have it.`);
     if (app.mistake) replace(line, h("b", {}, "A mistake is planted: "), app.mistake.title, " ", button("remove it", () => app.plant(null), { "data-key": "remove" }));
   });
   return line;
@@ -124,10 +126,15 @@ async function start() {
     h("div", { class: "columns" }, h("section", { class: "left", "aria-label": "Architecture" }, backward_controls(app), drawing(app)), h("section", { class: "middle", "aria-label": "Details" }, main), inspector(app))),
   h("footer", {}, glossary(), h("p", { class: "soft" }, "Made by ", h("code", {}, "python -m custom_transformer explore"), ". The script in this page mirrors ", h("code", {}, "src/custom_transformer/maths/ops.py"), ", function by function; tests hold both equal.")));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.render());
-  const go = () => { // #layer_norm or #blocks.0.norm_1
+  const go = () => { // #layer_norm, #blocks.0.norm_1 or #update
     const asked = decodeURIComponent(location.hash.slice(1));
     const layer = app.session.layers.find(({ name, op }) => name === asked || op === asked);
+    app.missing = layer || asked === "update" ? "" : asked;
     if (layer) app.look_at(layer.name, "backward");
+    else {
+      if (asked === "update") app.tab = "learn";
+      app.render();
+    }
   };
   app.read(data.text);
   go();

@@ -5,7 +5,7 @@ import { TOLERANCE, check_parameter } from "./check.js";
 import { breath, button, h, replace } from "./dom.js";
 import { number } from "./format.js";
 import { optimizer_for } from "./learn.js";
-import { MISTAKES } from "./mistakes.js";
+import { mistakes_of } from "./mistakes.js";
 import { Pass, READABLE } from "./model.js";
 import { clip_scale, global_norm, update } from "./optim.js";
 import { prose } from "./terms.js";
@@ -44,7 +44,7 @@ export function mistakes(app) {
     const of = known, { config, ids, labels } = app.session;
     curves = { right: [], wrong: [] };
     const runs = [READABLE, app.mistake.engine].map((engine) => {
-      const parameters = copy(app.session.parameters);
+      const parameters = copy(app.checkpoints[app.checkpoint].parameters); // a text that the reader has made it learn would show nothing
       return { engine, parameters, optimizer: optimizer_for(app, "sgd", parameters) };
     });
     const lines = [curves.right, curves.wrong];
@@ -67,7 +67,7 @@ export function mistakes(app) {
     replace(panel,
       h("h2", {}, "Plant a mistake"),
       h("p", {}, prose("Errors that people make in a backward. Most leave a model that still runs and often still learns, only worse. A check of every gradient by finite differences finds what a loss curve hides.", new Set())),
-      h("fieldset", { class: "options" }, h("legend", {}, "Which one"), option("", "none"), MISTAKES.map(({ id, title }) => option(id, title))),
+      h("fieldset", { class: "options" }, h("legend", {}, "Which one"), option("", "none"), mistakes_of(app.session.config).map(({ id, title }) => option(id, title))),
       mistake ? h("div", { class: "difference" }, h("p", {}, mistake.words), h("pre", {}, h("del", {}, mistake.right), "\n", h("ins", {}, mistake.planted))) : null,
       h("div", { class: "buttons" }, button(checking ? "checking …" : "check every gradient", check, { disabled: none || checking, "data-key": "check" }),
         button(training ? "training …" : `train ${UPDATES} updates with and without it`, train, { disabled: none || !mistake || training, "data-key": "train" }), mistake ? button("remove the mistake", () => app.plant(null)) : null),
@@ -83,7 +83,7 @@ export function mistakes(app) {
     const causal = app.mistake?.id === "mask" && !unfinished ? h("p", {}, `Another test finds it: the first token’s logits must not depend on the last token. They do${leak(app) > 1e-6 ? `, by ${number(leak(app), 3)}` : " not on this text"}.`) : null;
     return h("section", {}, h("h3", {}, "What finite differences say"), h("p", { role: "status", class: wrong.length ? "bad" : "good" }, h("b", {}, line)), causal,
       h("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "each parameter’s check" }, h("table", { class: "checks" },
-        h("thead", {}, h("tr", {}, ["parameter", "one number: backward", "measured", "largest deviation", ""].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
+        h("thead", {}, h("tr", {}, ["parameter", "one number: backward", "measured", "largest deviation, relative", ""].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
         h("tbody", {}, checked.map(({ name, error, backward, measured, index }) => h("tr", { class: error < TOLERANCE ? "" : "off" }, h("th", { scope: "row" }, h("code", {}, name)),
           h("td", { class: "number" }, h("button", { type: "button", class: "factor", "data-key": `g${name}`, onclick: () => app.inspect(`dw:${name}`, index) }, number(backward))),
           h("td", { class: "number" }, number(measured)), h("td", { class: "number" }, number(error, 2)), h("td", {}, error < TOLERANCE ? "✓" : "✗ off")))))));
@@ -98,10 +98,10 @@ export function mistakes(app) {
 
 /** @param {{ right: number[], wrong: number[] }} curves */
 function verdict({ right, wrong }) {
-  if (right.length <= UPDATES) return "SGD, learning rate 0.1, from the same weights on the same text …";
+  if (right.length <= UPDATES) return "SGD, learning rate 0.1, both from the checkpoint’s weights on your text …";
   const [a, b] = [right[UPDATES], wrong[UPDATES]];
   const words = !Number.isFinite(b) || b > wrong[0] * 1.05 ? "It does not learn at all." : b > a * 1.3 + 0.01 ? "It still learns, but worse." : b < a * 0.7 - 0.01 ? "It seems to learn better, which a curve alone would praise." : "The curves hardly differ: a loss curve would never have told you.";
-  return `${words} After ${UPDATES} updates by SGD with a learning rate of 0.1: ${number(a, 3)} without, ${number(b, 3)} with the mistake.`;
+  return `${words} After ${UPDATES} updates of the checkpoint by SGD with a learning rate of 0.1: ${number(a, 3)} without, ${number(b, 3)} with the mistake.`;
 }
 
 /** How far the first token's logits move when the last token changes. @param {App} app */

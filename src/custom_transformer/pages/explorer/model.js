@@ -1,6 +1,6 @@
 // The mirror of maths/model.py and stack.py for one text: from tokens to the loss, and back to the gradients.
 
-import * as gpt2 from "./gpt2.js";
+import { architecture_of } from "./architecture.js";
 import { cross_entropy, linear_backward, linear_forward } from "./ops.js";
 import { Scope } from "./scope.js";
 import { Tensor } from "./tensor.js";
@@ -10,13 +10,15 @@ import { Tensor } from "./tensor.js";
 /** @typedef {import("./scope.js").Watch} Watch */
 /** @typedef {import("./ops.js").Op} Op */
 
+/** @typedef {typeof import("./gpt2.js").block_backward} BlockBackward */
+
 /**
- * Functions that may stand in for those of gpt2.js and ops.js: how a mistake is planted.
- * @typedef {{ equals: Map<Op, Op>, block_backward: typeof gpt2.block_backward }} Engine
+ * Functions that may stand in for those of ops.js and for each architecture's block: how a mistake is planted.
+ * @typedef {{ equals: Map<Op, Op>, block_backward?: Record<Config["architecture"], BlockBackward> }} Engine
  */
 
 /** @type {Engine} */
-export const READABLE = { equals: new Map(), block_backward: gpt2.block_backward };
+export const READABLE = { equals: new Map() };
 
 /** @type {Watch} */
 export const nobody = () => {};
@@ -41,10 +43,10 @@ export class Pass {
   /** input_ids (T,), labels (T,) already shifted, -100 left out -> the mean loss in nats
    * @param {Int32Array} input_ids @param {Int32Array} labels @returns {number} */
   loss(input_ids, labels) {
-    const { at, config } = this;
-    let x = gpt2.embedding_forward(input_ids, at);
-    for (let i = 0; i < config.n_blocks; i++) x = gpt2.block_forward(x, at.part(`blocks.${i}`), config);
-    x = gpt2.final_norm_forward(x, at);
+    const { at, config } = this, { module } = architecture_of(config);
+    let x = module.embedding_forward(input_ids, at);
+    for (let i = 0; i < config.n_blocks; i++) x = module.block_forward(x, at.part(`blocks.${i}`), config);
+    x = module.final_norm_forward(x, at, config);
     x = at.watch("x", "head", x) ?? x;
     let { y: logits, saved } = linear_forward(x, this.head_weight().T, null);
     this.saved.set("head", saved);
@@ -54,7 +56,8 @@ export class Pass {
 
   /** Each parameter's gradient. @returns {Tensors} */
   loss_backward() {
-    const { at, config } = this;
+    const { at, config } = this, { module } = architecture_of(config);
+    const block_backward = this.engine.block_backward?.[config.architecture] ?? module.block_backward;
     const dz = at.backward("loss", cross_entropy, 1);
     at.watch("dy", "head", dz);
     let [dx, d_head_transposed] = /** @type {Tensor[]} */ (linear_backward(dz, at.take("head")));
@@ -62,9 +65,9 @@ export class Pass {
     at.watch("dx", "head", dx);
     at.watch("dw", "head", d_head);
     if (!config.tie_embeddings) at.give("head.weight", d_head);
-    dx = gpt2.final_norm_backward(dx, at);
-    for (let i = config.n_blocks - 1; i >= 0; i--) dx = this.engine.block_backward(dx, at.part(`blocks.${i}`));
-    gpt2.embedding_backward(dx, at, config.tie_embeddings ? d_head : null);
+    dx = module.final_norm_backward(dx, at);
+    for (let i = config.n_blocks - 1; i >= 0; i--) dx = block_backward(dx, at.part(`blocks.${i}`));
+    module.embedding_backward(dx, at, config.tie_embeddings ? d_head : null);
     return at.gradients;
   }
 }

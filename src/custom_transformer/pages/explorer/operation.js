@@ -1,8 +1,9 @@
 // One operation: its formula, its lines of ops.py, what goes in and out, what it saves and when that is freed.
 
 import { button, h, replace } from "./dom.js";
-import { bytes, shape } from "./format.js";
+import { bytes, formulas_of, shape } from "./format.js";
 import { end_of_scale, heatmap } from "./heatmap.js";
+import { has } from "./mistakes.js";
 import { Tensor } from "./tensor.js";
 import { prose } from "./terms.js";
 import { OPERATIONS, PURPOSES } from "./words.js";
@@ -41,26 +42,43 @@ function formula(app, layer, backward) {
   const words = OPERATIONS[layer.op];
   if (layer.op === "residual") {
     const [line] = backward ? [`dx = dx + dh`] : ["x = x + h"];
-    return h("div", { class: "formula" }, h("pre", {}, line), h("p", { class: "place" }, "src/custom_transformer/maths/gpt2.py, block_forward and block_backward. Derivation: ", chapter(words.chapter)));
+    return h("div", { class: "formula" }, h("pre", {}, line), h("p", { class: "place" }, `src/custom_transformer/maths/${app.session.config.architecture}.py, block_forward and block_backward. Derivation: `, chapter(words.chapter)));
   }
   const found = app.data.excerpts[`${words.excerpt}_${backward ? "backward" : "forward"}`];
-  const planted = app.mistake && app.mistake.op === layer.op
+  const planted = app.mistake && has(app.mistake, layer.op)
     ? h("div", { class: "planted" }, h("b", {}, "A mistake is planted in this operation: "), h("code", {}, app.mistake.planted)) : null;
-  return h("div", { class: "formula" }, h("pre", { class: "math" }, found.formula), planted,
+  // Rotary attention's docstring says in words how it differs from causal attention, whose formula it has.
+  const { formulas, remark } = layer.op === "rotary_attention"
+    ? { ...formulas_of(app.data.excerpts[`causal_attention_${backward ? "backward" : "forward"}`].formula), remark: found.formula.replaceAll("`", "") } : formulas_of(found.formula);
+  return h("div", { class: "formula" }, h("pre", { class: "math" }, formulas.join("\n")), remark ? h("p", { class: "place" }, remark) : null,
+    h("p", { class: "symbols" }, ...prose(symbols(words, backward), new Set())), planted,
     lines(found, true), helpers(app, found).map((helper) => lines(helper, false)),
-    h("p", { class: "place" }, found.place, ". Derivation: ", chapter(words.chapter)));
+    h("p", { class: "place" }, source(found.place), ". Derivation: ", chapter(words.chapter)));
 }
 
-/** In the site that make docs builds, a copy of this page stands beside the book; elsewhere a link would lead nowhere.
- * @param {string} name */
+/** Whether this copy of the page stands in the site that make docs builds, beside the book; elsewhere links to that would
+ * lead nowhere. */
+const beside_book = () => "site" in document.documentElement.dataset;
+
+/** @param {string} place "src/…/ops.py, line 7" */
+function source(place) {
+  return beside_book() ? h("a", { href: `source/${place.replace(", line ", ".html#line-")}` }, place) : place;
+}
+
+/** @param {string} name */
 function chapter(name) {
-  return location.pathname.includes("/_site/") ? h("a", { href: `book/${name}.html` }, `the book’s chapter ${name}`)
+  return beside_book() ? h("a", { href: `book/${name}.html` }, `the book’s chapter ${name}`)
     : h("span", {}, "the book’s chapter ", h("code", {}, `docs/book/${name}.md`));
+}
+
+/** What the formula's letters stand for. @param {import("./words.js").Words} words @param {boolean} backward */
+function symbols(words, backward) {
+  return `${words.symbols}${backward ? " d before a name: the gradient of the loss with respect to it." : ""}`;
 }
 
 /** @param {import("./app.js").Excerpt} excerpt @param {boolean} open */
 function lines(excerpt, open) {
-  return h("details", { open }, h("summary", {}, `ops.py: ${excerpt.signature}`), h("pre", { class: "code", tabindex: 0, role: "region", "aria-label": `lines of ${excerpt.signature}` }, excerpt.code));
+  return h("details", { open }, h("summary", {}, `ops.py: ${excerpt.signature}`), h("pre", { class: "code" }, excerpt.code.split("\n").map((line) => h("span", {}, line))));
 }
 
 /** Functions of ops.py that the shown one calls. @param {App} app @param {import("./app.js").Excerpt} found */
@@ -73,11 +91,11 @@ function forward_maps(app, layer) {
   const { name, op, x } = layer, y = `y:${name}`;
   const input = op === "lookup" ? ids(app) : heatmap(app, x, { title: op === "residual" ? "from the branch, h" : "comes in, x", words: from(x) });
   const weights = layer.parameters.filter((parameter) => op !== "lookup" || parameter).map((parameter) => heatmap(app, `w:${parameter}`, { title: `parameter ${short(parameter)}` }));
-  const inner = op === "causal_attention" ? [heads(app, layer, "P", "attention P of each head", "Rows are queries, columns keys; each row adds up to 1. Grey is the masked future.")]
+  const attention = op.endsWith("attention"), inner = attention ? [heads(app, layer, "P", "attention P of each head", "Rows are queries, columns keys; each row adds up to 1. Grey is the masked future.")]
     : op === "cross_entropy" ? [heatmap(app, "a:loss.probabilities", { title: "softmax: probabilities" }), heatmap(app, "a:loss.losses", { title: "loss of each token" })] : [];
   if (op === "residual") return [sum(app, [[layer.before ?? "", "the stream, x"], [x, "the branch, h"]], y, "x + h")];
   if (op === "cross_entropy") return [heatmap(app, x, { title: "logits come in" }), ...inner];
-  return [h("h3", {}, "Values"), input, ...(op === "causal_attention" ? inner : weights), heatmap(app, y, { title: "goes out, y" })];
+  return [h("h3", {}, "Values"), input, ...(attention ? inner : weights), heatmap(app, y, { title: "goes out, y" })];
 }
 
 /** @param {App} app */
@@ -90,17 +108,17 @@ function backward_maps(app, layer) {
   const { name, op, dy } = layer;
   if (!app.session.has_backward) return [h("p", {}, "Type a text of at least one token, and there is something to learn from.")];
   const incoming = op === "cross_entropy" ? h("p", {}, "dL = 1 comes in: the loss changes one for one with itself.")
-    : dy.length > 1 && op !== "residual" ? sum(app, dy.map((other) => [other, source(other)]), `dy:${name}`, "comes in, dy")
+    : dy.length > 1 && op !== "residual" ? sum(app, dy.map((other) => [other, origin(other)]), `dy:${name}`, "comes in, dy")
       : heatmap(app, `dy:${name}`, { title: "gradient comes in, dy", words: "of this operation’s result" });
-  const parts = [h("h3", {}, "Gradients"), ...(op === "residual" && dy.length > 1 ? [sum(app, dy.map((other) => [other, source(other)]), `dy:${name}`, "their sum")] : [incoming])];
-  if (op === "causal_attention") {
+  const parts = [h("h3", {}, "Gradients"), ...(op === "residual" && dy.length > 1 ? [sum(app, dy.map((other) => [other, origin(other)]), `dy:${name}`, "their sum")] : [incoming])];
+  if (op.endsWith("attention")) {
     parts.push(heads(app, layer, "dP", "dP of each head", "Would the loss grow if a token took over more of another?"),
       heads(app, layer, "dS", "dS of each head", "The same for the scores, through the softmax: each row adds up to 0."));
   }
   if (op === "residual") {
     parts.push(h("div", { class: "split" }, h("p", {}, h("b", {}, "The split: "), "both sides of the sum receive the same gradient. One copy goes on down the stream, one into the branch:"),
       h("div", { class: "pair" }, heatmap(app, `dy:${name}`, { title: "down the stream", compact: true }), heatmap(app, `dy:${layer.x.slice(2)}`, { title: "into the branch", compact: true }))));
-  } else if (op !== "lookup") parts.push(heatmap(app, op === "positions" ? `dy:${name}` : `dx:${name}`, { title: "gradient goes out, dx", words: "to the operation below" }));
+  } else if (op !== "lookup") parts.push(heatmap(app, op === "positions" ? `dy:${name}` : `dx:${name}`, { title: `gradient goes out, ${op === "cross_entropy" ? "dz" : "dx"}`, words: "to the operation below" }));
   parts.push(joined(app, layer));
   if (op === "lookup" && app.session.config.tie_embeddings) {
     parts.push(h("div", { class: "split" }, h("p", {}, h("b", {}, "Two contributions: "), "the tied table is used at the bottom, where its rows are looked up, and at the top, as the head’s matrix. Its gradient is the sum."),
@@ -113,9 +131,9 @@ function backward_maps(app, layer) {
 
 /** Where a branch left the stream, its gradient joins the stream's again. @param {App} app @param {Layer} layer */
 function joined(app, layer) {
-  if (layer.op !== "layer_norm" || layer.block === null) return null;
+  if (layer.block === null || !/norm_\d$/.test(layer.name)) return null;
   const stream = layer.name.endsWith("norm_2") ? `dy:blocks.${layer.block}.residual_2` : `dy:blocks.${layer.block}.residual_1`;
-  const total = layer.name.endsWith("norm_2") ? `dy:blocks.${layer.block}.residual_1` : layer.block === 0 ? "dy:position_embedding" : `dy:blocks.${layer.block - 1}.residual_2`;
+  const total = layer.name.endsWith("norm_2") ? `dy:blocks.${layer.block}.residual_1` : layer.block === 0 ? `dy:${app.session.layers.some(({ op }) => op === "positions") ? "position" : "token"}_embedding` : `dy:blocks.${layer.block - 1}.residual_2`;
   return h("div", { class: "split" }, h("p", {}, h("b", {}, "The residual’s sum: "), "here the branch left the stream, so the two gradients add."),
     sum(app, [[stream, "the stream’s"], [`dx:${layer.name}`, "the branch’s"]], total, "their sum"));
 }
@@ -130,7 +148,7 @@ function sum(app, parts, total, title) {
 /** @param {App} app @param {Layer} layer @param {string} part @param {string} title @param {string} words */
 function heads(app, layer, part, title, words) {
   return h("section", { class: "heads", "aria-label": title }, h("p", {}, h("b", {}, title), ". ", h("span", { class: "soft" }, words)),
-    h("div", { class: "grid" }, Array.from({ length: app.session.config.n_heads }, (_, i) => heatmap(app, `a:${layer.name}.${part}`, { plane: i, title: `head ${i}`, compact: true, end: part === "P" ? 1 : undefined, causal: true }))));
+    h("div", { class: "grid" }, Array.from({ length: app.session.config.n_heads }, (_, i) => heatmap(app, `a:${layer.name}.${part}`, { plane: i, title: `head ${i}`, compact: true, causal: true, shares: part === "P" }))));
 }
 
 /** @param {string} reference */
@@ -139,7 +157,7 @@ function from(reference) {
 }
 
 /** @param {string} reference */
-function source(reference) {
+function origin(reference) {
   return reference.startsWith("dx:") ? (/norm_\d$/.test(reference) ? "the branch’s" : `from ${reference.slice(3)}`) : "the stream’s";
 }
 

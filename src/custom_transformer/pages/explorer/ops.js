@@ -3,8 +3,8 @@
 //     { y, saved } = op_forward(x, weight, ...)       saved: exactly what the backward needs
 //     [dx, dweight, ...] = op_backward(dy, saved)     one gradient per input, in input order
 //
-// The page reads one text at a time, so there is no batch axis: T time, D d_model, H heads, K head size, F d_ffn,
-// V vocabulary. Sums are computed in float64, and results have their input's kind of numbers.
+// The page reads one text at a time, so there is no batch axis: T time, D d_model, H heads, G heads of keys and values,
+// K head size, F d_ffn, V vocabulary. Sums are computed in float64, and results have their input's kind of numbers.
 
 import { Tensor, contiguous, copied, map, matmul, sum_rows, transpose_each, zeros } from "./tensor.js";
 
@@ -113,6 +113,38 @@ export function layer_norm_backward(dy, saved) {
   return [dx, map(weight, (_, d) => dweight[d]), bias === null ? null : sum_rows(dy)];
 }
 
+// ------------------------------------------------------------------------------------------------- rms norm
+
+/** y = w ∘ x̂, x̂ = x r, r = (mean x² + ε)^−½ @param {Tensor} x @param {Tensor} weight @param {number} eps @returns {Result} */
+export function rms_norm_forward(x, weight, eps) {
+  const D = x.width, y = zeros(x, x.shape), r = zeros(x, [x.rows, 1]);
+  for (let t = 0; t < x.rows; t++) {
+    let squares = 0;
+    for (let i = t * D; i < (t + 1) * D; i++) squares += x.data[i] * x.data[i];
+    const scale = 1 / Math.sqrt(squares / D + eps);
+    for (let d = 0; d < D; d++) y.data[t * D + d] = x.data[t * D + d] * scale * weight.data[d];
+    r.data[t] = scale;
+  }
+  return { y, saved: [x, weight, r] };
+}
+
+/** dx = r (dx̂ − x̂ mean(dx̂ ∘ x̂)), dx̂ = dy ∘ w; dw = Σ_rows dy ∘ x̂ @param {Tensor} dy @param {Saved} saved @returns {Gradients} */
+export function rms_norm_backward(dy, saved) {
+  const [x, weight, r] = saved, D = x.width;
+  const dx = zeros(x, x.shape), dweight = new Float64Array(D);
+  for (let t = 0; t < x.rows; t++) {
+    const row = t * D, scale = r.data[t];
+    let inner = 0;
+    for (let d = 0; d < D; d++) {
+      const x_hat = x.data[row + d] * scale;
+      inner += dy.data[row + d] * weight.data[d] * x_hat;
+      dweight[d] += dy.data[row + d] * x_hat;
+    }
+    for (let d = 0; d < D; d++) dx.data[row + d] = scale * (dy.data[row + d] * weight.data[d] - x.data[row + d] * scale * (inner / D));
+  }
+  return [dx, map(weight, (_, d) => dweight[d])];
+}
+
 // ----------------------------------------------------------------------------------------------------- gelu
 
 const _GELU_SCALE = Math.sqrt(2 / Math.PI);
@@ -139,6 +171,44 @@ export function gelu_tanh(x) {
 export function gelu_slope(x) {
   const tau = gelu_tanh(x), du = _GELU_SCALE * (1 + 3 * _GELU_CUBIC * x * x);
   return 0.5 * (1 + tau) + 0.5 * x * (1 - tau * tau) * du;
+}
+
+// --------------------------------------------------------------------------------------------------- swiglu
+
+/** y = a σ(a) ∘ b @param {Tensor} x (T, 2·F), the gate a beside b @returns {Result} (T, F) */
+export function swiglu_forward(x) {
+  const F = x.width / 2, y = zeros(x, [x.rows, F]);
+  for (let t = 0; t < x.rows; t++) for (let f = 0; f < F; f++) y.data[t * F + f] = silu(x.data[2 * t * F + f]) * x.data[(2 * t + 1) * F + f];
+  return { y, saved: [x] };
+}
+
+/** da = dy ∘ b ∘ σ (1 + a (1 − σ)), db = dy ∘ a σ @param {Tensor} dy @param {Saved} saved @returns {Gradients} */
+export function swiglu_backward(dy, saved) {
+  const [x] = saved, F = dy.width, dx = zeros(x, x.shape);
+  for (let t = 0; t < dy.rows; t++) {
+    for (let f = 0; f < F; f++) {
+      const gate = 2 * t * F + f, d = dy.data[t * F + f], a = x.data[gate];
+      dx.data[gate] = d * x.data[gate + F] * silu_slope(a);
+      dx.data[gate + F] = d * silu(a);
+    }
+  }
+  return [dx];
+}
+
+/** @param {number} a */
+export function sigmoid(a) {
+  return 1 / (1 + Math.exp(-a));
+}
+
+/** a σ(a) @param {number} a */
+export function silu(a) {
+  return a * sigmoid(a);
+}
+
+/** The derivative of a σ(a), since σ′ = σ (1 − σ). @param {number} a */
+export function silu_slope(a) {
+  const s = sigmoid(a);
+  return s * (1 + a * (1 - s));
 }
 
 // -------------------------------------------------------------------------------------------------- dropout
@@ -262,6 +332,104 @@ export function split_one(x, n_heads) {
   return heads;
 }
 
+// ------------------------------------------------------------------------- attention with turns and shared keys
+
+/** How far the pair (i, i + K/2) is turned at position t. @param {number} t @param {number} i @param {number} K
+ * @param {number} base */
+export function angle(t, i, K, base) {
+  return t * base ** (-i / (K / 2));
+}
+
+/**
+ * Each pair (x_i, x_{i + K/2}) turned by t · base^(−2i/K); the turn by −1 times the angle takes a gradient back
+ * @param {Tensor} x (H, T, K) @param {number} start @param {number} base @param {1 | -1} [direction]
+ */
+export function rotate(x, start, base, direction = 1) {
+  const [H, T, K] = x.shape, half = K / 2, y = zeros(x, x.shape);
+  for (let t = 0; t < T; t++) {
+    for (let i = 0; i < half; i++) {
+      const turn = angle(start + t, i, K, base), cos = Math.cos(turn), sin = direction * Math.sin(turn);
+      for (let h = 0; h < H; h++) {
+        const at = (h * T + t) * K + i, a = x.data[at], b = x.data[at + half];
+        y.data[at] = a * cos - b * sin;
+        y.data[at + half] = a * sin + b * cos;
+      }
+    }
+  }
+  return y;
+}
+
+/** (T, (H + 2·G)·K) -> turned queries (H, T, K), turned keys and plain values (G, T, K)
+ * @param {Tensor} qkv @param {number} n_heads @param {number} n_kv_heads @param {number} base @param {number} [start] */
+export function split_groups(qkv, n_heads, n_kv_heads, base, start = 0) {
+  const heads = split_one(qkv, n_heads + 2 * n_kv_heads), q = some(heads, 0, n_heads);
+  const k = some(heads, n_heads, n_kv_heads), v = some(heads, n_heads + n_kv_heads, n_kv_heads);
+  return [rotate(q, start, base), rotate(k, start, base), v];
+}
+
+/** `count` of the heads, on the same numbers. @param {Tensor} heads @param {number} first @param {number} count */
+function some(heads, first, count) {
+  const size = heads.shape[1] * heads.shape[2];
+  return new Tensor(heads.data.subarray(first * size, (first + count) * size), [count, ...heads.shape.slice(1)]);
+}
+
+/** Keys or values (G, T, K) as the H query heads use them: R = H / G neighbours share one -> (H, T, K)
+ * @param {Tensor} shared @param {Tensor} q */
+export function shared_by_queries(shared, q) {
+  const [G, T, K] = shared.shape, H = q.shape[0], each = zeros(shared, [H, T, K]);
+  for (let h = 0; h < H; h++) each.data.set(some(shared, Math.floor(h / (H / G)), 1).data, h * T * K);
+  return each;
+}
+
+/** What `shared_by_queries` hands back: each shared key's gradient is the sum over its queries
+ * @param {Tensor} each (H, T, K) @param {number} n_kv_heads @returns {Tensor} (G, T, K) */
+export function sum_of_sharers(each, n_kv_heads) {
+  const [H, T, K] = each.shape, sums = zeros(each, [n_kv_heads, T, K]);
+  each.data.forEach((value, i) => { sums.data[Math.floor(i / (T * K) / (H / n_kv_heads)) * T * K + (i % (T * K))] += value; });
+  return sums;
+}
+
+/** As `causal_attention_forward` on turned queries and keys; each group of queries shares its key and value.
+ * @param {Tensor} qkv @param {number} n_heads @param {number} n_kv_heads @param {number} base @param {Tensor | null} keep
+ * @param {number} dropout @returns {Result} */
+export function rotary_attention_forward(qkv, n_heads, n_kv_heads, base, keep, dropout) {
+  const [q, k, v] = split_groups(qkv, n_heads, n_kv_heads, base);
+  const scores = attention_scores(q, shared_by_queries(k, q));
+  const lse = logsumexp(scores);
+  const probabilities = dropout_forward(exp_minus(scores, lse), keep, dropout).y;
+  const y = merge_heads(matmul(probabilities, shared_by_queries(v, q)));
+  return { y, saved: [qkv, lse, n_heads, n_kv_heads, base, keep, dropout] };
+}
+
+/** As `causal_attention_backward`; a shared key's gradients add over its queries, and the turns are undone.
+ * @param {Tensor} dy @param {Saved} saved @returns {Gradients} */
+export function rotary_attention_backward(dy, saved) {
+  const [qkv, lse, n_heads, n_kv_heads, base, keep, dropout] = saved;
+  const [q, k, v] = split_groups(qkv, n_heads, n_kv_heads, base);
+  const k_each = shared_by_queries(k, q), v_each = shared_by_queries(v, q);
+  const dy_heads = split_one(dy, n_heads);
+
+  const probabilities = exp_minus(attention_scores(q, k_each), lse);
+  const { y: dropped, saved: drop } = dropout_forward(probabilities, keep, dropout);
+  const dv_each = matmul(transpose_each(dropped), dy_heads);
+  const d_probabilities = /** @type {Tensor} */ (dropout_backward(matmul(dy_heads, transpose_each(v_each)), drop)[0]);
+  const d_scores = softmax_backward(d_probabilities, probabilities, 1 / Math.sqrt(q.width));
+  const dq = matmul(d_scores, k_each), dk_each = matmul(transpose_each(d_scores), q);
+  const dk = sum_of_sharers(dk_each, n_kv_heads), dv = sum_of_sharers(dv_each, n_kv_heads);
+  return [merge_heads(beside(rotate(dq, 0, base, -1), rotate(dk, 0, base, -1), dv))];
+}
+
+/** Heads of several kinds as one (H + 2·G, T, K). @param {Tensor[]} kinds */
+export function beside(...kinds) {
+  const all = zeros(kinds[0], [kinds.reduce((sum, kind) => sum + kind.shape[0], 0), ...kinds[0].shape.slice(1)]);
+  let place = 0;
+  for (const { data } of kinds) {
+    all.data.set(data, place);
+    place += data.length;
+  }
+  return all;
+}
+
 // ------------------------------------------------------------------------------------------------- the loss
 
 /** −log softmax(z)[label] per row, 0 where the label does not count; and log Σ_v exp z_v
@@ -312,6 +480,12 @@ export const positions = { name: "positions", forward: positions_forward, backwa
 export const linear = { name: "linear", forward: linear_forward, backward: linear_backward, parameters: ["weight", "bias"] };
 /** @type {Op} */
 export const layer_norm = { name: "layer_norm", forward: layer_norm_forward, backward: layer_norm_backward, parameters: ["weight", "bias"] };
+/** @type {Op} */
+export const rms_norm = { name: "rms_norm", forward: rms_norm_forward, backward: rms_norm_backward, parameters: ["weight"] };
+/** @type {Op} */
+export const swiglu = { name: "swiglu", forward: swiglu_forward, backward: swiglu_backward, parameters: [] };
+/** @type {Op} */
+export const rotary_attention = { name: "rotary_attention", forward: rotary_attention_forward, backward: rotary_attention_backward, parameters: [] };
 /** @type {Op} */
 export const gelu = { name: "gelu", forward: gelu_forward, backward: gelu_backward, parameters: [] };
 /** @type {Op} */

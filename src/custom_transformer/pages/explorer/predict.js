@@ -63,6 +63,6 @@ function content(app) {
     h("h2", {}, "Where it looks"),
     h("p", {}, prose("Attention of every head, as heat maps: a row for each token, a column for each token that it takes something over from. Each row adds up to 1; grey is the future, which is masked.", seen)),
     ...blocks.map((i) => h("section", { class: "heads", "aria-label": `attention of block ${i}` }, h("h3", {}, `Block ${i}`),
-      h("div", { class: "grid" }, Array.from({ length: session.config.n_heads }, (_, k) => heatmap(app, `a:blocks.${i}.attention.P`, { plane: k, title: `head ${k}`, compact: true, end: 1, causal: true }))))),
+      h("div", { class: "grid" }, Array.from({ length: session.config.n_heads }, (_, k) => heatmap(app, `a:blocks.${i}.attention.P`, { plane: k, title: `head ${k}`, compact: true, causal: true, shares: true }))))),
   ];
 }

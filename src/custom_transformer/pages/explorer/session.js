@@ -1,9 +1,10 @@
 // One text in one model: the pass forward and back, every tensor on the way by its reference, finite differences.
 
+import { architecture_of } from "./architecture.js";
 import { derived } from "./derived.js";
 import { layers_of } from "./layers.js";
 import { Pass, READABLE } from "./model.js";
-import { IGNORE_INDEX, causal_attention, merge_heads, attention_scores, exp_minus, logsumexp, split_heads } from "./ops.js";
+import { IGNORE_INDEX, attention_scores, exp_minus, logsumexp, merge_heads, shared_by_queries } from "./ops.js";
 import { Tensor, matmul } from "./tensor.js";
 import { in_float64 } from "./weights.js";
 
@@ -174,22 +175,22 @@ function movable_inside(session, name, index, loss) {
   const part = name.slice(name.lastIndexOf(".") + 1), what = { S: "S", dS: "S", P: "P", dP: "P" }[part];
   const value = session.tensor(`a:${name.slice(0, name.lastIndexOf("."))}.${what}`);
   if (!what || !value || index[2] > index[1]) return null;
-  const block = Number(name.split(".")[1]);
+  const block = Number(name.split(".")[1]), { attention, heads } = architecture_of(session.config);
   return {
     at: value.at(...index),
     loss: (/** @type {number} */ by) => {
       let call = 0;
       /** @type {import("./ops.js").Op} */
-      const op = { ...causal_attention, forward: (qkv, n_heads, keep, dropout) => {
-        if (call++ !== block) return causal_attention.forward(qkv, n_heads, keep, dropout);
-        const [q, k, v] = split_heads(qkv, n_heads);
-        let scores = attention_scores(q, k);
+      const op = { ...attention, forward: (qkv, ...others) => {
+        if (call++ !== block) return attention.forward(qkv, ...others);
+        const [q, k, v] = heads(qkv, session.config);
+        let scores = attention_scores(q, shared_by_queries(k, q));
         if (what === "S") scores = moved(scores, index, by);
         let probabilities = exp_minus(scores, logsumexp(scores));
         if (what === "P") probabilities = moved(probabilities, index, by);
-        return { y: merge_heads(matmul(probabilities, v)), saved: [] };
+        return { y: merge_heads(matmul(probabilities, shared_by_queries(v, q))), saved: [] };
       } };
-      return loss(session.parameters, { ...session.engine, equals: new Map([...session.engine.equals, [causal_attention, op]]) }, () => {});
+      return loss(session.parameters, { ...session.engine, equals: new Map([...session.engine.equals, [attention, op]]) }, () => {});
     },
   };
 }

@@ -59,8 +59,12 @@ export class Tokenizer {
 
   /** The text of some tokens; bytes that are no whole character become U+FFFD. @param {number[]} ids */
   decode(ids) {
+    return new TextDecoder().decode(new Uint8Array(this.bytes_of(ids)));
+  }
+
+  /** @param {number[]} ids */
+  bytes_of(ids) {
     const characters = [...ids.map((id) => this.entries[id] ?? "").join("")];
-    const bytes = characters.flatMap((character) => this.bytes.get(character) ?? [...new TextEncoder().encode(character)]);
-    return new TextDecoder().decode(new Uint8Array(bytes));
+    return characters.flatMap((character) => this.bytes.get(character) ?? [...new TextEncoder().encode(character)]);
   }
 }

@@ -1,7 +1,9 @@
 // A first visit, step by step. Each step brings the page where it is about, and marks that place.
 
+import { architecture_of } from "./architecture.js";
 import { place } from "./check.js";
 import { button, h, replace } from "./dom.js";
+import { mistakes_of } from "./mistakes.js";
 import { prose } from "./terms.js";
 
 /** @typedef {import("./app.js").App} App */
@@ -10,6 +12,11 @@ import { prose } from "./terms.js";
 /** @param {App} app */
 function lower_block(app) {
   return `blocks.${app.session.config.n_blocks - 1}`;
+}
+
+/** Block 0's layer before the units. @param {App} app */
+function widens(app) {
+  return `blocks.0.${architecture_of(app.session.config).widens}`;
 }
 
 /** The place of a tensor's largest number. @param {App} app @param {string} reference */
@@ -23,26 +30,26 @@ function largest(app, reference) {
 /** @type {Step[]} */
 export const STEPS = [
   { title: "A text becomes tokens", at: ".strip", go: (app) => { app.stop_backward(); app.focus = Math.min(2, app.session.ids.length - 1); app.tab = "predict"; app.render(); },
-    words: "Type into the box: the whole model computes at each key. The text is cut into tokens. The number under each is its loss: how much it surprised the model, in nats. Dark means surprising." },
+    words: "Type into the box: the whole model computes at each key. The text is cut into tokens; a dot stands for a space, and “start” begins every text. The number under each is its loss: how much it surprised the model, in nats. A strong orange line means surprising." },
   { title: "What the model expects", at: ".expectations", go: (app) => { app.tab = "predict"; app.render(); },
     words: "Choose a token. After it, the model gives every entry of its vocabulary a logit, and softmax turns these into probabilities. The one that really comes is marked." },
   { title: "The way up", at: ".drawing", go: (app) => { app.stop_backward(); app.look_at("blocks.0.attention", "forward"); },
     words: "This is the architecture itself, from the tokens at the bottom to the loss at the top. The line at the left is the residual stream; branches read it and add to it. Here you look at attention, where tokens take something over from earlier ones." },
-  { title: "Numbers as colours", at: ".operation .map", go: (app) => app.look_at("blocks.0.up", "forward"),
+  { title: "Numbers as colours", at: ".operation .map", go: (app) => app.look_at(widens(app), "forward"),
     words: "A heat map shows a tensor: a row for each token, a column for each channel. Blue is negative, orange positive; the scale stands beneath. Point at it and read; click, and the number opens beside it." },
-  { title: "What made a number", at: "#inspector", go: (app) => { app.look_at("blocks.0.up", "forward"); app.inspect("y:blocks.0.up", [Math.min(1, app.session.ids.length - 1), 0]); },
+  { title: "What made a number", at: "#inspector", go: (app) => { app.look_at(widens(app), "forward"); app.inspect(`y:${widens(app)}`, [Math.min(1, app.session.ids.length - 1), 0]); },
     words: "This number is a sum of products: inputs times weights. Every factor can be clicked, and shows what made it in turn, down to the table of tokens." },
   { title: "The gradient starts at the loss", at: ".operation", go: (app) => { app.trail = []; app.go_to_step(0); },
     words: "Now the backward. Its question for each number: how fast would the loss change? It begins here: probability minus 1 for the right token, probability for all others." },
-  { title: "And flows down", at: ".drawing", go: (app) => app.go_to_step(app.steps.findIndex(({ name }) => name === `${lower_block(app)}.gelu`)),
-    words: "The same drawing, upside down. Each operation takes the gradient of its result and hands down the gradient of its input, by its own two lines of ops.py. Step with the buttons above the drawing, or let it play." },
+  { title: "And flows down", at: ".drawing", go: (app) => app.go_to_step(app.steps.findIndex(({ name }) => name === `${lower_block(app)}.${architecture_of(app.session.config).units}`)),
+    words: "The same drawing, upside down. Each operation takes the gradient of its result and hands down the gradient of its input, by its own two lines of ops.py. The dashed lines show where it flows now. Step with the buttons above the drawing, or let it play." },
   { title: "The stream splits the gradient", at: ".operation .split", go: (app) => app.go_to_step(app.steps.findIndex(({ name }) => name === `${lower_block(app)}.norm_2`)),
     words: "A sum hands its gradient to both sides. So the gradient of the stream is itself a sum: what came down the stream, and what came through the branch." },
   { title: "Is it true?", at: "#inspector", go: (app) => { const name = `${lower_block(app)}.down.weight`; app.go_to_step(app.steps.findIndex((step) => step.name === `${lower_block(app)}.down`)); app.inspect(`dw:${name}`, largest(app, `dw:${name}`)); },
     words: "A gradient can be measured: move the number a little, run the model again, see how the loss changes. Both stand here side by side. You may check any number of the page so." },
   { title: "Let it learn", at: ".learn", go: (app) => { app.trail = []; app.stop_backward(); app.tab = "learn"; app.render(); },
-    words: "Press an update: every parameter moves a little against its gradient, and the loss falls. A hundred, and it knows your sentence. Undo brings it back." },
-  { title: "Plant a mistake", at: ".mistakes", go: (app) => { app.tab = "mistakes"; app.plant("norm_mean"); },
+    words: "Press an update: every parameter moves a little against its gradient, and the loss falls. A hundred, and it knows your sentence. A second text shows what is forgotten meanwhile. Undo brings it back; the slider at the top is the training run itself." },
+  { title: "Plant a mistake", at: ".mistakes", go: (app) => { app.tab = "mistakes"; app.plant(mistakes_of(app.session.config)[0].id); },
     words: "A lost mean, a sign, a forgotten contribution: such a model often still learns. Press “check every gradient” and see how finite differences betray it. Then the page is yours: remove the mistake, and type something of your own." },
 ];
 
@@ -63,7 +70,8 @@ export function tour(app) {
     const marked = document.querySelector(STEPS[at].at);
     marked?.classList.add("toured");
     /** @type {HTMLElement | null} */ (panel.querySelector("h2"))?.focus({ preventScroll: true });
-    marked?.scrollIntoView({ block: "nearest" });
+    const tall = marked && marked.getBoundingClientRect().height > innerHeight - panel.offsetHeight - 30;
+    marked?.scrollIntoView({ block: tall ? "start" : "nearest" });
   }
   /** What sticks to the window's top stays below the tour. */
   function room() {

@@ -5,10 +5,24 @@ import { Tensor, copied } from "./tensor.js";
 /** @typedef {{ name: string, shape: number[], role: string, decays: boolean }} Parameter */
 /** @typedef {import("./scope.js").Tensors} Tensors */
 
-/** @param {string} text base64 of what zlib compressed @returns {Promise<Uint8Array>} */
+// Of Python's base64.b85encode, with a comma for "<".
+const DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
+
+/** Five characters are four bytes; at the end fewer, one more than bytes. @param {string} text */
+function bytes_of(text) {
+  const value = new Uint8Array(128), bytes = new DataView(new ArrayBuffer(4 * Math.ceil(text.length / 5)));
+  [...DIGITS].forEach((digit, i) => { value[digit.charCodeAt(0)] = i; });
+  for (let i = 0; i < text.length; i += 5) {
+    let number = 0;
+    for (let k = i; k < i + 5; k++) number = 85 * number + (k < text.length ? value[text.charCodeAt(k)] : 84);
+    bytes.setUint32((i / 5) * 4, number);
+  }
+  return new Uint8Array(bytes.buffer, 0, Math.floor((text.length * 4) / 5));
+}
+
+/** @param {string} text of what zlib compressed @returns {Promise<Uint8Array>} */
 async function inflated(text) {
-  const characters = atob(text), content = new Uint8Array(characters.length);
-  for (let i = 0; i < characters.length; i++) content[i] = characters.charCodeAt(i);
+  const content = bytes_of(text);
   const stream = new Blob([content]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
