@@ -148,6 +148,22 @@ template <int WIDTH, typename T> void pack(Matrix<T> rows, Index count, Index de
     for (int w = 0; w < WIDTH; w++) to[k / P * WIDTH + w] = w < count ? cell_at(w, k) : Wide<T>(0);
 }
 
+// All `count` rows, by panels of WIDTH: to[panel][k / PER][w]
+template <int WIDTH, typename T> void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
+  const Index panel = cells<T>(depth) * WIDTH;
+  Index whole = 0;
+  if (rows.row == 1 && PER<T> == 1) {  // k after k, so that each stretch of memory is read once
+    whole = count / WIDTH;
+    for (Index k = 0; k < depth; k++) {
+      const T* from = rows.data + k * rows.column;
+      for (Index p = 0; p < whole; p++)
+        for (int w = 0; w < WIDTH; w++) to[p * panel + k * WIDTH + w] = cell(from[p * WIDTH + w]);
+    }
+  }
+  for (Index p = whole; p * WIDTH < count; p++)
+    pack<WIDTH>(rows.from(p * WIDTH, 0), std::min<Index>(WIDTH, count - p * WIDTH), depth, to + p * panel);
+}
+
 // What a tile's sums begin with, and what becomes of them.
 enum class Sums {
   NEW,       // to = the chains of these steps
@@ -157,7 +173,7 @@ enum class Sums {
 
 // The chains of `steps` cells of k, for ROWS × COLUMNS sums: A's cell of row i and step s is a[i · ROW + s · STEP].
 template <typename T, Sums SUMS, Index ROW = 1, Index STEP = ROWS>
-void tile(const Wide<T>* a, const Wide<T>* b, Index steps, const Wide<T>* before, Index ld_before, Wide<T>* to,
+__attribute__((noinline)) void tile(const Wide<T>* a, const Wide<T>* b, Index steps, const Wide<T>* before, Index ld_before, Wide<T>* to,
           Index ld) {
   using W = Wide<T>;
   Vector<W> sums[ROWS][VECTORS] = {};
@@ -231,8 +247,7 @@ void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index l
         for (Index k = 0; k < K || k == 0; k += CHUNK) {
           const Index depth = std::min(CHUNK, K - k), steps = cells<T>(depth);
           const bool last = k + CHUNK >= K;
-          for (Index i = i0; i < i1; i += ROWS)
-            pack<ROWS>(A.from(i, k), std::min<Index>(ROWS, i1 - i), depth, packed_a.get() + (i - i0) * steps);
+          pack_panels<ROWS>(A.from(i0, k), i1 - i0, depth, packed_a.get());
           for (Index i = i0; i < i1; i += ROWS)
             for (Index j = j0; j < j1; j += NR) {
               const W *a = packed_a.get() + (i - i0) * steps, *b = packed_b.get() + j * deep + k / PER<T> * NR;
