@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from custom_transformer.config import Params
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.fast.choose import prepare
 from custom_transformer.maths.engine import Engine
-from custom_transformer.paths import CHECKPOINTS, METRICS, TOKENIZER, TOKENS, UNFINISHED, project_root
+from custom_transformer.paths import CHECKPOINTS, CONSTRAINTS, METRICS, TOKENIZER, TOKENS, UNFINISHED, project_root
 from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.assembly import build_model, build_trainer, deciding, training_flops, write_metrics
 from custom_transformer.runs.dvc_parent import orphaned
-from custom_transformer.runs.fingerprint import fingerprint, tags
+from custom_transformer.runs.fingerprint import fingerprint, other_versions, tags
 from custom_transformer.runs.record import Progress, StepMetrics
 from custom_transformer.runs.training import Trainer
 from custom_transformer.runs.work_folder import WorkFolder
@@ -28,6 +29,8 @@ from stages.cli import parameters
 def main() -> None:
     params = parameters("train the configured model")
     train, validation = load_tokens(TOKENS, "train"), load_tokens(TOKENS, "validation")
+    if different := other_versions(CONSTRAINTS):
+        print(f"{CONSTRAINTS}: {'; '.join(different)}: the last digits may differ", file=sys.stderr)
     device, engine = prepare(params.training, training_flops(params, train))
     model, begun_from = build_model(params, train.meta["tokenizer"], engine, device)
     described = fingerprint_of(params, train.meta | begun_from, engine, device)

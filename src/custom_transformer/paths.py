@@ -10,6 +10,7 @@ from custom_transformer.errors import NoFiles, UserError
 PARAMS = Path("params.yaml")  # every parameter; --config names another file
 PIPELINE = Path("dvc.yaml")  # DVC's description of the stages
 LOCK = Path("dvc.lock")  # the digests of what each stage read and wrote last
+CONSTRAINTS = Path("constraints.txt")  # the versions of all packages
 INPUTS = Path("data/inputs")  # the digests of the local files that the parameters name
 RAW = Path("data/raw")  # each split's text as a parquet file, and source.json
 TOKENIZER = Path("data/tokenizer")  # tokenizer.json and its settings

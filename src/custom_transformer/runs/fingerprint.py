@@ -18,6 +18,8 @@ from custom_transformer.files import sha256_file
 
 DECIDING = ("code", "params", "data")  # these say what is computed, the others what computes it
 
+_DECIDING_PACKAGES = ("torch", "numpy", "tokenizers", "pyarrow")
+
 # Settings by which the libraries of matrix products choose their instructions.
 _SETTINGS = (
     "ATEN_CPU_CAPABILITY",
@@ -54,6 +56,17 @@ def fingerprint(
         "threads": str(torch.get_num_threads()),
         "settings": " ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ),
     }
+
+
+def other_versions(constraints: Path) -> list[str]:
+    """What is installed in another version than `constraints` pins, of the packages whose versions may decide bytes:
+    'torch is 2.14.1, not 2.13.0'. Without that file, nothing."""
+    lines = constraints.read_text("utf-8").splitlines() if constraints.exists() else []
+    pinned = dict(line.split("==") for line in lines if line.count("==") == 1)
+    installed = {name: version(name).split("+")[0] for name in _DECIDING_PACKAGES}  # 2.13.0+cpu is 2.13.0
+    return [
+        f"{name} is {here}, not {pinned[name]}" for name, here in installed.items() if pinned.get(name, here) != here
+    ]
 
 
 def run_key(fingerprint: dict[str, str]) -> str:
