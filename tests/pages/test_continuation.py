@@ -61,7 +61,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("prompt", ["The cat", "", "素朴 é", "a\x1b[31m"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 2, 3])
 def test_the_text_is_that_of_generation_and_appears_piece_by_piece(
     model: CustomTransformer, tokenizer: Any, prompt: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
