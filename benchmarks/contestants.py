@@ -119,7 +119,7 @@ def floor(workload: Workload) -> Step:
 
 ABLATIONS: dict[str, Callable[[Workload], Step]] = {
     "without kept memory": without_kept_memory,
-    "not portable: products by oneDNN": with_library_products,
+    "not portable: products by PyTorch's libraries": with_library_products,
     "without the head's kernel": _without(head=NATIVE.head._replace(loss=FUSED.head.loss)),
     "without tiles of the vocabulary": without_vocabulary_tiles,
     "without the blocks' kernels": _without(stacks={}),

@@ -217,7 +217,7 @@ class TrainingParams(Section):
     precision: Literal["float32", "bfloat16", "float64"]
     """Of the computation; bfloat16 means matrix products only, over float32 parameters."""
     compile: Literal["auto", True, False]
-    """Whether to use compiled kernels; auto: if they are portable, or for runs of more than some seconds."""
+    """Whether to use compiled kernels; auto: always with `portable`, else for runs of more than some seconds."""
     portable: bool = True
     """Whether the result has the same bytes on every processor; false: products by PyTorch's libraries."""
     device: Literal["auto", "cpu", "cuda"]

@@ -75,7 +75,9 @@ def test_a_process_is_prepared_for_the_parameters(
         chosen = training.model_copy(update={"device": "cpu", "compile": compile, "portable": portable})
         assert prepare(chosen, 0.0) == (torch.device("cpu"), engine)
         said = capsys.readouterr().err
-        assert ("training.portable: the engine readable computes" in said) == (portable and engine is READABLE)
+        assert ("training.portable cannot be kept: the readable engine computes" in said) == (
+            portable and engine is READABLE
+        )
     assert noted == [True] * 4
     assert torch.utils.deterministic.fill_uninitialized_memory is False
     with pytest.raises(UserError, match=r"training\.device"):

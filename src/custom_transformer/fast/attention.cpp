@@ -4,9 +4,9 @@
 //
 // A tile of QUERIES rows stands transposed, the scores of a key next to each other. So softmax and its gradient go over
 // keys in order, in vectors of queries, and the tile is an operand of the next product as it lies. Products are those of
-// products.h, but that the gradients of keys and values are one chain over all queries. Scores of the future are not
-// computed, or are zeros at the beginning or the end of a chain. There zeros change nothing but −0 to 0, so that results
-// have 0 added: how many there are depends on the tiles, and they on the processor.
+// products.h. Exception: the gradients of keys and values are one chain over all queries. Scores of the future are not
+// computed, or are zeros at the beginning or the end of a chain. How many zeros there are depends on the tiles' sizes. Of
+// a chain of finite numbers they change nothing but −0 to 0, so 0 is added to each result, which does so everywhere.
 
 #include "kernels.h"
 

@@ -38,9 +38,10 @@ inline double exp_of(double x) {
   return p * power;
 }
 
-// ln x of a normal x > 0, to 2 units in the last place: x = 2ⁿ m with √½ ≤ m < √2, and
+// ln x to 2 units in the last place for a normal x > 0, NaN for what is not above 0 or not a number: x = 2ⁿ m with √½ ≤ m < √2, and
 // ln m = 2 artanh s = 2 (s + s³/3 + s⁵/5 + …) with s = (m − 1) / (m + 1), |s| < 0.172.
 inline double log_of(double x) {
+  if (!(x > 0 && x < HUGE_VAL)) return x > 0 ? x : std::nan("");
   std::int64_t bits;
   std::memcpy(&bits, &x, 8);
   const std::int64_t n = (bits - 0x3fe6a09e667f3bcdll) >> 52, of_m = bits - (n << 52);  // √½ has the bits subtracted
@@ -89,16 +90,16 @@ template <typename W, typename Add> inline void row_sums(Index count, W& first, 
   for (int lane = 0; i < count; i++, lane++) add(i, firsts[lane], seconds[lane]);
   first = folded(firsts), second = folded(seconds);
 }
-// The largest of count ≥ 1 terms, which is the same in any order.
+// The largest of count ≥ 1 terms, which is the same in any order; a NaN is passed over, or is the result.
 template <typename W, typename Term> inline W row_max(Index count, Term term) {
-  constexpr int LANES = 64;
-  W lanes[LANES], top = term(0);
-  for (int lane = 0; lane < LANES; lane++) lanes[lane] = top;
+  constexpr int MANY = 64;
+  W lanes[MANY], top = term(0);
+  for (int lane = 0; lane < MANY; lane++) lanes[lane] = top;
   Index i = 0;
-  for (; i + LANES <= count; i += LANES)
+  for (; i + MANY <= count; i += MANY)
 #pragma omp simd
-    for (int lane = 0; lane < LANES; lane++) lanes[lane] = term(i + lane) > lanes[lane] ? term(i + lane) : lanes[lane];
+    for (int lane = 0; lane < MANY; lane++) lanes[lane] = term(i + lane) > lanes[lane] ? term(i + lane) : lanes[lane];
   for (; i < count; i++) lanes[0] = term(i) > lanes[0] ? term(i) : lanes[0];
-  for (int lane = 1; lane < LANES; lane++) lanes[0] = lanes[lane] > lanes[0] ? lanes[lane] : lanes[0];
+  for (int lane = 1; lane < MANY; lane++) lanes[0] = lanes[lane] > lanes[0] ? lanes[lane] : lanes[0];
   return lanes[0];
 }

@@ -1,11 +1,11 @@
-"""GPT-2's stack in kernels that each pass over memory once, around PyTorch's matrix products.
+"""GPT-2's stack in kernels that each pass over memory once, and the products of products.py.
 
 The mathematics is that of maths/gpt2.py, whose results these functions equal. What differs:
 
 - A residual addition is done by the norm that follows it, dropout and the bias before it included (norm.py).
 - The norms' and GELU's outputs are not saved but built again, and no cast of a weight is kept: one more pass over
   memory each, which is short beside a product.
-- Attention goes by tiles of queries, and keeps its probabilities (attention.py).
+- Attention is one pass, and its probabilities are computed again (attention.py).
 
 Kernels write in place, but only into buffers made here.
 

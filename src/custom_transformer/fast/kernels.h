@@ -6,11 +6,12 @@
 // A kernel's results have the same bits on every processor and for every number of threads. That rests on these rules:
 // - of IEEE 754 only +, −, ·, /, √, comparisons and mul_add are used, and the compiler may neither fuse nor reorder them
 //   (-ffp-contract=off, no -ffast-math);
-// - functions are the polynomials of functions.h, and products are those of products.h;
+// - functions are the polynomials of functions.h, and products of many rows are those of products.h. Where it says so,
+//   decoding.cpp and attention.cpp have other orders of a sum: one chain, or key after key;
 // - sums have one order: along a row that of row_sum, over rows that of ColumnSums, over whole tensors blocks of a
 //   fixed size one after the other;
 // - threads share out results, never the terms of a sum.
-// The payloads of NaNs are left out of this.
+// This holds for finite numbers. Which results an infinity or a NaN reaches may differ, as do a NaN's bits.
 //
 // T is the type of the matrix products (float, bfloat16 or double), W the type of parameters, residual stream and
 // arithmetic (float, or double for double). Matrices are contiguous, one row after the other. The comment behind a

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from custom_transformer.fast.attention import attention_backward, attention_forward, rotary_turns
+from custom_transformer.fast.fused import linear_forward
 from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.norm import Addend, add_layer_norm_forward, add_norm_backward, add_rms_norm_forward
 from custom_transformer.fast.products import matmul, weight_gradient
@@ -31,15 +32,6 @@ def positions_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
     d_table = torch.zeros_like(table)
     d_table[start : start + time] = column_sums(dy.flatten(1)).view(time, -1)
     return dy, d_table
-
-
-def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Saved]:
-    """As ops.linear_forward"""
-    x_cast = x.to(weight.dtype)
-    y = matmul(x_cast.flatten(0, -2), weight)
-    if bias is not None:
-        y += bias.to(y.dtype)
-    return y.view(*x.shape[:-1], -1), (x_cast, weight, bias, x.dtype)
 
 
 def linear_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -18,6 +18,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <memory>
 
@@ -69,7 +70,12 @@ template <typename T> struct Matrix {
 template <typename W> using Buffer = std::unique_ptr<W[], decltype(&std::free)>;
 template <typename W> Buffer<W> buffer(Index count) {
   const std::size_t bytes = ceil_div(std::max<Index>(count, 1) * sizeof(W), 64) * 64;
-  return Buffer<W>(static_cast<W*>(std::aligned_alloc(64, bytes)), std::free);
+  void* memory = std::aligned_alloc(64, bytes);
+  if (!memory) {  // in a thread that nobody could catch an exception of
+    std::fprintf(stderr, "error: no memory for the %zu bytes of a matrix product\n", bytes);
+    std::abort();
+  }
+  return Buffer<W>(static_cast<W*>(memory), std::free);
 }
 
 // Four cells that lie along k in memory, from four elements or four pairs.
@@ -223,6 +229,7 @@ template <typename T, typename To>
 void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {
   using W = Wide<T>;
   constexpr Index NR = COLUMNS<W>;
+  if (M == 0 || N == 0) return;
   const Index threads = omp_get_max_threads(), panels = ceil_div(N, NR), deep = cells<T>(K);
   // A block of C for a thread: small enough for its part of A to stay in the cache, and for each thread to have some.
   Index rows = std::min<Index>(8, ceil_div(M, ROWS)) * ROWS, columns = std::min<Index>(1024 / NR, panels) * NR;

@@ -14,7 +14,10 @@ from custom_transformer.maths.optim import bias_corrections
 def global_norm(gradients: Mapping[str, Tensor]) -> float:
     """As optim.global_norm"""
     squares = [kernel("sum_of_squares", g.dtype)(g, g.numel()) for g in map(Tensor.contiguous, gradients.values())]
-    return math.sqrt(math.fsum(squares))  # type: ignore[arg-type]
+    try:
+        return math.sqrt(math.fsum(squares))  # type: ignore[arg-type]
+    except OverflowError:  # of finite squares
+        return math.inf
 
 
 def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:

@@ -113,9 +113,9 @@ inline float load(bfloat16 x) { return float_of(static_cast<std::uint32_t>(x.bit
 inline void store(float* to, float x) { *to = x; }
 inline void store(double* to, double x) { *to = x; }
 inline void store(bfloat16* to, float x) {
-  // To the nearest, ties to even. (NaN stays NaN: those that arithmetic makes have no low bits that could carry.)
-  std::uint32_t bits = bits_of(x);
-  to->bits = static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  // To the nearest, ties to even
+  const std::uint32_t bits = bits_of(x), nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to->bits = static_cast<std::uint16_t>(x == x ? nearest : 0x7fc0);
 }
 
 // x as it is after a store
@@ -126,7 +126,7 @@ template <typename T> inline auto rounded(decltype(load(T{})) x) {
 }
 
 // Subnormal numbers are part of the arithmetic. A library in the same process may have switched them off, thread by
-// thread (flush to zero); rounding to the nearest likewise.
+// thread (flush to zero), and may have changed the rounding. The thread keeps what is set here.
 inline void arithmetic_as_defined() {
 #if defined(__x86_64__)
   constexpr unsigned FLUSH_RESULTS = 0x8000, FLUSH_OPERANDS = 0x0040, ROUNDING = 0x6000;

@@ -43,9 +43,9 @@ def fingerprint(
         "code": _digest(_sources() | {stage.name: sha256_file(stage)}),
         "params": _digest(params),
         "data": _digest(data),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # it is a class of its own, which no state may hold
-        "numpy": version("numpy"),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "torch": _release("torch"),
+        "numpy": _release("numpy"),
     }
     if engine == NATIVE.name:
         return facts | {"engine": f"{engine}, portable"}
@@ -63,10 +63,15 @@ def other_versions(constraints: Path) -> list[str]:
     'torch is 2.14.1, not 2.13.0'. Without that file, nothing."""
     lines = constraints.read_text("utf-8").splitlines() if constraints.exists() else []
     pinned = dict(line.split("==") for line in lines if line.count("==") == 1)
-    installed = {name: version(name).split("+")[0] for name in _DECIDING_PACKAGES}  # 2.13.0+cpu is 2.13.0
+    installed = {name: _release(name) for name in _DECIDING_PACKAGES}
     return [
         f"{name} is {here}, not {pinned[name]}" for name, here in installed.items() if pinned.get(name, here) != here
     ]
+
+
+def _release(package: str) -> str:
+    """The installed version; 2.13.0 for 2.13.0+cpu, as the build is called that another machine has."""
+    return version(package).split("+")[0]
 
 
 def run_key(fingerprint: dict[str, str]) -> str:

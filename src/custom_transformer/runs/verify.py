@@ -16,12 +16,12 @@ from typing import Any
 from custom_transformer.config import Params, load_params, validated
 from custom_transformer.errors import UserError
 from custom_transformer.fast.choose import prepare
-from custom_transformer.paths import DIGESTS, KEPT_STATES, LOCK, TOKENS, project_root
+from custom_transformer.paths import CONSTRAINTS, DIGESTS, KEPT_STATES, LOCK, TOKENS, project_root
 from custom_transformer.progress import ProgressBar
 from custom_transformer.runs.assembly import build_model, build_trainer, deciding, training_flops, write_metrics
 from custom_transformer.runs.checkpoint import read_tensors
 from custom_transformer.runs.digests import DigestRow, read_digests
-from custom_transformer.runs.fingerprint import differences, fingerprint, run_key
+from custom_transformer.runs.fingerprint import differences, fingerprint, other_versions, run_key
 from custom_transformer.runs.kept_states import KEEP, states_in
 from custom_transformer.runs.locked import Files, locked_training
 from custom_transformer.runs.results import compare_results
@@ -107,6 +107,7 @@ def verify(recorded: Recorded, segments: int | None = None) -> str:
             compare_results(recorded.written, folder)
         except Difference as difference:
             conditions = differences(dict(recorded.fingerprint), here) if recorded.fingerprint else []
+            conditions = conditions or other_versions(CONSTRAINTS)
             raise difference.under(conditions) from None
     what = [f"{len(record.rows)} digests of {record.name}"] if record.rows else []
     what += [f"{len(record.states)} states"] if record.states else []
