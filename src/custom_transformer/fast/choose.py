@@ -65,7 +65,7 @@ def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engin
     engine = choose_engine(training.compile, device, flops, training.portable)
     if training.portable and engine is not NATIVE:
         print(
-            f"training.portable cannot be kept: the {engine.name} engine computes, so the last digits are this machine's",
+            f"training.portable cannot be kept: the {engine.name} engine computes: the last digits are this machine's",
             file=sys.stderr,
         )
     return device, engine

@@ -157,17 +157,12 @@ template <int WIDTH, typename T> void pack(Matrix<T> rows, Index count, Index de
 // All `count` rows, by panels of WIDTH: to[panel][k / PER][w]
 template <int WIDTH, typename T> void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
   const Index panel = cells<T>(depth) * WIDTH;
-  Index whole = 0;
-  if (rows.row == 1 && PER<T> == 1) {  // k after k, so that each stretch of memory is read once
-    whole = count / WIDTH;
-    for (Index k = 0; k < depth; k++) {
-      const T* from = rows.data + k * rows.column;
-      for (Index p = 0; p < whole; p++)
-        for (int w = 0; w < WIDTH; w++) to[p * panel + k * WIDTH + w] = cell(from[p * WIDTH + w]);
-    }
-  }
-  for (Index p = whole; p * WIDTH < count; p++)
-    pack<WIDTH>(rows.from(p * WIDTH, 0), std::min<Index>(WIDTH, count - p * WIDTH), depth, to + p * panel);
+  // Rows that lie side by side: as many k at a time as have their lines in the cache until the last panel has read them.
+  const Index stretch = rows.row == 1 ? 8 : depth;
+  for (Index k = 0; k < depth; k += stretch)
+    for (Index p = 0; p * WIDTH < count; p++)
+      pack<WIDTH>(rows.from(p * WIDTH, k), std::min<Index>(WIDTH, count - p * WIDTH), std::min(stretch, depth - k),
+                  to + p * panel + k / PER<T> * WIDTH);
 }
 
 // What a tile's sums begin with, and what becomes of them.
@@ -225,61 +220,64 @@ void tile_of_chunks(const Wide<T>* a, const Wide<T>* b, Index depth, Wide<T>* to
 }
 
 // C (M, N), its rows `ld` apart, = A (M, K) · B (K, N), rounded to C's type. Called outside of parallel regions.
+//
+// Chunk after chunk B's part is packed once for all threads, and each thread packs A's part for its blocks of C.
 template <typename T, typename To>
 void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {
   using W = Wide<T>;
   constexpr Index NR = COLUMNS<W>;
+  constexpr bool SUMS_IN_C = std::is_same_v<To, W>;
   if (M == 0 || N == 0) return;
-  const Index threads = omp_get_max_threads(), panels = ceil_div(N, NR), deep = cells<T>(K);
-  // A block of C for a thread: small enough for its part of A to stay in the cache, and for each thread to have some.
+  const Index threads = omp_get_max_threads(), panels = ceil_div(N, NR);
+  // A block of C: small enough for its part of A to stay in the cache, and for each thread to have some blocks.
   Index rows = std::min<Index>(8, ceil_div(M, ROWS)) * ROWS, columns = std::min<Index>(1024 / NR, panels) * NR;
   auto blocks = [&] { return ceil_div(M, rows) * ceil_div(N, columns); };
   while (blocks() < 4 * threads && columns > 4 * NR) columns = ceil_div(columns / 2, NR) * NR;
   while (blocks() < 4 * threads && rows > ROWS) rows = ceil_div(rows / 2, ROWS) * ROWS;
-  const Index blocks_m = ceil_div(M, rows), blocks_n = ceil_div(N, columns);
-  const Buffer<W> packed_b = buffer<W>(panels * NR * deep);
+  const Index blocks_m = ceil_div(M, rows), blocks_n = ceil_div(N, columns), chunk_cells = cells<T>(std::min(K, CHUNK)),
+              ld_sums = panels * NR;
+  const Buffer<W> packed_b = buffer<W>(panels * NR * chunk_cells);
+  const Buffer<W> sums = buffer<W>(!SUMS_IN_C && K > CHUNK ? ceil_div(M, ROWS) * ROWS * ld_sums : 0);
 #pragma omp parallel if (M * N * K >= 32768)
   {
     arithmetic_as_defined();
-#pragma omp for schedule(static)
-    for (Index p = 0; p < panels; p++)
-      pack<NR>(B.from(0, p * NR).transposed(), std::min(NR, N - p * NR), K, packed_b.get() + p * NR * deep);
-    const Buffer<W> packed_a = buffer<W>(rows * cells<T>(CHUNK)), sums = buffer<W>(rows * columns);
+    const Buffer<W> packed_a = buffer<W>(rows * chunk_cells);
     alignas(64) W out[ROWS * NR];
-#pragma omp for schedule(dynamic) collapse(2) nowait
-    for (Index block_n = 0; block_n < blocks_n; block_n++)
-      for (Index block_m = 0; block_m < blocks_m; block_m++) {
-        const Index i0 = block_m * rows, i1 = std::min(i0 + rows, M), j0 = block_n * columns,
-                    j1 = std::min(j0 + columns, N);
-        for (Index k = 0; k < K || k == 0; k += CHUNK) {
-          const Index depth = std::min(CHUNK, K - k), steps = cells<T>(depth);
-          const bool last = k + CHUNK >= K;
+    for (Index k = 0; k < K || k == 0; k += CHUNK) {
+      const Index depth = std::min(CHUNK, K - k), steps = cells<T>(depth);
+      const bool last = k + CHUNK >= K;
+#pragma omp for schedule(static)
+      for (Index p = 0; p < panels; p++)
+        pack<NR>(B.from(k, p * NR).transposed(), std::min(NR, N - p * NR), depth, packed_b.get() + p * NR * steps);
+#pragma omp for schedule(dynamic) collapse(2)
+      for (Index block_n = 0; block_n < blocks_n; block_n++)
+        for (Index block_m = 0; block_m < blocks_m; block_m++) {
+          const Index i0 = block_m * rows, i1 = std::min(i0 + rows, M), j1 = std::min((block_n + 1) * columns, N);
           pack_panels<ROWS>(A.from(i0, k), i1 - i0, depth, packed_a.get());
           for (Index i = i0; i < i1; i += ROWS)
-            for (Index j = j0; j < j1; j += NR) {
-              const W *a = packed_a.get() + (i - i0) * steps, *b = packed_b.get() + j * deep + k / PER<T> * NR;
+            for (Index j = block_n * columns; j < j1; j += NR) {
+              const W *a = packed_a.get() + (i - i0) * steps, *b = packed_b.get() + j * steps;
               const Index here = std::min<Index>(ROWS, M - i), wide = std::min(NR, N - j);
-              W* sum = sums.get() + (i - i0) * columns + (j - j0);
-              Index ld_sum = columns;
-              if constexpr (std::is_same_v<To, W>)  // where a whole tile fits, sums stand in C itself
-                if (here == ROWS && wide == NR) sum = C + i * ld + j, ld_sum = ld;
-              const bool through = last && (!std::is_same_v<To, W> || here < ROWS || wide < NR);
-              W* to = through ? out : sum;
-              const Index ld_to = through ? NR : ld_sum;
-              if (k == 0)
+              W *before = nullptr, *to = out;
+              Index ld_before = ld_sums, ld_to = NR;
+              if constexpr (SUMS_IN_C) {
+                if (here == ROWS && wide == NR) to = before = C + i * ld + j, ld_to = ld_before = ld;
+              } else {
+                before = sums.get() + i * ld_sums + j;
+                if (!last) to = before, ld_to = ld_sums;
+              }
+              if (k == 0 || !before)
                 tile<T, Sums::NEW>(a, b, steps, nullptr, 0, to, ld_to);
               else
-                tile<T, Sums::ADDED>(a, b, steps, sum, ld_sum, to, ld_to);
-              if (through)
+                tile<T, Sums::ADDED>(a, b, steps, before, ld_before, to, ld_to);
+              if (to == out)
                 for (Index r = 0; r < here; r++) {
                   To* row = C + (i + r) * ld + j;
-                  if (wide == NR)
-                    for (Index c = 0; c < NR; c++) store(&row[c], out[r * NR + c]);
-                  else
-                    for (Index c = 0; c < wide; c++) store(&row[c], out[r * NR + c]);
+                  const bool adds = !before && k > 0;  // a tile at the edge of C
+                  for (Index c = 0; c < wide; c++) store(&row[c], adds ? load(row[c]) + out[r * NR + c] : out[r * NR + c]);
                 }
             }
         }
-      }
+    }
   }
 }
