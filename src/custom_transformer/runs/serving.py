@@ -56,7 +56,7 @@ class TextModel:
         self._tokenizer = load_tokenizer(folder / TOKENIZER, checkpoint.metadata.get("tokenizer"))
         device = choose_device("auto")
         self._model = checkpoint.build_model(device, choose_engine("auto", device, SERVED_FLOPS))
-        self._in_use = threading.Lock()  # generation switches PyTorch's products for the whole process
+        self._in_use = threading.Lock()  # one generation at a time, which has all cores
 
     def complete(self, prompts: Iterable[object], settings: Mapping[str, Any]) -> Iterator[Completion]:
         """The completion of each prompt; equal seeds give equal ones. Raises UserError for a prompt that the model
