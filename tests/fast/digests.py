@@ -26,7 +26,7 @@ from custom_transformer.runs.training import training_step
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 MODELS = {"gpt2": {"dropout": 0.1}, "llama": {"architecture": "llama", "n_kv_heads": 2, "tie_embeddings": False}}
-SIZES = {"vocab_size": 99, "max_seq_len": 61, "n_blocks": 2, "n_heads": 4, "d_model": 40, "d_ffn": 70}
+SIZES = {"vocab_size": 61, "max_seq_len": 41, "n_blocks": 2, "n_heads": 4, "d_model": 24, "d_ffn": 44}
 STEPS = 20
 
 
@@ -119,8 +119,8 @@ def training(numbers: Numbers, dtype: torch.dtype, name: str) -> Iterator[Tensor
     optimizer = AdamW(model.parameters, (0.9, 0.99), {}, rule=NATIVE.rules.adamw)
     model.training = True
     for _ in range(STEPS):
-        tokens = numbers.ids(99, 3, 60)
-        tokens[:, 1::2] = (tokens[:, 0::2] * 7 + 1) % 99  # something to learn
+        tokens = numbers.ids(61, 2, 40)
+        tokens[:, 1::2] = (tokens[:, 0::2] * 7 + 1) % 61  # something to learn
         result = training_step(model, optimizer, [(tokens[:, :-1], tokens[:, 1:])] * 2, 1e-2, 1.0)
         yield torch.tensor([result.loss, result.grad_norm_before_clip], dtype=torch.float64)
     yield from model.parameters.values()
