@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from tests.faults.killing import Pipeline, kill
@@ -52,6 +54,33 @@ def test_killed_again_and_again(pipeline: Pipeline) -> None:
     newest_run_is_whole(pipeline)
 
 
+def test_a_run_goes_on_with_another_number_of_threads_to_the_same_end(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.start_over()
+    process = pipeline.start()
+    pipeline.wait_for_states(process)
+    kill(process, "both")
+    monkeypatch.setitem(pipeline.environment, "OMP_NUM_THREADS", "2")
+    monkeypatch.setitem(pipeline.environment, "ATEN_CPU_CAPABILITY", "default")
+    pipeline.finish()
+    assert "going on after step" in pipeline.log()
+    assert pipeline.differences() == []
+
+
+@pytest.fixture
+def library_products(pipeline: Pipeline) -> Iterator[None]:
+    """With the libraries' products, whose bits depend on the number of threads."""
+    path = pipeline.folder / "params.yaml"
+    before = path.read_text("utf-8")
+    params = yaml.safe_load(before)
+    params["training"]["portable"] = False
+    path.write_text(yaml.safe_dump(params), "utf-8")
+    yield
+    path.write_text(before, "utf-8")
+
+
+@pytest.mark.usefixtures("library_products")
 def test_conditions_that_changed_stop_a_run_before_it_goes_on(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
