@@ -19,24 +19,15 @@ from custom_transformer.fast.choose import NATIVE
 from custom_transformer.fast.kernels import MARCH, kernel
 from custom_transformer.fast.products import matmul
 
-# Instructions by g++'s name for them, what the processor must have, threads, ATen's capability.
-SETTINGS = [
-    ("native", "", 1, "default"),
-    ("native", "avx2", 5, "avx2"),
-    ("x86-64-v4", "avx512", 3, "avx512"),  # without bfloat16's instruction
-    ("x86-64-v3", "avx512", 2, "avx2"),  # which a processor without AVX-512 has as its own
-    ("x86-64", "", 2, "default"),  # no fused multiply-add
-]
-
-
-def has(feature: str) -> bool:
-    """Whether PyTorch finds it on this processor: avx512 or avx2."""
-    capability = torch.backends.cpu.get_cpu_capability()  # type: ignore[no-untyped-call]
-    return not feature or capability == "AVX512" or (feature == "avx2" and capability == "AVX2")
+# Instructions by g++'s name for them, threads, ATen's capability if it is not to choose itself.
+ANY = [("native", 1, "default"), ("native", 5, "")]
+X86_64 = [("x86-64", 2, "default")]  # no fused multiply-add
+AVX512 = [("x86-64-v4", 3, "avx512"), ("x86-64-v3", 2, "avx2")]  # without bfloat16's instruction; as without AVX-512
 
 
 def digests(march: str, threads: int, capability: str) -> dict[str, str]:
-    environment = {MARCH: march, "OMP_NUM_THREADS": str(threads), "ATEN_CPU_CAPABILITY": capability}
+    environment = {MARCH: march, "OMP_NUM_THREADS": str(threads)}
+    environment |= {"ATEN_CPU_CAPABILITY": capability} if capability else {}
     done = subprocess.run(
         [sys.executable, "-m", "tests.fast.digests"],
         env=os.environ | environment,
@@ -52,12 +43,12 @@ def digests(march: str, threads: int, capability: str) -> dict[str, str]:
 @pytest.mark.processes
 def test_every_processor_and_number_of_threads_computes_the_same_bits() -> None:
     """Products, rows, attention, updates, and twenty steps of training, in float32, bfloat16 and float64."""
-    computer = os.uname().machine
-    settings = [s for s in SETTINGS if has(s[1]) and (computer == "x86_64" or s[0] == "native")]
-    assert len(settings) >= 2
-    first, *others = (digests(march, threads, capability) for march, _, threads, capability in settings)
+    settings = ANY + (X86_64 if os.uname().machine == "x86_64" else [])
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":  # type: ignore[no-untyped-call]
+        settings += AVX512
+    first, *others = (digests(*setting) for setting in settings)
     assert len(first) > 10
-    for (march, _, threads, _), found in zip(settings[1:], others, strict=True):
+    for (march, threads, _), found in zip(settings[1:], others, strict=True):
         different = [name for name in first if found[name] != first[name]]
         assert different == [], f"{march}, {threads} threads"
 

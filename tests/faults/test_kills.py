@@ -19,6 +19,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return Pipeline(tmp_path_factory.mktemp("kills") / "repository")
 
 
+def interrupt(pipeline: Pipeline) -> None:
+    """Starts afresh, and kills dvc and its training after the first saved state."""
+    pipeline.start_over()
+    process = pipeline.start()
+    pipeline.wait_for_states(process)
+    kill(process, "both")
+
+
 def newest_run_is_whole(pipeline: Pipeline) -> None:
     client = MlflowClient(f"sqlite:///{pipeline.folder / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -57,10 +65,7 @@ def test_killed_again_and_again(pipeline: Pipeline) -> None:
 def test_a_run_goes_on_with_another_number_of_threads_to_the_same_end(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline.start_over()
-    process = pipeline.start()
-    pipeline.wait_for_states(process)
-    kill(process, "both")
+    interrupt(pipeline)
     monkeypatch.setitem(pipeline.environment, "OMP_NUM_THREADS", "2")
     monkeypatch.setitem(pipeline.environment, "ATEN_CPU_CAPABILITY", "default")
     pipeline.finish()
@@ -84,10 +89,7 @@ def library_products(pipeline: Pipeline) -> Iterator[None]:
 def test_conditions_that_changed_stop_a_run_before_it_goes_on(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline.start_over()
-    process = pipeline.start()
-    pipeline.wait_for_states(process)
-    kill(process, "both")
+    interrupt(pipeline)
     monkeypatch.setitem(pipeline.environment, "OMP_NUM_THREADS", "2")
     before = Path(pipeline.states()[-1]).read_bytes()
     process = pipeline.start()
