@@ -31,9 +31,12 @@ struct Tile {
   Tile(Index start, Sizes s)
       : first(start), count(std::min(QUERIES, s.rows() - start)), keys((start + count - 1) / s.shared() + 1),
         shared(s.shared()) {}
-  Index time(Index c) const { return (first + c) / shared; }             // of row c of the tile
+  Index time(Index c) const { return (first + c) / shared; }  // of row c of the tile
+  Index place(Index c, Index bg, Index times) const {  // of row c, of the pair bg, in (B, H, times)
+    return (bg * shared + (first + c) % shared) * times + time(c);
+  }
   Index seen(Index end) const { return time(std::min(end, count) - 1) + 1; }  // keys that the rows before `end` see
-  Index key_rows() const { return ceil_div(keys, ROWS) * ROWS; }          // keys by whole tiles of products
+  Index key_rows() const { return ceil_div(keys, ROWS) * ROWS; }  // keys by whole tiles of products
 };
 
 // A pair's queries (rows, K), keys and values (time, K), of qkv + bias, turned.
@@ -69,13 +72,6 @@ template <typename T> void pack_columns(const T* from, Index count, Index K, Ind
   constexpr Index NR = COLUMNS<Wide<T>>;
   for (Index i = 0; i < K; i += NR)
     pack<NR>(Matrix<T>{from + i, 1, K}, std::min(NR, K - i), count, to + i * cells<T>(depth));
-}
-
-// x as a cell of a product holds it
-template <typename T> inline Wide<T> as_cell(Wide<T> x) {
-  T stored;
-  store(&stored, x);
-  return cell(stored);
 }
 
 // Whether a tile of cells is an operand as it lies; otherwise cells first have to be paired, by keys or by queries.
@@ -203,10 +199,7 @@ void attention_forward(const T* qkv /* B time heads K */, const W* bias /* heads
       for (Index first = 0; first < rows; first += QUERIES) {
         const Tile tile(first, sizes);
         pack_rows<NR>(&pair.q[first * K], tile.count, K, queries.get());
-        auto place = [&](Index c) {  // of row c among the queries of (B, H, time)
-          const Index n = first + c;
-          return (b * H + g * R + n % R) * time + n / R;
-        };
+        auto place = [&](Index c) { return tile.place(c, bg, time); };
         for (Index c = 0; c < tile.count; c += NR) {
           const Panel<W> panel(tile, c);
           W top[NR], inverse[NR];
@@ -288,10 +281,7 @@ void attention_backward(const T* dy /* B time H K */, const T* qkv /* B time hea
         const Tile tile(first, sizes);
         pack_rows<NR>(&pair.q[first * K], tile.count, K, queries.get());
         pack_rows<NR>(&dy_rows[first * K], tile.count, K, dy_queries.get());
-        auto place = [&](Index c) {
-          const Index n = first + c;
-          return (b * H + g * R + n % R) * time + n / R;
-        };
+        auto place = [&](Index c) { return tile.place(c, bg, time); };
         for (Index c = 0; c < QUERIES; c += NR) {
           if (c >= tile.count) {  // what pairs of queries and whole tiles of keys read beyond the rows
             for (Index t = 0; t < tile.key_rows(); t++)

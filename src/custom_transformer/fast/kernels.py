@@ -29,8 +29,7 @@ _FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-ffp-contract=off", "-fno-math-errno
 _DTYPE_OF = {"std::uint8_t*": torch.bool, "Index*": torch.int64}
 _NUMBERS = {"Index": ctypes.c_int64, "double": ctypes.c_double, "float": ctypes.c_float, "void": None}
 
-
-MARCH = "CUSTOM_TRANSFORMER_MARCH"
+MARCH = "CUSTOM_TRANSFORMER_MARCH"  # the processor to compile for, as g++'s -march takes it; else the one at hand
 
 
 class KernelsUnavailable(Exception):
@@ -89,8 +88,7 @@ def _run(command: list[str]) -> None:
 
 
 def _flags() -> list[str]:
-    """The compiler's options. The processor is the one at hand, or CUSTOM_TRANSFORMER_MARCH, as g++'s -march takes it:
-    the bits are the same."""
+    """The compiler's options. Whatever the processor, the bits are the same."""
     return [*_FLAGS, f"-march={os.environ.get(MARCH, 'native')}"]
 
 

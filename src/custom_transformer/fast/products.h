@@ -54,6 +54,13 @@ template <> inline Vector<float> link<bfloat16>(Vector<float> a, Vector<float> b
 #endif
 inline float cell(bfloat16 first, bfloat16 second) { return float_of(bits_of(cell(first)) | bits_of(cell(second)) >> 16); }
 
+// x as a cell holds it once it is rounded to T
+template <typename T> inline Wide<T> as_cell(Wide<T> x) {
+  T stored;
+  store(&stored, x);
+  return cell(stored);
+}
+
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 template <typename T> constexpr Index cells(Index depth) { return ceil_div(depth, PER<T>); }
 

@@ -104,7 +104,7 @@ class CustomTransformer:
         with self.computing():
             self.check_tokens(tokens)
             at = self._scope(saved={}, dropout=self._dropout())
-            logits, head = self._head.forward(self._hidden(tokens, at), self.head_weight().T, None)
+            logits, head = self._linear.forward(self._hidden(tokens, at), self.head_weight().T, None)
         self._last = ("forward", at, head)
         return logits
 
@@ -176,7 +176,7 @@ class CustomTransformer:
             return self.engine.head.last_logits(x, head_weight)
 
     @property
-    def _head(self) -> Op:
+    def _linear(self) -> Op:
         return self.engine.equals.get(ops.linear, ops.linear)
 
     def _dropout(self) -> Dropout | None:
@@ -228,7 +228,7 @@ class CustomTransformer:
             )
         self._last = None
         with self.computing():
-            dx, d_head_transposed, _ = self._head.backward(loss_gradient.contiguous(), head)
+            dx, d_head_transposed, _ = self._linear.backward(loss_gradient.contiguous(), head)
             self._hidden_backward(dx, d_head_transposed.T, replace(at, gradients={}))
 
     def loss_backward(self, dloss: Tensor | float = 1.0, gradients: MutableMapping[str, Tensor] | None = None) -> None:
