@@ -25,7 +25,11 @@ from custom_transformer.runs.observe import views
 from custom_transformer.runs.training import training_step
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
-MODELS = {"gpt2": {"dropout": 0.1}, "llama": {"architecture": "llama", "n_kv_heads": 2, "tie_embeddings": False}}
+MODELS = {
+    "gpt2": {"dropout": 0.1},
+    "llama": {"architecture": "llama", "n_kv_heads": 2, "tie_embeddings": False},
+    "modern": {"architecture": "modern", "dropout": 0.1},
+}
 SIZES = {"vocab_size": 61, "max_seq_len": 41, "n_blocks": 2, "n_heads": 4, "d_model": 24, "d_ffn": 44}
 STEPS = 20
 

@@ -11,7 +11,7 @@ import torch
 
 from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
-from custom_transformer.fast import attention, decoding, fused, gpt2, head, llama, operations, update
+from custom_transformer.fast import attention, decoding, fused, gpt2, head, llama, modern, operations, update
 from custom_transformer.fast.compiled import compiled_engine
 from custom_transformer.fast.kernels import KernelsUnavailable, has_fma, library
 from custom_transformer.fast.memory import keep_freed_memory
@@ -33,7 +33,7 @@ FUSED = Engine(
 NATIVE = Engine(
     "native",
     equals=operations.EQUALS,
-    stacks={"gpt2": gpt2.STACK, "llama": llama.STACK},
+    stacks={"gpt2": gpt2.STACK, "llama": llama.STACK, "modern": modern.STACK},
     head=Head(
         loss=Op(head.linear_cross_entropy_forward, head.linear_cross_entropy_backward),
         scores=head.linear_cross_entropy_scores,
