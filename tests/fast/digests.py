@@ -107,6 +107,10 @@ def update(numbers: Numbers, dtype: torch.dtype) -> Iterator[Tensor]:
     yield from (parameter, m, v)
     NATIVE.rules.sgd(parameter, gradient, 0.3, 1e-2, 0.1)
     yield from (parameter, torch.tensor(NATIVE.rules.global_norm({"g": gradient}), dtype=torch.float64))
+    sizes = [(37, 41), (70, 24), (9, 1100)]
+    parameters, gradients, momenta = ([numbers(*size, dtype=dtype) for size in sizes] for _ in range(3))
+    NATIVE.rules.muon(parameters, gradients, momenta, 0.7, 1e-2, 0.9, [0.1] * len(sizes))
+    yield from (*parameters, *momenta)
 
 
 def functions(numbers: Numbers) -> Iterator[Tensor]:

@@ -100,3 +100,23 @@ def test_the_native_norm_of_bad_gradients_is_not_finite_and_that_of_large_ones_i
     gradients = {"a": torch.ones(10_000), "b": torch.tensor([1.0, bad])}
     assert not math.isfinite(NATIVE.rules.global_norm(gradients))
     assert NATIVE.rules.global_norm({"g": torch.full((10,), 1e30)}) == pytest.approx(10**0.5 * 1e30)
+
+
+# Sizes that are none of tiles, one whose small side is more than a chunk of a product, and the sides in either order.
+MATRICES = [(37, 41), (24, 24), (20, 131), (131, 20), (1, 5), (520, 530)]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_native_updates_of_muon_equal_the_readable_ones(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps = [[torch.randn(size, generator=generator, dtype=dtype) for size in MATRICES] for _ in range(2)]
+    steps[1][2] = steps[1][2].T.contiguous().T  # one that does not lie row by row
+    ends = []
+    for rules in (READABLE.rules, NATIVE.rules):
+        p, momenta = ([torch.zeros(size, dtype=dtype) for size in MATRICES] for _ in range(2))
+        for gradients in steps:
+            rules.muon(p, gradients, momenta, 0.3, 0.05, 0.9, [0.1] * len(p))
+        ends.append({f"{kind} {i}": t for kind, ts in (("p", p), ("m", momenta)) for i, t in enumerate(ts)})
+    # On the small side alone, rounding errors are those of squared singular values.
+    assert_close(ends[1], ends[0], 100 * BOUNDS[dtype])
