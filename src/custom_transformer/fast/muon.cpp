@@ -11,33 +11,36 @@ namespace {
 
 constexpr Index BLOCK = 256;  // columns of a product's right operand, whose packed chunk the cache holds
 
-template <typename W> constexpr Index whole_rows(Index rows) { return ceil_div(rows, ROWS) * ROWS; }
-template <typename W> constexpr Index whole_columns(Index columns) { return ceil_div(columns, COLUMNS<W>)*COLUMNS<W>; }
-
-// A matrix of this many rows and columns, in whole tiles. What lies beyond its size is never read.
+// A matrix of rows and columns, in room for whole tiles each way, so that every panel of it is a full one. The numbers
+// beyond its size are and stay 0.
 template <typename W> struct Tiles {
+  static constexpr Index NR = COLUMNS<W>;
   Index ld;
   Buffer<W> data;
-  Tiles(Index rows, Index columns)
-      : ld(whole_columns<W>(columns)), data(buffer<W>(whole_rows<W>(rows) * whole_columns<W>(columns))) {}
+  static Index room(Index count) { return ceil_div(ceil_div(count, ROWS) * ROWS, NR) * NR; }
+  Tiles(Index rows, Index columns) : ld(room(columns)), data(buffer<W>(room(rows) * ld)) {
+    std::fill(data.get(), data.get() + room(rows) * ld, W(0));
+  }
   W* row(Index i) const { return data.get() + i * ld; }
   operator Matrix<W>() const { return {data.get(), ld, 1}; }
 };
 
-// What a thread needs for a matrix of D_in rows and D_out columns
+// What a thread needs for a matrix of D_in rows and D_out columns: the matrix, what it becomes, and of the small side
+// A, P, Q and the next of one of them.
 template <typename W> struct Workspace {
   Index D_in, D_out, side;
-  Tiles<W> x, y, gram, p, q, other;
+  Tiles<W> x, y, gram, p, q, next;
   Buffer<W> packed_a, packed_b;
   Workspace(Index rows, Index columns)
       : D_in(rows), D_out(columns), side(std::min(rows, columns)), x(rows, columns), y(rows, columns), gram(side, side),
-        p(side, side), q(side, side), other(side, side), packed_a(buffer<W>(ROWS * CHUNK)),
+        p(side, side), q(side, side), next(side, side), packed_a(buffer<W>(ROWS * CHUNK)),
         packed_b(buffer<W>(BLOCK * CHUNK)) {}
 };
 
 enum class Half { BOTH, UPPER };
 
-// c = a · b in this thread, with the bits of products.h. UPPER: only tiles that touch the diagonal or lie above it.
+// c = a · b of three Tiles or their transposes, in this thread, with the bits of products.h. UPPER: only tiles that touch
+// the diagonal or lie above it.
 template <Half HALF, typename W>
 void product_here(Index M, Index N, Index K, Matrix<W> a, Matrix<W> b, const Tiles<W>& c, Workspace<W>& w) {
   constexpr Index NR = COLUMNS<W>;
@@ -45,9 +48,9 @@ void product_here(Index M, Index N, Index K, Matrix<W> a, Matrix<W> b, const Til
   for (Index j0 = 0; j0 < N; j0 += BLOCK)
     for (Index k = 0; k < K; k += CHUNK) {
       const Index j1 = std::min(j0 + BLOCK, N), depth = std::min(CHUNK, K - k);
-      pack_panels<NR>(b.from(k, j0).transposed(), j1 - j0, depth, w.packed_b.get());
+      pack_panels<NR>(b.from(k, j0).transposed(), ceil_div(j1 - j0, NR) * NR, depth, w.packed_b.get());
       for (Index i = 0; i < (HALF == Half::UPPER ? std::min(M, j1) : M); i += ROWS) {
-        pack<ROWS>(a.from(i, k), std::min<Index>(ROWS, M - i), depth, w.packed_a.get());
+        pack<ROWS>(a.from(i, k), ROWS, depth, w.packed_a.get());
         for (Index j = HALF == Half::UPPER ? std::max(j0, i / NR * NR) : j0; j < j1; j += NR) {
           const W *of_a = w.packed_a.get(), *of_b = w.packed_b.get() + (j - j0) * depth;
           W* to = c.row(i) + j;
@@ -84,31 +87,35 @@ template <typename W> void symmetric_product(const Tiles<W>& a, const Tiles<W>& 
   mirror(w.side, c);
 }
 
-template <typename W> void scale(Index side, const Tiles<W>& c, W factor) {
-  for (Index i = 0; i < side; i++)
-    for (Index j = 0; j < side; j++) c.row(i)[j] *= factor;
+template <typename W> void multiply(Index rows, Index columns, const Tiles<W>& c, W factor) {
+  for (Index i = 0; i < rows; i++) {
+    W* row = c.row(i);
+#pragma omp simd
+    for (Index j = 0; j < columns; j++) row[j] *= factor;
+  }
 }
 
 // Σ c², row after row
 template <typename W> double squares(Index rows, Index columns, const Tiles<W>& c) {
   double total = 0;
-  for (Index i = 0; i < rows; i++)
+  for (Index i = 0; i < rows; i++) {
+    const W* row = c.row(i);
     total += row_sum<double>(columns, [&](Index j, double& sum) {
-      sum = mul_add(static_cast<double>(c.row(i)[j]), static_cast<double>(c.row(i)[j]), sum);
+      sum = mul_add(static_cast<double>(row[j]), static_cast<double>(row[j]), sum);
     });
+  }
   return total;
 }
 
-constexpr double TINY = 1e-30;
+constexpr double TINY = 1e-30;  // as in muon.py
 
-// w.y = what optim's `orthogonalised` makes of w.x, but for a factor, which is returned
+// w.y = what muon.py's `orthogonalised` makes of w.x, but for a factor, which is returned
 template <typename W> W orthogonalise(const W* quintics, Index iterations, Workspace<W>& w) {
   const Index s = w.side;
   const bool wide = w.D_in <= w.D_out;
   const Matrix<W> x = w.x, rows = wide ? x : x.transposed();
   const W to_unit = static_cast<W>(1 / std::max(std::sqrt(squares(w.D_in, w.D_out, w.x)), TINY));
-  for (Index i = 0; i < w.D_in; i++)
-    for (Index j = 0; j < w.D_out; j++) w.x.row(i)[j] *= to_unit;
+  multiply(w.D_in, w.D_out, w.x, to_unit);
   product_here<Half::UPPER, W>(s, s, std::max(w.D_in, w.D_out), rows, rows.transposed(), w.gram, w);
   mirror(s, w.gram);
   W factor = 1;
@@ -117,24 +124,27 @@ template <typename W> W orthogonalise(const W* quintics, Index iterations, Works
     if (iteration == 0) {
       const double fourth_power = std::max(std::sqrt(squares(s, s, w.p)), TINY), square = std::sqrt(fourth_power);
       factor = static_cast<W>(1 / std::sqrt(square));
-      scale(s, w.gram, static_cast<W>(1 / square));
-      scale(s, w.p, static_cast<W>(1 / fourth_power));
+      multiply(s, s, w.gram, static_cast<W>(1 / square));
+      multiply(s, s, w.p, static_cast<W>(1 / fourth_power));
     }
+    const W a = quintics[0], b = quintics[1], c = quintics[2];
     for (Index i = 0; i < s; i++) {
-      for (Index j = 0; j < s; j++)
-        w.p.row(i)[j] = mul_add(quintics[2], w.p.row(i)[j], quintics[1] * w.gram.row(i)[j]);
-      w.p.row(i)[i] += quintics[0];
+      const W* gram = w.gram.row(i);
+      W* p = w.p.row(i);
+#pragma omp simd
+      for (Index j = 0; j < s; j++) p[j] = mul_add(c, p[j], b * gram[j]);
+      p[i] += a;
     }
     const bool last = iteration + 1 == iterations;
     if (!last) {
-      symmetric_product(w.p, w.gram, w.other, w);
-      symmetric_product(w.p, w.other, w.gram, w);
+      symmetric_product(w.p, w.gram, w.next, w);
+      symmetric_product(w.p, w.next, w.gram, w);
     }
     if (iteration == 0) {
       std::swap(w.p, w.q);
     } else {
-      symmetric_product(w.p, w.q, w.other, w);
-      std::swap(w.q, w.other);
+      symmetric_product(w.p, w.q, w.next, w);
+      std::swap(w.q, w.next);
     }
   }
   if (wide)
@@ -144,33 +154,48 @@ template <typename W> W orthogonalise(const W* quintics, Index iterations, Works
   return factor;
 }
 
-// optim's `muon_update` of each matrix. addresses: of its parameter, gradient and momentum, (D_in, D_out), each row's
-// numbers next to each other. sizes: D_in, D_out, and how far rows of each of the three lie apart. constants: 1 − lr λ, and lr times the shape's factor.
+// w.x = β m + (1 − β) s g with the new m = β m + (1 − β) s g, rows of m and g so far apart
+template <typename W>
+void take_gradient(const W* gradient, Index ld_gradient, W* momentum, Index ld_momentum, W scale, W beta,
+                   W one_minus_beta, Workspace<W>& w) {
+  for (Index i = 0; i < w.D_in; i++) {
+    const W* g = gradient + i * ld_gradient;
+    W *m = momentum + i * ld_momentum, *x = w.x.row(i);
+#pragma omp simd
+    for (Index j = 0; j < w.D_out; j++) {
+      const W scaled = g[j] * scale;
+      m[j] = mul_add(scaled - m[j], one_minus_beta, m[j]);
+      x[j] = mul_add(m[j] - scaled, beta, scaled);
+    }
+  }
+}
+
+// muon.py's `muon_update` of each matrix. addresses: of its parameter, gradient and momentum, in which the numbers of a row
+// lie side by side. sizes: D_in, D_out, and how far apart the rows of each of the three are. constants: 1 − lr λ, and lr
+// times the shape's factor.
 template <typename W>
 void muon_updates(const Index* addresses /* count 3 */, const Index* sizes /* count 5 */, const W* constants /* count 2 */,
                   const W* quintics /* iterations 3 */, Index iterations, W scale, W beta, W one_minus_beta, Index count) {
-#pragma omp parallel for schedule(dynamic) if (count > 1)
-  for (Index n = 0; n < count; n++) {
+#pragma omp parallel if (count > 1)
+  {
     arithmetic_as_defined();
-    const Index *address = addresses + 3 * n, *size = sizes + 5 * n;
-    W *parameter = reinterpret_cast<W*>(address[0]), *momentum = reinterpret_cast<W*>(address[2]);
-    const W *gradient = reinterpret_cast<const W*>(address[1]), shrink = constants[2 * n];
-    Workspace<W> w(size[0], size[1]);
-    for (Index i = 0; i < w.D_in; i++) {
-      const W* g = gradient + i * size[3];
-      W *m = momentum + i * size[4], *x = w.x.row(i);
-#pragma omp simd
-      for (Index j = 0; j < w.D_out; j++) {
-        const W scaled = g[j] * scale;
-        m[j] = mul_add(scaled - m[j], one_minus_beta, m[j]);
-        x[j] = mul_add(m[j] - scaled, beta, scaled);
+    std::unique_ptr<Workspace<W>> own;  // for the matrices of one size, which come one after another
+#pragma omp for schedule(dynamic)
+    for (Index n = 0; n < count; n++) {
+      const Index *address = addresses + 3 * n, *size = sizes + 5 * n;
+      if (!own || own->D_in != size[0] || own->D_out != size[1]) {
+        own.reset();
+        own = std::make_unique<Workspace<W>>(size[0], size[1]);
       }
-    }
-    const W rate = constants[2 * n + 1] * orthogonalise(quintics, iterations, w);
-    for (Index i = 0; i < w.D_in; i++) {
-      W *theta = parameter + i * size[2], *y = w.y.row(i);
+      Workspace<W>& w = *own;
+      take_gradient(reinterpret_cast<const W*>(address[1]), size[3], reinterpret_cast<W*>(address[2]), size[4], scale,
+                    beta, one_minus_beta, w);
+      const W shrink = constants[2 * n], rate = constants[2 * n + 1] * orthogonalise(quintics, iterations, w);
+      for (Index i = 0; i < w.D_in; i++) {
+        W *theta = reinterpret_cast<W*>(address[0]) + i * size[2], *y = w.y.row(i);
 #pragma omp simd
-      for (Index j = 0; j < w.D_out; j++) theta[j] = mul_add(-rate, y[j], theta[j] * shrink);
+        for (Index j = 0; j < w.D_out; j++) theta[j] = mul_add(-rate, y[j], theta[j] * shrink);
+      }
     }
   }
 }

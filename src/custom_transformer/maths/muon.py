@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-# a, b and c of each iteration of `orthogonalised`. Its a s + b s³ + c s⁵ is the nearest to 1, by the largest error, on the
-# interval to which those before it bring [1/100, 1] (Amsel et al. 2025, "The Polar Express", theorem 4.1).
+# a, b and c of each iteration of `orthogonalised`. Of all odd quintics its a s + b s³ + c s⁵ is nearest to 1, by the
+# largest error, on the interval to which those before it bring [0.01, 1]. (Amsel et al. 2025, theorem 4.1.)
 QUINTICS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 TINY = 1e-30  # under a norm, so that a matrix of zeros stays one
 
