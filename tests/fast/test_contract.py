@@ -181,7 +181,7 @@ def test_a_learning_rate_that_would_ruin_the_weights_is_refused(rate: Any, engin
     optimizers = (
         SGD({}, engine.rules.sgd),
         AdamW(model.parameters, (0.9, 0.99), {}, rule=engine.rules.adamw),
-        Muon(model.parameters, ["blocks.0.up.weight"], (0.9, 0.99), {}, 2.0, 0.95, engine.rules),
+        Muon(model.parameters, {"blocks.0.up.weight": 2}, (0.9, 0.99), {}, 2.0, 0.95, engine.rules),
     )
     before, wrapped_before = model.state_dict(), wrapped.model.state_dict()
     entries: list[Callable[[], object]] = [
@@ -284,7 +284,7 @@ def test_an_update_that_does_not_fit_changes_nothing(optimizer: str, change: str
     if optimizer == "adamw":
         chosen = AdamW(p, (0.9, 0.99), {}, rule=engine.rules.adamw)
     elif "muon" in optimizer:
-        chosen = Muon(p, ["b" if optimizer == "muon" else "a"], (0.9, 0.99), {}, 1.0, 0.95, engine.rules)
+        chosen = Muon(p, {"b" if optimizer == "muon" else "a": 1}, (0.9, 0.99), {}, 1.0, 0.95, engine.rules)
         moment = "momentum" if optimizer == "muon" else "m"
     elif change == "moment":
         pytest.skip("SGD has none")

@@ -35,11 +35,11 @@ def with_singular_values(rows: int, columns: int, values: Tensor) -> Tensor:
 @pytest.mark.parametrize(("rows", "columns"), [(12, 12), (12, 40), (40, 12)])
 @pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
 def test_every_singular_value_becomes_nearly_one_and_its_directions_stay(rows: int, columns: int, size: float) -> None:
-    values = torch.logspace(0, -1.9, 12, dtype=torch.float64)
+    values = torch.logspace(0, -2.4, 12, dtype=torch.float64)
     x = size * with_singular_values(rows, columns, values)
     u, _, vt = torch.linalg.svd(x, full_matrices=False)
     inside = u.T @ orthogonalised(x) @ vt.T
-    assert (inside.diagonal() - 1).abs().max() < 0.3
+    assert (inside.diagonal() - 1).abs().max() < 0.2
     assert (inside - inside.diagonal().diag()).abs().max() < 1e-9
 
 
@@ -54,7 +54,7 @@ def test_smaller_singular_values_grow_most_and_zeros_stay() -> None:
 
 def test_each_quintic_is_the_nearest_to_one_on_its_interval() -> None:
     """By Chebyshev's theorem: its error is as large, with one sign and the other in turn, at four places."""
-    low, high = 0.01, 1.0
+    low, high = 0.003, 1.0
     for a, b, c in QUINTICS:
         root = math.sqrt(9 * b * b - 20 * a * c)
         turning = [math.sqrt((-3 * b - sign * root) / (10 * c)) for sign in (1, -1)]
@@ -62,9 +62,9 @@ def test_each_quintic_is_the_nearest_to_one_on_its_interval() -> None:
         assert places == sorted(places)
         errors = [a * x + b * x**3 + c * x**5 - 1 for x in places]
         worst = max(map(abs, errors))
-        assert errors == pytest.approx([-worst, worst, -worst, worst], abs=1e-3)
+        assert errors == pytest.approx([-worst, worst, -worst, worst], abs=3e-3)
         low, high = 1 - worst, 1 + worst
-    assert high < 1.3
+    assert high < 1.2
 
 
 def plain_direction(x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def test_three_updates_equal_those_by_singular_values(shape: tuple[int, int], fa
 def test_matrices_are_muon_s_and_everything_else_is_adamw_s() -> None:
     model = random_model()
     params = TrainingParams(**TRAINING.model_dump() | MUON | {"muon_learning_rate": 0.05, "weight_decay": 0.1})
-    optimizer = build_optimizer(params, model.parameters, model.table, Rules())
+    optimizer = build_optimizer(params, model.parameters, model.table, model.config.head_size, Rules())
     assert isinstance(optimizer, Muon)
     matrices = {n for n, p in model.parameters.items() if p.ndim == 2 and "embedding" not in n and "head" not in n}
     assert set(optimizer.whole) == matrices
@@ -106,10 +106,12 @@ def test_matrices_are_muon_s_and_everything_else_is_adamw_s() -> None:
     optimizer.update(model.parameters, gradients, 1e-3)
     for name, p in model.parameters.items():
         if name in matrices:
-            expected, momentum = before[name].clone(), torch.zeros_like(p)
             rate = 1e-3 / params.learning_rate * 0.05  # the same share of its peak as that of the others
-            muon_update(expected, gradients[name], momentum, 1.0, rate, 0.95, 0.1)
-            torch.testing.assert_close(p, expected)
+            width = model.config.head_size if "qkv" in name else p.shape[1]
+            parts = [t.split(width, 1) for t in (before[name], gradients[name], p)]
+            for expected, gradient, got in zip(*parts, strict=True):
+                muon_update(expected, gradient, torch.zeros_like(got), 1.0, rate, 0.95, 0.1)
+                torch.testing.assert_close(got, expected)
         else:
             assert torch.equal(p, others[name])
 
@@ -139,6 +141,6 @@ def test_the_summary_counts_the_state_that_there_is() -> None:
     model = random_model(torch.float32)
     for optimizer in ("sgd", "adamw", "muon"):
         params = TrainingParams(**TRAINING.model_dump() | {"optimizer": optimizer})
-        state: dict[str, Any] = build_optimizer(params, model.parameters, model.table, Rules()).state
+        state: dict[str, Any] = build_optimizer(params, model.parameters, model.table, 6, Rules()).state
         held = sum(t.nbytes for kind, tensors in state.items() if kind != "t" for t in tensors.values())
         assert memory_bytes(model.config, 2, 4, torch.float32, optimizer)["optimizer state"] == held

@@ -8,33 +8,25 @@ import torch
 from torch import Tensor
 
 from custom_transformer.fast.kernels import kernel
-from custom_transformer.maths.muon import QUINTICS, shape_factor
+from custom_transformer.maths.muon import QUINTICS, MatrixUpdate, shape_factor
 
 
-def muon_updates(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    scale: float,
-    lr: float,
-    beta: float,
-    weight_decays: Sequence[float],
-) -> None:
+def muon_updates(updates: Sequence[MatrixUpdate], scale: float, lr: float, beta: float) -> None:
     """As muon.muon_updates"""
-    if not parameters:
+    if not updates:
         return
-    dtype = parameters[0].dtype
+    dtype = updates[0].parameter.dtype
     # The largest first, so that no thread begins one when the others are done.
-    order = sorted(range(len(parameters)), key=lambda i: -parameters[i].numel() * min(parameters[i].shape))
-    gradients = [_by_rows(g) for g in gradients]  # copies that live until the kernel is done
+    updates = sorted(updates, key=lambda u: -u.parameter.numel() * min(u.parameter.shape))
+    updates = [u._replace(gradient=_by_rows(u.gradient)) for u in updates]  # copies live until the kernel is done
     addresses, sizes, constants = [], [], []
-    for i in order:
-        matrices = parameters[i], gradients[i], momenta[i]
-        if not all(t.dtype == dtype and t.is_cpu and t.stride(1) == 1 for t in matrices):
+    for parameter, gradient, momentum, weight_decay in updates:
+        tensors = parameter, gradient, momentum
+        if not all(t.dtype == dtype and t.is_cpu and t.stride(1) == 1 for t in tensors):
             raise ValueError("the kernel needs matrices of one dtype on the CPU, the numbers of each row side by side")
-        addresses.append([t.data_ptr() for t in matrices])
-        sizes.append([*parameters[i].shape, *(t.stride(0) for t in matrices)])
-        constants.append([1 - lr * weight_decays[i], lr * shape_factor(parameters[i])])
+        addresses.append([t.data_ptr() for t in tensors])
+        sizes.append([*parameter.shape, *(t.stride(0) for t in tensors)])
+        constants.append([1 - lr * weight_decay, lr * shape_factor(parameter)])
     kernel("muon_updates", dtype)(
         torch.tensor(addresses, device="cpu"),
         torch.tensor(sizes, device="cpu"),
@@ -44,7 +36,7 @@ def muon_updates(
         scale,
         beta,
         1 - beta,
-        len(order),
+        len(updates),
     )
 
 

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 # a, b and c of each iteration of `orthogonalised`. Of all odd quintics its a s + b s³ + c s⁵ is nearest to 1, by the
-# largest error, on the interval to which those before it bring [0.01, 1]. (Amsel et al. 2025, theorem 4.1.)
-QUINTICS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
+# largest error, on the interval to which those before it bring [0.003, 1]. (Amsel et al. 2025, theorem 4.1.)
+QUINTICS = (
+    (8.38367, -24.76591, 18.35708),
+    (4.04342, -3.01140, 0.56951),
+    (3.50557, -2.62665, 0.52572),
+    (2.49012, -1.83428, 0.43683),
+)
 TINY = 1e-30  # under a norm, so that a matrix of zeros stays one
 
 
@@ -61,15 +67,16 @@ def shape_factor(parameter: Tensor) -> float:
     return math.sqrt(max(1, d_out / d_in))
 
 
-def muon_updates(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    scale: float,
-    lr: float,
-    beta: float,
-    weight_decays: Sequence[float],
-) -> None:
+class MatrixUpdate(NamedTuple):
+    """What `muon_update` is given of one matrix, all (D_in, D_out); they may be columns of larger matrices."""
+
+    parameter: Tensor
+    gradient: Tensor
+    momentum: Tensor
+    weight_decay: float
+
+
+def muon_updates(updates: Sequence[MatrixUpdate], scale: float, lr: float, beta: float) -> None:
     """`muon_update` of each matrix"""
-    for parameter, gradient, momentum, decay in zip(parameters, gradients, momenta, weight_decays, strict=True):
-        muon_update(parameter, gradient, momentum, scale, lr, beta, decay)
+    for parameter, gradient, momentum, weight_decay in updates:
+        muon_update(parameter, gradient, momentum, scale, lr, beta, weight_decay)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from custom_transformer.config import TrainingParams
 from custom_transformer.maths import checks, exact
-from custom_transformer.maths.muon import muon_updates
-from custom_transformer.maths.parameters import MATRICES, Table, Tensors, decays
+from custom_transformer.maths.muon import MatrixUpdate, muon_updates
+from custom_transformer.maths.parameters import IN_PRODUCTS, Table, Tensors, decays
 
 
 def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:
@@ -137,28 +137,31 @@ class AdamW:
 
 
 class Muon:
-    """`muon_update` of the matrices named in `whole`, `adamw_update` of all other parameters.
+    """`muon_update` of the matrices named in `widths`, `adamw_update` of all other parameters. (Jordan 2024.)
 
-    The matrices' learning rate is `lr_ratio` times that of the others. m, v, t: as AdamW's, of the others; momentum:
-    tensors like the matrices. (Jordan 2024.)
+    widths: of each matrix by its name, how many of its columns are a matrix of their own in an update.
+    lr_ratio: the matrices' learning rate, divided by that of the others.
+
+    m, v, t: as AdamW's, of the others; momentum: tensors like the matrices.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        whole: Collection[str],
+        widths: Mapping[str, int],
         betas: tuple[float, float],
         weight_decay: Mapping[str, float],
         lr_ratio: float,
         beta: float,
         rules: Rules,
     ):
-        self.whole, self.weight_decay = frozenset(whole), weight_decay
+        self.widths, self.weight_decay = widths, weight_decay
+        self.whole: Collection[str] = widths.keys()
         self.lr_ratio, self.beta, self.rule = lr_ratio, beta, rules.muon
-        others = {name: p for name, p in parameters.items() if name not in whole}
+        others = {name: p for name, p in parameters.items() if name not in widths}
         self.adamw = AdamW(others, betas, weight_decay, rule=rules.adamw)
         with torch.inference_mode(False), torch.no_grad():
-            self.momentum = {name: torch.zeros_like(parameters[name]) for name in parameters if name in whole}
+            self.momentum = {name: torch.zeros_like(parameters[name]) for name in widths}
 
     @property
     def state(self) -> dict[str, Tensors]:
@@ -170,19 +173,16 @@ class Muon:
         self.adamw.state = {kind: tensors for kind, tensors in state.items() if kind != "momentum"}
 
     def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None:
-        matrices = {name: p for name, p in parameters.items() if name in self.whole}
-        others = {name: p for name, p in parameters.items() if name not in self.whole}
-        _checked(matrices, lr, scale, gradient=gradients, momentum=self.momentum)
+        matrices = {name: p for name, p in parameters.items() if name in self.widths}
+        others = {name: p for name, p in parameters.items() if name not in self.widths}
+        lr, scale = _checked(matrices, lr, scale, gradient=gradients, momentum=self.momentum)
         self.adamw.update(others, gradients, lr, scale)  # checks before it changes anything
-        self.rule(
-            [*matrices.values()],
-            [gradients[name] for name in matrices],
-            [self.momentum[name] for name in matrices],
-            scale,
-            lr * self.lr_ratio,
-            self.beta,
-            [self.weight_decay.get(name, 0.0) for name in matrices],
-        )
+        updates = []
+        for name in matrices:
+            parts = (tensors[name].split(self.widths[name], 1) for tensors in (matrices, gradients, self.momentum))
+            for parameter, gradient, momentum in zip(*parts, strict=True):
+                updates.append(MatrixUpdate(parameter, gradient, momentum, self.weight_decay.get(name, 0.0)))
+        self.rule(updates, scale, lr * self.lr_ratio, self.beta)
 
 
 def _checked(parameters: Tensors, lr: float, scale: float, **tensors: Tensors) -> tuple[float, float]:
@@ -199,16 +199,22 @@ def _checked(parameters: Tensors, lr: float, scale: float, **tensors: Tensors) -
     return lr, scale
 
 
-def build_optimizer(params: TrainingParams, parameters: Mapping[str, Tensor], table: Table, rules: Rules) -> Optimizer:
+def build_optimizer(
+    params: TrainingParams, parameters: Mapping[str, Tensor], table: Table, head_size: int, rules: Rules
+) -> Optimizer:
     """The optimiser that `params.optimizer` names, for parameters of these roles."""
     weight_decay = decays(table, params.weight_decay)
     if params.optimizer == "sgd":
         return SGD(weight_decay, rules.sgd)
     if params.optimizer == "adamw":
         return AdamW(parameters, params.betas, weight_decay, rule=rules.adamw)
-    whole = [name for name, (_, role) in table.items() if role in MATRICES]
+    widths = {
+        name: head_size if role == "into_heads" else shape[1]
+        for name, (shape, role) in table.items()
+        if IN_PRODUCTS[role]
+    }
     lr_ratio = params.muon_learning_rate / params.learning_rate
-    return Muon(parameters, whole, params.betas, weight_decay, lr_ratio, params.muon_momentum, rules)
+    return Muon(parameters, widths, params.betas, weight_decay, lr_ratio, params.muon_momentum, rules)
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.maths.architecture import architecture_of
-from custom_transformer.maths.parameters import MATRICES, InProducts, count
+from custom_transformer.maths.parameters import IN_PRODUCTS, InProducts, count
 from custom_transformer.maths.scope import Dropout, Saved, Scope
 
 
@@ -26,7 +26,7 @@ def memory_bytes(
     wide = torch.promote_types(dtype, torch.float32)
     table = architecture_of(config).parameters(config)
     parameters = count(table) * wide.itemsize
-    by_muon = count({name: p for name, p in table.items() if p.role in MATRICES}) * wide.itemsize
+    by_muon = count({name: p for name, p in table.items() if IN_PRODUCTS[p.role]}) * wide.itemsize
     state = {"sgd": 0, "adamw": 2 * parameters, "muon": 2 * (parameters - by_muon) + by_muon}
     block = _block_bytes(config, batch, time, dtype)
     block_input = batch * time * config.d_model * wide.itemsize

@@ -120,7 +120,9 @@ class Trainer:
         self.train, self.validation = train, validation
         self.max_length, self.seed = max_length, seed
         self.checkpoints, self.keep_state, self.origin = checkpoints, keep_state, origin
-        self.optimizer = build_optimizer(params, model.parameters, model.table, model.engine.rules)
+        self.optimizer = build_optimizer(
+            params, model.parameters, model.table, model.config.head_size, model.engine.rules
+        )
         self.n_windows = train.n_windows(max_length)
         if self.n_windows == 0:
             raise UserError(
