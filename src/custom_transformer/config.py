@@ -199,8 +199,15 @@ class CustomTransformerConfig(ModelParams):
         return validated(cls, dict(fields), where)
 
 
+# The keys that one optimiser alone has.
+OPTIMIZER_KEYS = {"muon": ("muon_learning_rate", "muon_momentum")}
+
+
 class TrainingParams(Section):
-    """The optimiser, its schedule, and how often something is reported or kept."""
+    """The optimiser, its schedule, and how often something is reported or kept.
+
+    Muon's own keys may be left out; with another optimiser they are refused, and no part of `model_dump`.
+    """
 
     batch_size: Count
     """Windows per forward pass."""
@@ -210,10 +217,14 @@ class TrainingParams(Section):
     """Passes over the training tokens."""
     max_steps: Count | None
     """Updates after which training ends; null: as many as the epochs hold."""
-    optimizer: Literal["sgd", "adamw"]
-    """The rule of an update."""
+    optimizer: Literal["sgd", "adamw", "muon"]
+    """The rule of an update; muon: orthogonalised momentum for the blocks' matrices, adamw for all other parameters."""
     learning_rate: Annotated[float, Field(gt=0)]
-    """The peak of the schedule, reached at the end of the warm-up."""
+    """The peak of the schedule, reached at the end of the warm-up; with muon that of AdamW's parameters."""
+    muon_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    """muon: the peak of the matrices' learning rate, which follows the same schedule in proportion."""
+    muon_momentum: Beta = 0.95
+    """muon: the decay rate of the mean of the matrices' gradients."""
     min_learning_rate: Annotated[float, Field(ge=0)]
     """Where the decay ends; at most learning_rate."""
     lr_decay: Literal["cosine", "linear", "constant"]
@@ -248,6 +259,21 @@ class TrainingParams(Section):
     """Steps between saved states that a killed run resumes from."""
     keep_checkpoints: Count
     """Epoch checkpoints kept, the newest ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_the_optimizers(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping):
+            optimizer = fields.get("optimizer")
+            for other, keys in OPTIMIZER_KEYS.items():
+                if other != optimizer and (foreign := next((key for key in keys if key in fields), None)):
+                    raise ValueError(f"{foreign} is a key of {other}, not of {shown(optimizer)}; remove it")
+        return fields
+
+    @model_serializer(mode="wrap")
+    def _without_keys_of_other_optimizers(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        foreign = {key for other, keys in OPTIMIZER_KEYS.items() if other != self.optimizer for key in keys}
+        return {key: value for key, value in serialize(self).items() if key not in foreign}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingParams:

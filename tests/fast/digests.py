@@ -19,6 +19,7 @@ from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.norm import Addend, add_layer_norm_forward, add_norm_backward, add_rms_norm_forward
 from custom_transformer.fast.products import matmul, weight_gradient
 from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.maths.muon import MatrixUpdate
 from custom_transformer.maths.optim import AdamW
 from custom_transformer.runs.generation import continuation
 from custom_transformer.runs.observe import views
@@ -107,6 +108,11 @@ def update(numbers: Numbers, dtype: torch.dtype) -> Iterator[Tensor]:
     yield from (parameter, m, v)
     NATIVE.rules.sgd(parameter, gradient, 0.3, 1e-2, 0.1)
     yield from (parameter, torch.tensor(NATIVE.rules.global_norm({"g": gradient}), dtype=torch.float64))
+    sizes = [(37, 41), (70, 24), (9, 1100)]
+    updates = [MatrixUpdate(*(numbers(*size, dtype=dtype) for _ in range(3)), 0.1) for size in sizes]
+    NATIVE.rules.muon(updates, 0.7, 1e-2, 0.9)
+    for parameter, _, momentum, _ in updates:
+        yield from (parameter, momentum)
 
 
 def functions(numbers: Numbers) -> Iterator[Tensor]:

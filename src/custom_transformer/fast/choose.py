@@ -11,7 +11,7 @@ import torch
 
 from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
-from custom_transformer.fast import attention, decoding, fused, gpt2, head, llama, modern, operations, update
+from custom_transformer.fast import attention, decoding, fused, gpt2, head, llama, modern, muon, operations, update
 from custom_transformer.fast.compiled import compiled_engine
 from custom_transformer.fast.kernels import KernelsUnavailable, has_fma, library
 from custom_transformer.fast.memory import keep_freed_memory
@@ -39,7 +39,7 @@ NATIVE = Engine(
         scores=head.linear_cross_entropy_scores,
         last_logits=decoding.last_logits,
     ),
-    rules=Rules(update.global_norm, update.sgd_update, update.adamw_update),
+    rules=Rules(update.global_norm, update.sgd_update, update.adamw_update, muon.muon_updates),
     attention_probabilities=attention.attention_probabilities,
     products=portable_products,
 )

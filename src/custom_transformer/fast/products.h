@@ -96,6 +96,13 @@ template <int... INDICES> inline Four shuffled(Four x, Four y) {
   return __builtin_shuffle(x, y, Four{INDICES...});
 #endif
 }
+// Of four rows of four the columns
+inline void transpose(Four* rows) {
+  const Four low_01 = shuffled<0, 4, 1, 5>(rows[0], rows[1]), high_01 = shuffled<2, 6, 3, 7>(rows[0], rows[1]);
+  const Four low_23 = shuffled<0, 4, 1, 5>(rows[2], rows[3]), high_23 = shuffled<2, 6, 3, 7>(rows[2], rows[3]);
+  rows[0] = shuffled<0, 1, 4, 5>(low_01, low_23), rows[1] = shuffled<2, 3, 6, 7>(low_01, low_23);
+  rows[2] = shuffled<0, 1, 4, 5>(high_01, high_23), rows[3] = shuffled<2, 3, 6, 7>(high_01, high_23);
+}
 inline Four four_cells(const float* from) {
   Four x;
   std::memcpy(&x, from, 16);
@@ -118,11 +125,8 @@ template <int WIDTH, int COUNT, typename T> inline void pack_line(const T* line,
   for (Index at = 0; at < static_cast<Index>(64 / sizeof(T)); at += 4 * PER<T>, to += 4 * WIDTH) {
     Four rows[4] = {};
     for (int r = 0; r < COUNT; r++) rows[r] = four_cells(line + r * row + at);
-    const Four low_01 = shuffled<0, 4, 1, 5>(rows[0], rows[1]), high_01 = shuffled<2, 6, 3, 7>(rows[0], rows[1]);
-    const Four low_23 = shuffled<0, 4, 1, 5>(rows[2], rows[3]), high_23 = shuffled<2, 6, 3, 7>(rows[2], rows[3]);
-    const Four columns[4] = {shuffled<0, 1, 4, 5>(low_01, low_23), shuffled<2, 3, 6, 7>(low_01, low_23),
-                             shuffled<0, 1, 4, 5>(high_01, high_23), shuffled<2, 3, 6, 7>(high_01, high_23)};
-    for (int c = 0; c < 4; c++) std::memcpy(to + c * WIDTH, &columns[c], COUNT * 4);
+    transpose(rows);
+    for (int c = 0; c < 4; c++) std::memcpy(to + c * WIDTH, &rows[c], COUNT * 4);
   }
 }
 

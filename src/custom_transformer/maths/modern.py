@@ -33,7 +33,7 @@ def parameters(config: CustomTransformerConfig) -> Table:
     """Every parameter's shape and role by its name, in the order of the forward pass."""
     d, f = config.d_model, config.d_ffn
     block = (
-        layer("qkv", False, (d, d + 2 * config.kv_heads * config.head_size), "matrix")
+        layer("qkv", False, (d, d + 2 * config.kv_heads * config.head_size), "into_heads")
         | layer("projection", False, (d, d), "zero_into_stream")
         | layer("up", False, (d, f), "matrix")
         | layer("down", False, (f, d), "zero_into_stream")

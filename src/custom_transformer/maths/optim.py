@@ -6,7 +6,7 @@ docs/book/optimisers.md goes through their formulas.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from custom_transformer.config import TrainingParams
 from custom_transformer.maths import checks, exact
-from custom_transformer.maths.parameters import Tensors
+from custom_transformer.maths.muon import MatrixUpdate, muon_updates
+from custom_transformer.maths.parameters import IN_PRODUCTS, Table, Tensors, decays
 
 
 def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:
@@ -70,24 +71,30 @@ class Rules(NamedTuple):
     global_norm: Callable[[Mapping[str, Tensor]], float] = global_norm
     sgd: Callable[..., None] = sgd_update
     adamw: Callable[..., None] = adamw_update
+    muon: Callable[..., None] = muon_updates
 
 
 class Optimizer(Protocol):
     """Changes parameters in place, by `scale` times gradients of the same names and shapes; remembers what it must.
 
     weight_decay: λ of each parameter, by name; 0 for those not named.
+    whole: names of the parameters whose update needs the whole matrix. Every other parameter is changed number by
+        number, so that any slice of it can be updated alone, with the same slice of its gradient and state.
 
     `update` raises ValueError, and changes nothing, for a gradient that is missing or does not fit its parameter, and
     for a learning rate that is negative or not finite.
     """
 
     state: dict[str, Tensors]
+    whole: Collection[str]
 
     def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None: ...
 
 
 class SGD:
     """`sgd_update` of every parameter"""
+
+    whole: Collection[str] = ()
 
     def __init__(self, weight_decay: Mapping[str, float], rule: Callable[..., None] = sgd_update):
         self.weight_decay, self.rule = weight_decay, rule
@@ -101,6 +108,8 @@ class SGD:
 
 class AdamW:
     """`adamw_update` of every parameter. m, v: tensors like the parameters; t: updates done."""
+
+    whole: Collection[str] = ()
 
     def __init__(
         self,
@@ -127,6 +136,55 @@ class AdamW:
             self.rule(parameter, gradients[name], m, v, t, scale, lr, self.betas, decay, self.eps)
 
 
+class Muon:
+    """`muon_update` of the matrices named in `widths`, `adamw_update` of all other parameters. (Jordan 2024.)
+
+    widths: of each matrix by its name, how many of its columns are a matrix of their own in an update.
+    lr_ratio: the matrices' learning rate, divided by that of the others.
+
+    m, v, t: as AdamW's, of the others; momentum: tensors like the matrices.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        widths: Mapping[str, int],
+        betas: tuple[float, float],
+        weight_decay: Mapping[str, float],
+        lr_ratio: float,
+        beta: float,
+        rules: Rules,
+    ):
+        self.widths, self.weight_decay = widths, weight_decay
+        self.whole: Collection[str] = widths.keys()
+        self.lr_ratio, self.beta, self.rule = lr_ratio, beta, rules.muon
+        others = {name: p for name, p in parameters.items() if name not in widths}
+        self.adamw = AdamW(others, betas, weight_decay, rule=rules.adamw)
+        with torch.inference_mode(False), torch.no_grad():
+            self.momentum = {name: torch.zeros_like(parameters[name]) for name in widths}
+
+    @property
+    def state(self) -> dict[str, Tensors]:
+        return self.adamw.state | {"momentum": self.momentum}
+
+    @state.setter
+    def state(self, state: dict[str, Tensors]) -> None:
+        self.momentum = state["momentum"]
+        self.adamw.state = {kind: tensors for kind, tensors in state.items() if kind != "momentum"}
+
+    def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None:
+        matrices = {name: p for name, p in parameters.items() if name in self.widths}
+        others = {name: p for name, p in parameters.items() if name not in self.widths}
+        lr, scale = _checked(matrices, lr, scale, gradient=gradients, momentum=self.momentum)
+        self.adamw.update(others, gradients, lr, scale)  # checks before it changes anything
+        updates = []
+        for name in matrices:
+            parts = (tensors[name].split(self.widths[name], 1) for tensors in (matrices, gradients, self.momentum))
+            for parameter, gradient, momentum in zip(*parts, strict=True):
+                updates.append(MatrixUpdate(parameter, gradient, momentum, self.weight_decay.get(name, 0.0)))
+        self.rule(updates, scale, lr * self.lr_ratio, self.beta)
+
+
 def _checked(parameters: Tensors, lr: float, scale: float, **tensors: Tensors) -> tuple[float, float]:
     """lr and scale as floats, where each of `tensors` has a tensor like each parameter."""
     lr, scale = checks.check_learning_rate(lr), checks.check_number("scale", scale, 0, checks.LARGEST)
@@ -142,12 +200,21 @@ def _checked(parameters: Tensors, lr: float, scale: float, **tensors: Tensors) -
 
 
 def build_optimizer(
-    params: TrainingParams, parameters: Mapping[str, Tensor], weight_decay: Mapping[str, float], rules: Rules
+    params: TrainingParams, parameters: Mapping[str, Tensor], table: Table, head_size: int, rules: Rules
 ) -> Optimizer:
-    """The optimiser that `params.optimizer` names."""
+    """The optimiser that `params.optimizer` names, for parameters of these roles."""
+    weight_decay = decays(table, params.weight_decay)
     if params.optimizer == "sgd":
         return SGD(weight_decay, rules.sgd)
-    return AdamW(parameters, params.betas, weight_decay, rule=rules.adamw)
+    if params.optimizer == "adamw":
+        return AdamW(parameters, params.betas, weight_decay, rule=rules.adamw)
+    widths = {
+        name: head_size if role == "into_heads" else shape[1]
+        for name, (shape, role) in table.items()
+        if IN_PRODUCTS[role]
+    }
+    lr_ratio = params.muon_learning_rate / params.learning_rate
+    return Muon(parameters, widths, params.betas, weight_decay, lr_ratio, params.muon_momentum, rules)
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Role = Literal["table", "matrix", "into_stream", "zero_into_stream", "gain", "bias"]
+Role = Literal["table", "matrix", "into_heads", "into_stream", "zero_into_stream", "gain", "bias"]
 
 
 class Parameter(NamedTuple):
-    """role: "table" has one row per token or position; "matrix" is multiplied with; "into_stream" is a matrix whose
-    product is added to the residual stream, and "zero_into_stream" one that begins as 0; "gain" scales a norm's result;
-    "bias" is added."""
+    """role: "table" has one row per token or position; "matrix" is multiplied with; "into_heads" is a
+    matrix whose columns are those of heads, one head after another; "into_stream" is a matrix whose product is added to
+    the residual stream, and "zero_into_stream" one that begins as 0; "gain" scales a norm's result; "bias" is added."""
 
     shape: tuple[int, ...]
     role: Role
@@ -33,6 +33,7 @@ _TWO_OF_FOUR = np.uint64(0x0000FFFF0000FFFF)
 DECAYS: dict[Role, bool] = {
     "table": True,
     "matrix": True,
+    "into_heads": True,
     "into_stream": True,
     "zero_into_stream": True,
     "gain": False,
@@ -60,7 +61,7 @@ def initial(table: Mapping[str, Parameter], n_blocks: int, seed: int) -> Tensors
     2.3).
     """
     bits = np.random.PCG64(np.random.SeedSequence(seed % 2**64))
-    deviation: dict[Role, float] = dict.fromkeys(("table", "matrix"), INIT_STD)
+    deviation: dict[Role, float] = dict.fromkeys(("table", "matrix", "into_heads"), INIT_STD)
     deviation["into_stream"] = INIT_STD / math.sqrt(2 * n_blocks)
     constant: dict[Role, float] = {"gain": 1.0, "bias": 0.0, "zero_into_stream": 0.0}
     return {

@@ -18,7 +18,6 @@ from custom_transformer.maths import checks
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.ops import IGNORE_INDEX
 from custom_transformer.maths.optim import Optimizer, build_optimizer, clip_scale, learning_rate_at
-from custom_transformer.maths.parameters import decays
 from custom_transformer.runs.checkpoint import checkpoint_content, save_checkpoint
 from custom_transformer.runs.observe import activation_statistics, gradient_norms
 from custom_transformer.runs.record import Progress, StepMetrics, StepResult, Validation, is_spike
@@ -121,8 +120,9 @@ class Trainer:
         self.train, self.validation = train, validation
         self.max_length, self.seed = max_length, seed
         self.checkpoints, self.keep_state, self.origin = checkpoints, keep_state, origin
-        weight_decay = decays(model.table, params.weight_decay)
-        self.optimizer = build_optimizer(params, model.parameters, weight_decay, model.engine.rules)
+        self.optimizer = build_optimizer(
+            params, model.parameters, model.table, model.config.head_size, model.engine.rules
+        )
         self.n_windows = train.n_windows(max_length)
         if self.n_windows == 0:
             raise UserError(
