@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -51,8 +52,9 @@ _NANOGPT = {
 GRID = (1e-3, 2.5e-3, 5e-3, 1e-2)  # of tuned learning rates; the lowest loss at the end wins
 _MODERN = {
     "optimizer": "muon",
-    "learning_rate": 4e-3,
-    "muon_learning_rate": 0.02,
+    "learning_rate": 0.02,
+    "muon_learning_rate": 0.015,
+    "muon_momentum": 0.9,
     "min_learning_rate": 0.0,
     "lr_decay": "linear",
     "warmup_ratio": 0.05,
@@ -65,7 +67,7 @@ _MODERN = {
 def contestants(vocabulary: str, tuned: float) -> list[Contestant]:
     steps, plain = STEPS[vocabulary], {"bias": False}
     with_rate = _NANOGPT | {"learning_rate": tuned, "min_learning_rate": tuned / 10}
-    modern = {"architecture": "modern", "rope_base": 1000.0}
+    modern = {"architecture": "modern", "rope_base": 1000.0, "tie_embeddings": False}
     return [
         Contestant("nanoGPT, eager", "eager", steps, plain, _NANOGPT),
         Contestant("nanoGPT, compiled", "compiled", steps, plain, _NANOGPT),
@@ -73,7 +75,7 @@ def contestants(vocabulary: str, tuned: float) -> list[Contestant]:
         Contestant("ours, GPT-2", "ours", steps, plain, _NANOGPT),
         Contestant("ours, GPT-2, tuned", "ours", steps, plain, with_rate),
         Contestant("ours, modern", "ours", steps // 8, modern, _MODERN),
-        Contestant("ours, modern, longer", "ours", steps // 5, modern, _MODERN),
+        Contestant("ours, modern, longer", "ours", steps // 4, modern, _MODERN),
     ]
 
 
@@ -147,10 +149,10 @@ def _bpe(parts: dict[str, bytes], vocab_size: int) -> dict[str, np.ndarray]:
 
 
 def targets(runs: Sequence[Run]) -> dict[str, float]:
-    """The median losses with which nanoGPT's runs end, rounded to what is told."""
+    """The highest of the losses with which nanoGPT's runs end, so that each of them gets there; rounded up."""
 
     def end(name: str) -> float:
-        return round(statistics.median(run.end for run in runs if run.contestant == name), 3)
+        return math.ceil(1000 * max(run.end for run in runs if run.contestant == name)) / 1000
 
     return {"as shipped": end("nanoGPT, compiled"), "with a tuned learning rate": end("nanoGPT, compiled, tuned")}
 
@@ -188,7 +190,9 @@ def save_curves(runs: Sequence[Run], task: Task, path: Path) -> None:
         own = [run for run in runs if run.contestant == name]
         losses = np.array([[row[2] for row in run.rows] for run in own])
         seconds = np.median([[row[1] for row in run.rows] for run in own], 0)
-        (line,) = axes.plot(seconds, np.median(losses, 0), label=name, linewidth=2 if name.startswith("ours") else 1)
+        (line,) = axes.plot(
+            seconds, np.median(losses, 0), label=name, linestyle="-" if name.startswith("ours") else "--"
+        )
         axes.fill_between(seconds, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
     for loss in targets(runs).values():
         axes.axhline(loss, color="black", linewidth=0.6, linestyle=":")
