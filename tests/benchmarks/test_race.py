@@ -1,4 +1,4 @@
-"""How the race reads its runs; and that a contestant's run is its own by architecture, and the same by every writing."""
+"""How the race reads its runs, and that a configuration trains the same by hand and by autograd."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,13 @@ def test_contestants_train_and_the_same_configuration_does_the_same_by_autograd(
     for given in contestants("bytes", 5e-3):
         if given.kind == "compiled":
             continue
-        short = Contestant(
-            given.name, given.kind, 4, given.model, {**given.training, "learning_rate": 5e-3, "min_learning_rate": 0.0}
-        )
+        training = {**given.training, "learning_rate": 5e-3, "min_learning_rate": 0.0}
+        short = Contestant(given.name, given.kind, 4, given.model, training)
         command = [sys.executable, "-m", "benchmarks.racer", short.as_json(), task.as_json(), "0"]
         lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
         rows = [json.loads(line) for line in lines]
         assert [step for step, _, _ in rows] == [1, 2, 3, 4]
-        assert all(earlier[1] < later[1] for earlier, later in zip(rows, rows[1:], strict=False))
+        assert all(earlier[1] < later[1] for earlier, later in pairwise(rows))
         ends[given.name] = [loss for _, _, loss in rows]
     assert ends["ours, GPT-2, tuned"] == pytest.approx(ends["nanoGPT, eager"], rel=1e-3)
     assert ends["ours, modern"] == ends["ours, modern, longer"] != ends["ours, GPT-2, tuned"]
