@@ -6,9 +6,10 @@ docs/book/optimisers.md goes through their formulas.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,18 +59,49 @@ def adamw_update(
     parameter.addcdiv_(m, denominator, value=-lr / correction)
 
 
-def global_norm(gradients: Mapping[str, Tensor]) -> float:
-    """√(Σ g²) over all gradients. Summed in float64: it overflows only where a gradient itself has."""
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients.values()]
-    return torch.linalg.vector_norm(torch.stack(norms)).item()
+BLOCK = 4096  # numbers of a gradient whose squares are added up apart
+
+
+def sums_of_squares(gradient: Tensor) -> Tensor:
+    """Σ g² of each BLOCK numbers of a gradient, in their order: (blocks,) float64
+
+    A block's sum is taken by halves: its bits depend on no device, and not on the blocks that are summed beside it, so
+    that processes may share out the blocks of one gradient.
+    """
+    flat = gradient.flatten().double()
+    squares = torch.nn.functional.pad(flat * flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    while (half := squares.shape[1] // 2) > 0:
+        squares = squares[:, :half] + squares[:, half:]
+    return squares.flatten()
+
+
+def total_of_blocks(sums: Tensor) -> float:
+    """Σ g² of a gradient, from the sums of its blocks: one after the other."""
+    return float(np.add.accumulate(sums.cpu().numpy())[-1])
+
+
+def norm_of(totals: Iterable[float]) -> float:
+    """√(Σ g²) over all gradients, from each one's Σ g²: their sum is exact but for one rounding."""
+    try:
+        return math.sqrt(math.fsum(totals))
+    except OverflowError:  # of finite squares
+        return math.inf
+
+
+def global_norm(gradients: Mapping[str, Tensor], squares: Callable[[Tensor], Tensor] = sums_of_squares) -> float:
+    """√(Σ g²) over all gradients. Summed in float64: of float32, it overflows only where a gradient itself has."""
+    return norm_of(total_of_blocks(squares(gradient)) for gradient in gradients.values())
 
 
 class Rules(NamedTuple):
     """The arithmetic of an update: these functions, or faster equals of them."""
 
-    global_norm: Callable[[Mapping[str, Tensor]], float] = global_norm
+    sums_of_squares: Callable[[Tensor], Tensor] = sums_of_squares
     sgd: Callable[..., None] = sgd_update
     adamw: Callable[..., None] = adamw_update
+
+    def global_norm(self, gradients: Mapping[str, Tensor]) -> float:
+        return global_norm(gradients, self.sums_of_squares)
 
 
 class Optimizer(Protocol):
