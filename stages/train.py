@@ -86,8 +86,8 @@ def follow(trainer: Trainer) -> None:
     for m in trainer.run():
         if m.save:
             trainer.state()
-        if m.stop:
-            raise UserError(ORPHANED)
+        if m.stop:  # of which the first process tells
+            return
 
 
 def fingerprint_of(params: Params, data: dict[str, Any], engine: Engine, device: torch.device) -> dict[str, str]:

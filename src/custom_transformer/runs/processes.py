@@ -176,6 +176,10 @@ def joined() -> Iterator[Processes]:
             time.sleep(1)  # until that one's exit can be seen
             sys.exit(LOST)
         raise
+    except KeyboardInterrupt:
+        if PROCESSES in os.environ or not processes.first:
+            sys.exit(130)
+        raise
     except Exception:
         if not processes.may_speak():
             sys.exit(1)
