@@ -39,6 +39,7 @@ ALL = [
     FLOOR,
     *((name, tuned) for name in PEERS for tuned in (False, True)),
     *((name, True) for name in FUSED_PEERS),
+    ("ours, not portable", False),
     ("ours, no compiler", False),
     ("ours, eager", False),
 ]

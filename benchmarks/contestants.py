@@ -19,6 +19,7 @@ from custom_transformer.fast import head
 from custom_transformer.fast.choose import FUSED, NATIVE, NATIVE_WITH_LIBRARIES, choose_engine
 from custom_transformer.fast.kernels import library
 from custom_transformer.fast.memory import keep_freed_memory
+from custom_transformer.fast.products import onednn_computes_float32
 from custom_transformer.maths import ops
 from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.engine import READABLE_RULES, Engine
@@ -119,7 +120,7 @@ def floor(workload: Workload) -> Step:
 
 ABLATIONS: dict[str, Callable[[Workload], Step]] = {
     "without kept memory": without_kept_memory,
-    "not portable: products by PyTorch's libraries": with_library_products,
+    "ours, not portable": with_library_products,
     "without the head's kernel": _without(head=NATIVE.head._replace(loss=FUSED.head.loss)),
     "without tiles of the vocabulary": without_vocabulary_tiles,
     "without the blocks' kernels": _without(stacks={}),
@@ -140,13 +141,14 @@ OURS: dict[str, Callable[[Workload], Step]] = {
 def build(name: str, workload: Workload, tuned: bool) -> Step:
     """The step of contestant `name`, or the floor's.
 
-    tuned, for a peer: freed memory is kept, and float32 products use the faster of PyTorch's two libraries. Anyone can
-    set both without touching the model.
+    tuned, for a peer: freed memory is kept, and float32 products use the faster of PyTorch's two libraries, unless that
+    one would round operands to bfloat16 on this processor. Anyone can set both without touching the model.
     """
     torch.manual_seed(0)
     if name in OURS:
         return OURS[name](workload)
     if tuned or name == "floor":
         keep_freed_memory()
-        torch.set_float32_matmul_precision("medium")
+        if onednn_computes_float32():
+            torch.set_float32_matmul_precision("medium")
     return floor(workload) if name == "floor" else (PEERS | FUSED_PEERS)[name](workload)

@@ -24,11 +24,11 @@ LEARNING_RATE = 1e-4
 class Gpt2Block(nn.Module):
     def __init__(self, config: CustomTransformerConfig):
         super().__init__()
-        d = config.d_model
+        d, bias = config.d_model, config.bias
         self.n_heads = config.n_heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.qkv, self.projection = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.up, self.down = nn.Linear(d, config.d_ffn), nn.Linear(config.d_ffn, d)
+        self.norm_1, self.norm_2 = nn.LayerNorm(d, bias=bias), nn.LayerNorm(d, bias=bias)
+        self.qkv, self.projection = nn.Linear(d, 3 * d, bias), nn.Linear(d, d, bias)
+        self.up, self.down = nn.Linear(d, config.d_ffn, bias), nn.Linear(config.d_ffn, d, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, time, d = x.shape
@@ -70,15 +70,15 @@ class LlamaBlock(nn.Module):
 class Twin(nn.Module):
     """The same architecture, written plainly with PyTorch's own layers."""
 
-    def __init__(self, config: CustomTransformerConfig):
+    def __init__(self, config: CustomTransformerConfig, seed: int = 0):
         super().__init__()
         d, is_llama = config.d_model, config.architecture == "llama"
         self.token_embedding = nn.Embedding(config.vocab_size, d)
         self.position_embedding = None if is_llama else nn.Embedding(config.max_seq_len, d)
         self.blocks = nn.ModuleList((LlamaBlock if is_llama else Gpt2Block)(config) for _ in range(config.n_blocks))
-        self.final_norm = nn.RMSNorm(d, config.norm_eps) if is_llama else nn.LayerNorm(d)
+        self.final_norm = nn.RMSNorm(d, config.norm_eps) if is_llama else nn.LayerNorm(d, bias=config.bias)
         self.head = nn.Linear(d, config.vocab_size, bias=False)
-        self._take_over(initial(architecture_of(config).parameters(config), config.n_blocks, seed=0))
+        self._take_over(initial(architecture_of(config).parameters(config), config.n_blocks, seed))
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
 

@@ -10,10 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from custom_transformer.maths import gpt2, llama, ops, optim, turns
+from custom_transformer.maths import gpt2, llama, muon, ops, optim, turns
 
 ROOT = Path(__file__).parents[1]
-MODULES: dict[str, ModuleType] = {"ops": ops, "optim": optim, "turns": turns, "gpt2": gpt2, "llama": llama}
+MODULES: dict[str, ModuleType] = {
+    "ops": ops,
+    "optim": optim,
+    "muon": muon,
+    "turns": turns,
+    "gpt2": gpt2,
+    "llama": llama,
+}
 
 
 class Source(NamedTuple):

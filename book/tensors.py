@@ -45,6 +45,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cos": torch.cos,
     "sin": torch.sin,
     "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
     "softmax": partial(torch.softmax, dim=-1),
     "onehot": lambda ids, n: torch.nn.functional.one_hot(ids, int(n)).double(),
 }

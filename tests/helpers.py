@@ -27,6 +27,7 @@ PIPELINE_ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.
 SIZES = {"vocab_size": 37, "max_seq_len": 13, "n_blocks": 2, "n_heads": 3, "d_model": 15, "d_ffn": 22}
 # A Llama's of the same sizes but for its heads, which turn pairs and share keys and values in threes.
 LLAMA = {"architecture": "llama", "n_heads": 6, "d_model": 36, "n_kv_heads": 2, "rope_base": 100.0}
+MODERN = LLAMA | {"architecture": "modern"}
 
 
 def random_model(

@@ -94,8 +94,15 @@ class DataParams(Section):
     """Tokens per training window; at most model.max_seq_len."""
 
 
-# The keys that one architecture alone has.
-OWN_KEYS = {"gpt2": ("bias",), "llama": ("n_kv_heads", "rope_base", "norm_eps")}
+# The keys that not every architecture has.
+_TURNED = ("n_kv_heads", "rope_base", "norm_eps")
+OWN_KEYS = {"gpt2": ("bias",), "llama": _TURNED, "modern": _TURNED}
+
+
+def _foreign_keys(architecture: str) -> dict[str, list[str]]:
+    """The keys that this architecture has not, and those that have them."""
+    others = [key for keys in OWN_KEYS.values() for key in keys if key not in OWN_KEYS[architecture]]
+    return {key: [name for name, keys in OWN_KEYS.items() if key in keys] for key in others}
 
 
 class ModelParams(Section):
@@ -104,8 +111,9 @@ class ModelParams(Section):
     An architecture's own keys may be left out; those of another are refused, and no part of `model_dump`.
     """
 
-    architecture: Literal["gpt2", "llama"] = "gpt2"
-    """Which layers it has: GPT-2's, or Llama's (RMS norms, rotary positions, SwiGLU, grouped queries)."""
+    architecture: Literal["gpt2", "llama", "modern"] = "gpt2"
+    """Which layers it has: GPT-2's, Llama's (RMS norms, rotary positions, SwiGLU, grouped queries), or the modern
+    recipe's, which small models learn fastest with (norms without gains, normed queries and keys, squared ReLU)."""
     d_model: Count
     """Width of the residual stream; a multiple of n_heads."""
     n_blocks: Count
@@ -113,15 +121,15 @@ class ModelParams(Section):
     n_heads: Count
     """Attention heads per block."""
     n_kv_heads: Count | None = None
-    """llama: heads of keys and values, which n_heads / n_kv_heads queries share; null: n_heads."""
+    """llama, modern: heads of keys and values, which n_heads / n_kv_heads queries share; null: n_heads."""
     d_ffn: Count
     """Width of the feed-forward network's hidden layer."""
     max_seq_len: Count
     """The longest context, in tokens; gpt2 has an embedding for each of these positions."""
     rope_base: Annotated[float, Field(gt=1)] = 10_000.0
-    """llama: base of the angles by which queries and keys are turned at each position."""
+    """llama, modern: base of the angles by which queries and keys are turned at each position."""
     norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """llama: added to the mean square in its norms."""
+    """llama, modern: added to the mean square in its norms."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
     """Share of activations dropped while training; 0: none."""
     bias: bool = True
@@ -134,14 +142,14 @@ class ModelParams(Section):
     def _keys_are_its_own(cls, fields: Any) -> Any:
         if isinstance(fields, Mapping):
             own = fields.get("architecture", "gpt2")
-            for other, keys in OWN_KEYS.items():
-                if other != own and (foreign := next((key for key in keys if key in fields), None)):
-                    raise ValueError(f"{foreign} is a key of {other}, not of {shown(own)}; remove it")
+            for key, owners in _foreign_keys(own).items() if own in tuple(OWN_KEYS) else ():
+                if key in fields:
+                    raise ValueError(f"{key} is a key of {' and '.join(owners)}, not of {shown(own)}; remove it")
         return fields
 
     @model_serializer(mode="wrap")
     def _without_keys_of_others(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        foreign = {key for other, keys in OWN_KEYS.items() if other != self.architecture for key in keys}
+        foreign = _foreign_keys(self.architecture)
         return {key: value for key, value in serialize(self).items() if key not in foreign}
 
     @model_validator(mode="after")
@@ -150,13 +158,19 @@ class ModelParams(Section):
             raise ValueError(f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads})")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
-        if self.architecture == "llama" and self.head_size % 2:
-            raise ValueError(f"d_model / n_heads ({self.head_size}) must be even, since llama turns pairs of numbers")
+        if self.turns_pairs and self.head_size % 2:
+            raise ValueError(
+                f"d_model / n_heads ({self.head_size}) must be even, since {self.architecture} turns pairs of numbers"
+            )
         return self
 
     @property
     def head_size(self) -> int:
         return self.d_model // self.n_heads
+
+    @property
+    def turns_pairs(self) -> bool:
+        return "rope_base" in OWN_KEYS[self.architecture]
 
     @property
     def kv_heads(self) -> int:
@@ -185,8 +199,15 @@ class CustomTransformerConfig(ModelParams):
         return validated(cls, dict(fields), where)
 
 
+# The keys that one optimiser alone has.
+OPTIMIZER_KEYS = {"muon": ("muon_learning_rate", "muon_momentum")}
+
+
 class TrainingParams(Section):
-    """The optimiser, its schedule, and how often something is reported or kept."""
+    """The optimiser, its schedule, and how often something is reported or kept.
+
+    Muon's own keys may be left out; with another optimiser they are refused, and no part of `model_dump`.
+    """
 
     batch_size: Count
     """Windows per forward pass."""
@@ -196,10 +217,14 @@ class TrainingParams(Section):
     """Passes over the training tokens."""
     max_steps: Count | None
     """Updates after which training ends; null: as many as the epochs hold."""
-    optimizer: Literal["sgd", "adamw"]
-    """The rule of an update."""
+    optimizer: Literal["sgd", "adamw", "muon"]
+    """The rule of an update; muon: orthogonalised momentum for the blocks' matrices, adamw for all other parameters."""
     learning_rate: Annotated[float, Field(gt=0)]
-    """The peak of the schedule, reached at the end of the warm-up."""
+    """The peak of the schedule, reached at the end of the warm-up; with muon that of AdamW's parameters."""
+    muon_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    """muon: the peak of the matrices' learning rate, which follows the same schedule in proportion."""
+    muon_momentum: Beta = 0.95
+    """muon: the decay rate of the mean of the matrices' gradients."""
     min_learning_rate: Annotated[float, Field(ge=0)]
     """Where the decay ends; at most learning_rate."""
     lr_decay: Literal["cosine", "linear", "constant"]
@@ -234,6 +259,21 @@ class TrainingParams(Section):
     """Steps between saved states that a killed run resumes from."""
     keep_checkpoints: Count
     """Epoch checkpoints kept, the newest ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_the_optimizers(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping):
+            optimizer = fields.get("optimizer")
+            for other, keys in OPTIMIZER_KEYS.items():
+                if other != optimizer and (foreign := next((key for key in keys if key in fields), None)):
+                    raise ValueError(f"{foreign} is a key of {other}, not of {shown(optimizer)}; remove it")
+        return fields
+
+    @model_serializer(mode="wrap")
+    def _without_keys_of_other_optimizers(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        foreign = {key for other, keys in OPTIMIZER_KEYS.items() if other != self.optimizer for key in keys}
+        return {key: value for key, value in serialize(self).items() if key not in foreign}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingParams:

@@ -19,13 +19,18 @@ from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.norm import Addend, add_layer_norm_forward, add_norm_backward, add_rms_norm_forward
 from custom_transformer.fast.products import matmul, weight_gradient
 from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.maths.muon import MatrixUpdate
 from custom_transformer.maths.optim import AdamW
 from custom_transformer.runs.generation import continuation
 from custom_transformer.runs.observe import views
 from custom_transformer.runs.step import training_step
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
-MODELS = {"gpt2": {"dropout": 0.1}, "llama": {"architecture": "llama", "n_kv_heads": 2, "tie_embeddings": False}}
+MODELS = {
+    "gpt2": {"dropout": 0.1},
+    "llama": {"architecture": "llama", "n_kv_heads": 2, "tie_embeddings": False},
+    "modern": {"architecture": "modern", "dropout": 0.1},
+}
 SIZES = {"vocab_size": 61, "max_seq_len": 41, "n_blocks": 2, "n_heads": 4, "d_model": 24, "d_ffn": 44}
 STEPS = 20
 
@@ -103,6 +108,11 @@ def update(numbers: Numbers, dtype: torch.dtype) -> Iterator[Tensor]:
     yield from (parameter, m, v)
     NATIVE.rules.sgd(parameter, gradient, 0.3, 1e-2, 0.1)
     yield from (parameter, torch.tensor(NATIVE.rules.global_norm({"g": gradient}), dtype=torch.float64))
+    sizes = [(37, 41), (70, 24), (9, 1100)]
+    updates = [MatrixUpdate(*(numbers(*size, dtype=dtype) for _ in range(3)), 0.1) for size in sizes]
+    NATIVE.rules.muon(updates, 0.7, 1e-2, 0.9)
+    for parameter, _, momentum, _ in updates:
+        yield from (parameter, momentum)
 
 
 def functions(numbers: Numbers) -> Iterator[Tensor]:

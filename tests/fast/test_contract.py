@@ -17,7 +17,7 @@ from custom_transformer.fast import attention
 from custom_transformer.fast.choose import FUSED, NATIVE
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.engine import READABLE, Engine
-from custom_transformer.maths.optim import SGD, AdamW
+from custom_transformer.maths.optim import SGD, AdamW, Muon, Optimizer
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.scoring import score
@@ -178,7 +178,11 @@ def test_a_learning_rate_that_would_ruin_the_weights_is_refused(rate: Any, engin
     model, wrapped = random_model(torch.float32, engine=engine), wrapper(engine)
     model.loss(TOKENS, LABELS)
     model.loss_backward()
-    optimizers = SGD({}, engine.rules.sgd), AdamW(model.parameters, (0.9, 0.99), {}, rule=engine.rules.adamw)
+    optimizers = (
+        SGD({}, engine.rules.sgd),
+        AdamW(model.parameters, (0.9, 0.99), {}, rule=engine.rules.adamw),
+        Muon(model.parameters, {"blocks.0.up.weight": 2}, (0.9, 0.99), {}, 2.0, 0.95, engine.rules),
+    )
     before, wrapped_before = model.state_dict(), wrapped.model.state_dict()
     entries: list[Callable[[], object]] = [
         lambda: step(model, (TOKENS, LABELS), rate=rate),
@@ -191,7 +195,7 @@ def test_a_learning_rate_that_would_ruin_the_weights_is_refused(rate: Any, engin
             entry()
     assert all(torch.equal(model.parameters[name], p) for name, p in before.items())
     assert all(torch.equal(wrapped.model.parameters[name], p) for name, p in wrapped_before.items())
-    assert int(optimizers[1].state["t"]["t"]) == 0
+    assert [int(o.state["t"]["t"]) for o in optimizers[1:]] == [0, 0]
 
 
 @pytest.mark.parametrize("clip", [NAN, 0, -1.0, "1", -math.inf])
@@ -271,23 +275,27 @@ def test_a_loss_is_scaled_by_one_finite_number(dloss: Any, engine: Engine) -> No
     assert all(torch.equal(gradient, doubled[name]) for name, gradient in model.gradients.items())
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon", "muon, of the other"])
 @pytest.mark.parametrize("change", ["missing", "shape", "dtype", "moment"])
 def test_an_update_that_does_not_fit_changes_nothing(optimizer: str, change: str, engine: Engine) -> None:
-    p = {"a": torch.ones(4, 3), "b": torch.ones(3)}
-    chosen: SGD | AdamW = SGD({}, engine.rules.sgd)
+    p = {"a": torch.ones(4, 3), "b": torch.ones(3, 1)}
+    chosen: Optimizer = SGD({}, engine.rules.sgd)
+    moment = "m"
     if optimizer == "adamw":
         chosen = AdamW(p, (0.9, 0.99), {}, rule=engine.rules.adamw)
+    elif "muon" in optimizer:
+        chosen = Muon(p, {"b" if optimizer == "muon" else "a": 1}, (0.9, 0.99), {}, 1.0, 0.95, engine.rules)
+        moment = "momentum" if optimizer == "muon" else "m"
     elif change == "moment":
         pytest.skip("SGD has none")
     gradients: dict[str, Tensor] = {name: torch.ones_like(t) for name, t in p.items()}
     if change == "missing":
         del gradients["b"]
     elif change == "moment":
-        chosen.state["m"]["b"] = torch.zeros(1)
+        chosen.state[moment]["b"] = torch.zeros(1)
     else:
-        gradients["b"] = torch.ones(1) if change == "shape" else torch.ones(3, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"b is \(3,\) torch\.float32"):
+        gradients["b"] = torch.ones(1) if change == "shape" else torch.ones(3, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"b is \(3, 1\) torch\.float32"):
         chosen.update(p, gradients, 0.1)
     assert all((t == 1).all() for t in p.values())
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from custom_transformer.fast.choose import FUSED, NATIVE
 from custom_transformer.maths import ops, optim
 from custom_transformer.maths.engine import READABLE, Engine
+from custom_transformer.maths.muon import MatrixUpdate
 from custom_transformer.maths.optim import SGD, AdamW
 from tests.fast.closeness import BOUNDS, assert_close, wide
 
@@ -100,3 +101,26 @@ def test_the_native_norm_of_bad_gradients_is_not_finite_and_that_of_large_ones_i
     gradients = {"a": torch.ones(10_000), "b": torch.tensor([1.0, bad])}
     assert not math.isfinite(NATIVE.rules.global_norm(gradients))
     assert NATIVE.rules.global_norm({"g": torch.full((10,), 1e30)}) == pytest.approx(10**0.5 * 1e30)
+
+
+# Of each matrix the columns from the sixth on are updated: sizes that are not whole tiles, one whose small side is more
+# than a chunk of a product, and the sides in either order.
+MATRICES = [(37, 46), (24, 29), (20, 136), (131, 25), (1, 5), (520, 535)]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_native_updates_of_muon_equal_the_readable_ones(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps = [[torch.randn(size, generator=generator, dtype=dtype) for size in MATRICES] for _ in range(2)]
+    steps[1][2] = steps[1][2].T.contiguous().T  # one that does not lie row by row
+    ends = []
+    for rules in (READABLE.rules, NATIVE.rules):
+        p, momenta = ([torch.zeros(size, dtype=dtype) for size in MATRICES] for _ in range(2))
+        for gradients in steps:
+            parts = zip(p, gradients, momenta, strict=True)
+            updates = [MatrixUpdate(*(t[:, min(t.shape[1] - 1, 5) :] for t in tensors), 0.1) for tensors in parts]
+            rules.muon(updates, 0.3, 0.05, 0.9)
+        ends.append({f"{kind} {i}": t for kind, ts in (("p", p), ("m", momenta)) for i, t in enumerate(ts)})
+    # On the small side alone, rounding errors are those of squared singular values.
+    assert_close(ends[1], ends[0], 100 * BOUNDS[dtype])

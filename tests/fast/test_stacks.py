@@ -24,7 +24,7 @@ from custom_transformer.maths.scope import Dropout, Scope
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.step import training_step
 from tests.fast.closeness import BOUNDS, assert_close, wide
-from tests.helpers import LLAMA, SIZES, random_model, random_tokens
+from tests.helpers import LLAMA, MODERN, SIZES, random_model, random_tokens
 
 # B, T, D, F, H: all odd and different; several tiles of queries; one of everything.
 GPT2_STACKS = [(3, 13, 15, 22, 3), (2, 150, 32, 70, 4), (1, 1, 8, 9, 1)]
@@ -32,9 +32,12 @@ GPT2_STACKS = [(3, 13, 15, 22, 3), (2, 150, 32, 70, 4), (1, 1, 8, 9, 1)]
 LLAMA_STACKS = [(3, 13, 18, 22, 3, 3), (2, 150, 32, 70, 4, 2), (3, 41, 30, 7, 5, 1), (1, 1, 8, 9, 1, 1)]
 CONFIGS = [
     *((s[:2], {"bias": bias}, s[2:]) for s, bias in itertools.product(GPT2_STACKS, [True, False])),
-    *((s[:2], {"architecture": "llama", "n_kv_heads": s[5]}, s[2:5]) for s in LLAMA_STACKS),
+    *(
+        (s[:2], {"architecture": name, "n_kv_heads": s[5]}, s[2:5])
+        for s, name in itertools.product(LLAMA_STACKS, ["llama", "modern"])
+    ),
 ]
-ARCHITECTURES = pytest.mark.parametrize("changes", [{}, LLAMA], ids=["gpt2", "llama"])
+ARCHITECTURES = pytest.mark.parametrize("changes", [{}, LLAMA, MODERN], ids=["gpt2", "llama", "modern"])
 
 
 def random_parameters(config: CustomTransformerConfig, dtype: torch.dtype, generator: torch.Generator) -> Tensors:
@@ -127,8 +130,8 @@ def test_every_fast_gradient_is_right(tie_embeddings: bool, bias: bool, dropout:
 
 @pytest.mark.parametrize(
     ("engine", "changes"),
-    [("native", {}), ("native", LLAMA), ("fused", {}), ("fused", LLAMA), ("compiled", {})],
-    ids=["native", "native llama", "fused", "fused llama", "compiled"],
+    [*((e, a) for e in ("native", "fused") for a in ({}, LLAMA, MODERN)), ("compiled", {})],
+    ids=["native", "native llama", "native modern", "fused", "fused llama", "fused modern", "compiled"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tie_embeddings", [True, False])
@@ -202,8 +205,9 @@ def test_two_native_runs_give_identical_bits(dtype: torch.dtype, changes: dict[s
         config_of(15, 22, 3, bias=True),
         config_of(15, 22, 3, bias=False),
         *(config_of(24, 23, 4, architecture="llama", n_kv_heads=n) for n in (1, 2, 4)),
+        config_of(24, 23, 4, architecture="modern", n_kv_heads=2),
     ],
-    ids=["biases", "none", "llama 1", "llama 2", "llama 4"],
+    ids=["biases", "none", "llama 1", "llama 2", "llama 4", "modern"],
 )
 def test_native_decoding_equals_the_readable_one(
     config: CustomTransformerConfig, batch: int, dtype: torch.dtype

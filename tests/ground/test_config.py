@@ -76,7 +76,7 @@ def test_an_architecture_is_one_setting_with_keys_of_its_own(tmp_path: Path) -> 
     apply_overrides(path, ["+model.n_kv_heads=2"])
     assert load_params(path).model.kv_heads == 2
     apply_overrides(path, ["model.architecture=gpt2"])
-    with pytest.raises(UserError, match="model: n_kv_heads is a key of llama, not of 'gpt2'; remove it"):
+    with pytest.raises(UserError, match="model: n_kv_heads is a key of llama and modern, not of 'gpt2'; remove it"):
         load_params(path)
 
 
@@ -84,8 +84,8 @@ def test_an_architecture_is_one_setting_with_keys_of_its_own(tmp_path: Path) -> 
     ("changes", "words"),
     [
         ({"architecture": "llama", "bias": False}, "bias is a key of gpt2, not of 'llama'; remove it"),
-        ({"rope_base": 1e4}, "rope_base is a key of llama, not of 'gpt2'; remove it"),
-        ({"architecture": "mamba"}, "architecture: input should be 'gpt2' or 'llama', not 'mamba'"),
+        ({"rope_base": 1e4}, "rope_base is a key of llama and modern, not of 'gpt2'; remove it"),
+        ({"architecture": "mamba"}, "architecture: input should be 'gpt2', 'llama' or 'modern', not 'mamba'"),
         ({"architecture": "llama", "n_heads": 4, "n_kv_heads": 3}, "must be a multiple of n_kv_heads"),
         ({"architecture": "llama", "d_model": 20, "n_heads": 4}, "must be even"),
         ({"architecture": "llama", "norm_eps": 0}, "norm_eps"),

@@ -21,7 +21,7 @@ WRONG = [
     ("training.batch_size", 0, "greater than or equal to 1"),
     ("training.betas", [0.9], "betas"),
     ("training.betas", [0.9, 1.0], "betas.1: input should be less than 1"),
-    ("training.optimizer", "adam", "'sgd' or 'adamw'"),
+    ("training.optimizer", "adam", "'sgd', 'adamw' or 'muon'"),
     ("training.precision", "float16", "float16"),
     ("training.compile", "yes", "'auto', true or false"),
     ("training.device", "gpu", "'auto', 'cpu' or 'cuda'"),

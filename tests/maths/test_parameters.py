@@ -42,11 +42,11 @@ def test_every_role_has_a_row_in_every_table() -> None:
 
 def test_the_role_decides_how_a_parameter_begins() -> None:
     tensors = initial(ONE_OF_EACH, n_blocks=8, seed=0)
-    deviations = {"table": 0.02, "matrix": 0.02, "into_stream": 0.02 / math.sqrt(2 * 8), "gain": 0, "bias": 0}
+    deviations = {"table": 0.02, "matrix": 0.02, "into_heads": 0.02, "into_stream": 0.02 / math.sqrt(2 * 8)}
     for role in ROLES:
         tensor = tensors[f"a.{role}"]
         assert tensor.dtype == torch.float32
-        assert tensor.std().item() == pytest.approx(deviations[role], rel=0.03), role
+        assert tensor.std().item() == pytest.approx(deviations.get(role, 0), rel=0.03), role
         assert tensor.mean().item() == pytest.approx(1.0 if role == "gain" else 0.0, abs=1e-3), role
     assert not torch.equal(tensors["a.table"], tensors["a.matrix"])
 
@@ -71,7 +71,9 @@ def test_the_role_decides_what_decays() -> None:
     assert decays(ONE_OF_EACH, 0.1) == {
         "a.table": 0.1,
         "a.matrix": 0.1,
+        "a.into_heads": 0.1,
         "a.into_stream": 0.1,
+        "a.zero_into_stream": 0.1,
         "a.gain": 0.0,
         "a.bias": 0.0,
     }
@@ -84,7 +86,7 @@ def test_the_role_decides_in_which_dtype_products_read_it_and_no_cast_is_kept() 
     assert len(read) == len(ROLES)
     for role in ROLES:
         tensor = read[f"a.{role}"]
-        if role in ("matrix", "into_stream"):
+        if role in ("matrix", "into_heads", "into_stream", "zero_into_stream"):
             assert torch.equal(tensor, tensors[f"a.{role}"].bfloat16())
             assert tensor.data_ptr() != read[f"a.{role}"].data_ptr()
         else:
@@ -99,7 +101,8 @@ def test_gpt2s_parameters_have_the_roles_of_their_use(bias: bool) -> None:
     table = gpt2.parameters(config)
     by_role = {role: {name for name, p in table.items() if p.role == role} for role in ROLES}
     assert by_role["table"] == {"token_embedding", "position_embedding", "head.weight"}
-    assert by_role["matrix"] == {f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("qkv", "up")}
+    assert by_role["matrix"] == {f"blocks.{i}.up.weight" for i in (0, 1)}
+    assert by_role["into_heads"] == {f"blocks.{i}.qkv.weight" for i in (0, 1)}
     assert by_role["into_stream"] == {f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("projection", "down")}
     norms = {"final_norm"} | {f"blocks.{i}.norm_{k}" for i in (0, 1) for k in (1, 2)}
     assert by_role["gain"] == {f"{name}.weight" for name in norms}

@@ -15,22 +15,27 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch.distributed import TCPStore
 
 from custom_transformer.errors import UserError
 from custom_transformer.runs.shards import Sums, run_length, shard_seed
 from tests.helpers import PIPELINE_ENVIRONMENT
 from tests.processes import Process
 from tests.runs import together
-from tests.servers import free_port
 
 COUNTS = (1, 2, 4)
+ENVIRONMENT = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
 
 
-def start(count: int, *arguments: object, **options: Any) -> list[Process]:
-    """The same program in `count` processes, with the variables that torchrun would set."""
-    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"} | group
-    return [Process(*arguments, env=environment | {"RANK": str(rank)}, **options) for rank in range(count)]
+class Group(list[Process]):
+    """The same program in `count` processes, with the variables that torchrun would set, and a store as it has one."""
+
+    def __init__(self, count: int, *arguments: object, **options: Any):
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": str(count)}
+        of_torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        environment = ENVIRONMENT | address | of_torchrun
+        super().__init__(Process(*arguments, env=environment | {"RANK": str(rank)}, **options) for rank in range(count))
 
 
 # ------------------------------------------------------------------------------------------------------- the shards
@@ -95,7 +100,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     folder, found = tmp_path_factory.mktemp("together"), {}
     groups = []
     for count in COUNTS:
-        groups.append(start(count, "-m", "tests.runs.together", folder / str(count), folder / "1"))
+        groups.append(Group(count, "-m", "tests.runs.together", folder / str(count), folder / "1"))
         for process in groups[-1] if count == 1 else ():
             assert process.wait().returncode == 0, process.wait().stderr
     for count, group in zip(COUNTS, groups, strict=True):
@@ -155,13 +160,13 @@ def errors(ended: list[subprocess.CompletedProcess[str]]) -> list[str]:
 
 @pytest.mark.processes
 def test_whichever_process_is_killed_all_end_with_one_line_and_the_next_run_goes_on(repository: Path) -> None:
-    (whole,) = start(1, "-m", "stages.train", cwd=repository)
-    assert whole.wait().returncode == 0, whole.wait().stderr
+    whole = Process("-m", "stages.train", cwd=repository, env=ENVIRONMENT).wait()
+    assert whole.returncode == 0, whole.stderr
     undisturbed = outputs(repository)
     assert "digests.csv" in undisturbed
     for count, victim in ((2, 0), (4, 2)):
         before = states(repository)
-        group = start(count, "-m", "stages.train", cwd=repository)
+        group = Group(count, "-m", "stages.train", cwd=repository)
         while states(repository) == before and all(process.poll() is None for process in group):
             time.sleep(0.01)
         group[victim].kill()
@@ -171,8 +176,8 @@ def test_whichever_process_is_killed_all_end_with_one_line_and_the_next_run_goes
         said = errors([done for done in ended if done.returncode > 0])
         assert len(said) == 1
         assert said[0].startswith("error: another process of this training has ended: run the same command again")
-    (last,) = start(1, "-m", "stages.train", cwd=repository)
-    assert "going on after step" in last.wait().stdout
+    last = Process("-m", "stages.train", cwd=repository, env=ENVIRONMENT).wait()
+    assert "going on after step" in last.stdout
     assert outputs(repository) == undisturbed
 
 
@@ -180,7 +185,7 @@ def test_whichever_process_is_killed_all_end_with_one_line_and_the_next_run_goes
 def test_all_processes_stop_when_one_is_hung_or_has_other_data(repository: Path, tmp_path: Path) -> None:
     patience = "from custom_transformer.runs import processes; from datetime import timedelta; import runpy, sys; "
     patience += "processes.PATIENCE = timedelta(seconds=3); sys.argv = ['stages/train.py']; "
-    group = start(2, "-c", patience + "runpy.run_module('stages.train', run_name='__main__')", cwd=repository)
+    group = Group(2, "-c", patience + "runpy.run_module('stages.train', run_name='__main__')", cwd=repository)
     while not states(repository) and all(process.poll() is None for process in group):
         time.sleep(0.01)
     os.kill(group[1].pid, signal.SIGSTOP)

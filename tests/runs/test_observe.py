@@ -14,7 +14,7 @@ from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
 from custom_transformer.runs.observe import activation_statistics, views
-from tests.helpers import LLAMA, random_model, random_tokens
+from tests.helpers import LLAMA, MODERN, random_model, random_tokens
 
 
 def test_the_last_view_ends_where_the_model_does() -> None:
@@ -56,7 +56,7 @@ def test_statistics_are_what_their_names_say() -> None:
     rows = activation_statistics(model, tokens)
     assert [row["block"] for row in rows] == [0, 1]
     for row, view in zip(rows, views(model, tokens), strict=True):
-        off = (view.unit_input < GPT2.units[1]).numpy()
+        off = (view.unit_input < GPT2.units.off_below).numpy()
         assert row["residual_rms"] == pytest.approx((view.stream.numpy() ** 2).mean() ** 0.5)
         assert row["gelu_off"] == pytest.approx(off.mean())
         assert row["gelu_dead"] == pytest.approx(off.reshape(33, 22).all(0).mean())
@@ -65,7 +65,7 @@ def test_statistics_are_what_their_names_say() -> None:
     assert rows[1]["gelu_dead"] >= 4 / 22 > rows[0]["gelu_dead"]
 
 
-@pytest.mark.parametrize("changes", [{}, LLAMA])
+@pytest.mark.parametrize("changes", [{}, LLAMA, MODERN])
 def test_the_engine_s_own_operations_are_observed(changes: dict[str, object]) -> None:
     used: list[str] = []
 

@@ -188,7 +188,7 @@ def test_precisions_end_at_the_same_loss(tmp_path: Path) -> None:
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], abs=0.05)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("stop", [1, 7, 12])
 def test_a_resumed_run_ends_the_same(tmp_path: Path, stop: int, optimizer: str) -> None:
     whole = trainer(tmp_path / "whole", optimizer=optimizer)

@@ -24,7 +24,7 @@ from custom_transformer.runs.checkpoint import write_tensors
 from custom_transformer.runs.processes import Processes, joined
 from custom_transformer.runs.training import Trainer
 from custom_transformer.text.tokens import TokenSplit
-from tests.helpers import LLAMA
+from tests.helpers import LLAMA, MODERN
 
 # Some tensors of several blocks of numbers, some of less than one.
 SIZES = {"vocab_size": 301, "max_seq_len": 12, "n_blocks": 2, "n_heads": 3, "d_model": 48, "d_ffn": 100}
@@ -36,7 +36,7 @@ BF16 = torch.bfloat16
 CASES: dict[str, tuple[Any, torch.dtype, dict[str, Any], dict[str, Any]]] = {
     "native": (NATIVE, torch.float32, {"dropout": 0.1}, FOUR),
     "native, bfloat16, untied, SGD": (NATIVE, BF16, {"tie_embeddings": False}, FOUR | {"optimizer": "sgd"}),
-    "native, bfloat16": (NATIVE, BF16, {"dropout": 0.1}, FOUR | {"max_grad_norm": None}),
+    "native, bfloat16, Muon": (NATIVE, BF16, MODERN, FOUR | {"optimizer": "muon", "max_grad_norm": None}),
     "native, Llama, seven shards": (NATIVE, torch.float32, LLAMA, {"batch_size": 1, "grad_accumulation": 7}),
     "native, steps with NaN": (NATIVE, torch.float32, {}, FOUR | {"max_nan_steps": 9}),
     "readable, untied": (READABLE, torch.float32, {"tie_embeddings": False, "dropout": 0.1}, FOUR),

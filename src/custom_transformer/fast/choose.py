@@ -11,7 +11,7 @@ import torch
 
 from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
-from custom_transformer.fast import attention, decoding, fused, gpt2, head, llama, operations, update
+from custom_transformer.fast import attention, decoding, fused, gpt2, head, llama, modern, muon, operations, update
 from custom_transformer.fast.compiled import compiled_engine
 from custom_transformer.fast.kernels import KernelsUnavailable, has_fma, library
 from custom_transformer.fast.memory import keep_freed_memory
@@ -33,13 +33,13 @@ FUSED = Engine(
 NATIVE = Engine(
     "native",
     equals=operations.EQUALS,
-    stacks={"gpt2": gpt2.STACK, "llama": llama.STACK},
+    stacks={"gpt2": gpt2.STACK, "llama": llama.STACK, "modern": modern.STACK},
     head=Head(
         loss=Op(head.linear_cross_entropy_forward, head.linear_cross_entropy_backward),
         scores=head.linear_cross_entropy_scores,
         last_logits=decoding.last_logits,
     ),
-    rules=Rules(update.sums_of_squares, update.sgd_update, update.adamw_update),
+    rules=Rules(update.sums_of_squares, update.sgd_update, update.adamw_update, muon.muon_updates),
     attention_probabilities=attention.attention_probabilities,
     products=portable_products,
 )

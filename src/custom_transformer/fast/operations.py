@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from custom_transformer.fast import norm
 from custom_transformer.fast.attention import attention_backward, attention_forward, rotary_turns
 from custom_transformer.fast.fused import linear_forward
 from custom_transformer.fast.kernels import kernel
@@ -51,19 +52,20 @@ def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[
 def layer_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor | None]:
     """As ops.layer_norm_backward"""
     dx, _, _, dweight, dbias = add_norm_backward(dy.flatten(0, -2), None, saved)
+    assert dweight is not None
     return dx.view(dy.shape), dweight, dbias
 
 
-def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Saved]:
+def rms_norm_forward(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Saved]:
     """As ops.rms_norm_forward"""
     _, y, saved = add_rms_norm_forward(x.flatten(0, -2), Addend(), weight, eps, x.dtype)
     return y.view(x.shape), saved
 
 
-def rms_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+def rms_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor | None]:
     """As ops.rms_norm_backward"""
-    dx, dweight, _ = layer_norm_backward(dy, saved)
-    return dx, dweight
+    dx, _, _, dweight, _ = add_norm_backward(dy.flatten(0, -2), None, saved)
+    return dx.view(dy.shape), dweight
 
 
 def gelu_forward(x: Tensor) -> tuple[Tensor, Saved]:
@@ -78,6 +80,34 @@ def gelu_backward(dy: Tensor, saved: Saved) -> Tensor:
     (x,) = saved
     dx = dy.clone()
     kernel("gelu_backward", x.dtype)(dx, x.clone(), None, *x.flatten(0, -2).shape, None)
+    return dx
+
+
+def relu_squared_forward(x: Tensor) -> tuple[Tensor, Saved]:
+    """As ops.relu_squared_forward"""
+    y = torch.empty_like(x)
+    kernel("relu_squared_forward", x.dtype)(x, x.numel(), y)
+    return y, (x,)
+
+
+def relu_squared_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """As ops.relu_squared_backward"""
+    (x,) = saved
+    dx = dy.clone()
+    kernel("relu_squared_backward", x.dtype)(dx, x.clone(), x.numel())
+    return dx
+
+
+def qk_norm_forward(qkv: Tensor, n_heads: int, n_kv_heads: int, eps: float) -> tuple[Tensor, Saved]:
+    """As ops.qk_norm_forward"""
+    y = qkv.clone()
+    return y, norm.qk_norm(y.flatten(0, 1), n_heads, n_kv_heads, eps)
+
+
+def qk_norm_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """As ops.qk_norm_backward"""
+    dx = dy.clone()
+    norm.qk_norm_backward(dx.flatten(0, 1), saved)
     return dx
 
 
@@ -125,6 +155,8 @@ EQUALS = {
     ops.layer_norm: ops.layer_norm._replace(forward=layer_norm_forward, backward=layer_norm_backward),
     ops.rms_norm: ops.rms_norm._replace(forward=rms_norm_forward, backward=rms_norm_backward),
     ops.gelu: Op(gelu_forward, gelu_backward),
+    ops.relu_squared: Op(relu_squared_forward, relu_squared_backward),
+    ops.qk_norm: Op(qk_norm_forward, qk_norm_backward),
     ops.swiglu: Op(swiglu_forward, swiglu_backward),
     ops.causal_attention: Op(causal_attention_forward, attention_backward_of_rows),
     ops.rotary_attention: Op(rotary_attention_forward, attention_backward_of_rows),

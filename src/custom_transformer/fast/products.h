@@ -38,6 +38,7 @@ constexpr int ROWS = 6, VECTORS = 4;
 constexpr int ROWS = 6, VECTORS = 2;
 #endif
 template <typename W> constexpr int COLUMNS = VECTORS * LANES<W>;
+constexpr int AHEAD = 16;  // steps along k, for which B is fetched from the cache behind the nearest
 
 // PER neighbours along k share a cell of packed memory; `link` takes a cell's products into the sums, in order.
 template <typename T> constexpr int PER = 1;
@@ -95,6 +96,13 @@ template <int... INDICES> inline Four shuffled(Four x, Four y) {
   return __builtin_shuffle(x, y, Four{INDICES...});
 #endif
 }
+// Of four rows of four the columns
+inline void transpose(Four* rows) {
+  const Four low_01 = shuffled<0, 4, 1, 5>(rows[0], rows[1]), high_01 = shuffled<2, 6, 3, 7>(rows[0], rows[1]);
+  const Four low_23 = shuffled<0, 4, 1, 5>(rows[2], rows[3]), high_23 = shuffled<2, 6, 3, 7>(rows[2], rows[3]);
+  rows[0] = shuffled<0, 1, 4, 5>(low_01, low_23), rows[1] = shuffled<2, 3, 6, 7>(low_01, low_23);
+  rows[2] = shuffled<0, 1, 4, 5>(high_01, high_23), rows[3] = shuffled<2, 3, 6, 7>(high_01, high_23);
+}
 inline Four four_cells(const float* from) {
   Four x;
   std::memcpy(&x, from, 16);
@@ -117,11 +125,8 @@ template <int WIDTH, int COUNT, typename T> inline void pack_line(const T* line,
   for (Index at = 0; at < static_cast<Index>(64 / sizeof(T)); at += 4 * PER<T>, to += 4 * WIDTH) {
     Four rows[4] = {};
     for (int r = 0; r < COUNT; r++) rows[r] = four_cells(line + r * row + at);
-    const Four low_01 = shuffled<0, 4, 1, 5>(rows[0], rows[1]), high_01 = shuffled<2, 6, 3, 7>(rows[0], rows[1]);
-    const Four low_23 = shuffled<0, 4, 1, 5>(rows[2], rows[3]), high_23 = shuffled<2, 6, 3, 7>(rows[2], rows[3]);
-    const Four columns[4] = {shuffled<0, 1, 4, 5>(low_01, low_23), shuffled<2, 3, 6, 7>(low_01, low_23),
-                             shuffled<0, 1, 4, 5>(high_01, high_23), shuffled<2, 3, 6, 7>(high_01, high_23)};
-    for (int c = 0; c < 4; c++) std::memcpy(to + c * WIDTH, &columns[c], COUNT * 4);
+    transpose(rows);
+    for (int c = 0; c < 4; c++) std::memcpy(to + c * WIDTH, &rows[c], COUNT * 4);
   }
 }
 
@@ -196,7 +201,10 @@ __attribute__((noinline)) void tile(const Wide<T>* a, const Wide<T>* b, Index st
       }
   for (Index step = 0; step < steps; step++, a += STEP, b += COLUMNS<W>) {
     Vector<W> of_b[VECTORS];
-    for (int v = 0; v < VECTORS; v++) of_b[v] = load_vector(b + v * LANES<W>);
+    for (int v = 0; v < VECTORS; v++) {
+      of_b[v] = load_vector(b + v * LANES<W>);
+      __builtin_prefetch(b + AHEAD * COLUMNS<W> + v * LANES<W>);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++) {
       const Vector<W> of_a = in_all_lanes(a[i * ROW]);
@@ -228,21 +236,21 @@ void tile_of_chunks(const Wide<T>* a, const Wide<T>* b, Index depth, Wide<T>* to
 
 // C (M, N), its rows `ld` apart, = A (M, K) · B (K, N), rounded to C's type. Called outside of parallel regions.
 //
-// Chunk after chunk B's part is packed once for all threads, and each thread packs A's part for its blocks of C.
+// STRIP columns of C after STRIP, and chunk after chunk in them: B's part is packed once for all threads, and each thread
+// packs A's part for its blocks of C.
 template <typename T, typename To>
 void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {
   using W = Wide<T>;
-  constexpr Index NR = COLUMNS<W>;
+  constexpr Index NR = COLUMNS<W>, STRIP = 4096 / NR * NR;
   constexpr bool SUMS_IN_C = std::is_same_v<To, W>;
   if (M == 0 || N == 0) return;
-  const Index threads = omp_get_max_threads(), panels = ceil_div(N, NR);
+  const Index threads = omp_get_max_threads(), panels = ceil_div(std::min(N, STRIP), NR);
   // A block of C: small enough for its part of A to stay in the cache, and for each thread to have some blocks.
-  Index rows = std::min<Index>(8, ceil_div(M, ROWS)) * ROWS, columns = std::min<Index>(1024 / NR, panels) * NR;
-  auto blocks = [&] { return ceil_div(M, rows) * ceil_div(N, columns); };
+  Index rows = std::min<Index>(192 / ROWS, ceil_div(M, ROWS)) * ROWS, columns = std::min<Index>(512 / NR, panels) * NR;
+  auto blocks = [&] { return ceil_div(M, rows) * ceil_div(panels * NR, columns); };
   while (blocks() < 4 * threads && columns > 4 * NR) columns = ceil_div(columns / 2, NR) * NR;
   while (blocks() < 4 * threads && rows > ROWS) rows = ceil_div(rows / 2, ROWS) * ROWS;
-  const Index blocks_m = ceil_div(M, rows), blocks_n = ceil_div(N, columns), chunk_cells = cells<T>(std::min(K, CHUNK)),
-              ld_sums = panels * NR;
+  const Index blocks_m = ceil_div(M, rows), chunk_cells = cells<T>(std::min(K, CHUNK)), ld_sums = panels * NR;
   const Buffer<W> packed_b = buffer<W>(panels * NR * chunk_cells);
   const Buffer<W> sums = buffer<W>(!SUMS_IN_C && K > CHUNK ? ceil_div(M, ROWS) * ROWS * ld_sums : 0);
 #pragma omp parallel if (M * N * K >= 32768)
@@ -250,41 +258,43 @@ void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index l
     arithmetic_as_defined();
     const Buffer<W> packed_a = buffer<W>(rows * chunk_cells);
     alignas(64) W out[ROWS * NR];
-    for (Index k = 0; k < K || k == 0; k += CHUNK) {
-      const Index depth = std::min(CHUNK, K - k), steps = cells<T>(depth);
-      const bool last = k + CHUNK >= K;
+    for (Index strip = 0; strip < N; strip += STRIP)
+      for (Index k = 0; k < K || k == 0; k += CHUNK) {
+        const Index depth = std::min(CHUNK, K - k), steps = cells<T>(depth), strip_end = std::min(strip + STRIP, N);
+        const bool last = k + CHUNK >= K;
 #pragma omp for schedule(static)
-      for (Index p = 0; p < panels; p++)
-        pack<NR>(B.from(k, p * NR).transposed(), std::min(NR, N - p * NR), depth, packed_b.get() + p * NR * steps);
+        for (Index j = strip; j < strip_end; j += NR)
+          pack<NR>(B.from(k, j).transposed(), std::min(NR, N - j), depth, packed_b.get() + (j - strip) * steps);
 #pragma omp for schedule(dynamic) collapse(2)
-      for (Index block_n = 0; block_n < blocks_n; block_n++)
-        for (Index block_m = 0; block_m < blocks_m; block_m++) {
-          const Index i0 = block_m * rows, i1 = std::min(i0 + rows, M), j1 = std::min((block_n + 1) * columns, N);
-          pack_panels<ROWS>(A.from(i0, k), i1 - i0, depth, packed_a.get());
-          for (Index i = i0; i < i1; i += ROWS)
-            for (Index j = block_n * columns; j < j1; j += NR) {
-              const W *a = packed_a.get() + (i - i0) * steps, *b = packed_b.get() + j * steps;
-              const Index here = std::min<Index>(ROWS, M - i), wide = std::min(NR, N - j);
-              W *before = nullptr, *to = out;
-              Index ld_before = ld_sums, ld_to = NR;
-              if constexpr (SUMS_IN_C) {
-                if (here == ROWS && wide == NR) to = before = C + i * ld + j, ld_to = ld_before = ld;
-              } else {
-                before = sums.get() + i * ld_sums + j;
-                if (!last) to = before, ld_to = ld_sums;
-              }
-              if (k == 0 || !before)
-                tile<T, Sums::NEW>(a, b, steps, nullptr, 0, to, ld_to);
-              else
-                tile<T, Sums::ADDED>(a, b, steps, before, ld_before, to, ld_to);
-              if (to == out)
-                for (Index r = 0; r < here; r++) {
-                  To* row = C + (i + r) * ld + j;
-                  const bool adds = !before && k > 0;  // a tile at the edge of C
-                  for (Index c = 0; c < wide; c++) store(&row[c], adds ? load(row[c]) + out[r * NR + c] : out[r * NR + c]);
+        for (Index j0 = strip; j0 < strip_end; j0 += columns)
+          for (Index block_m = 0; block_m < blocks_m; block_m++) {
+            const Index i0 = block_m * rows, i1 = std::min(i0 + rows, M), j1 = std::min(j0 + columns, strip_end);
+            pack_panels<ROWS>(A.from(i0, k), i1 - i0, depth, packed_a.get());
+            for (Index i = i0; i < i1; i += ROWS)
+              for (Index j = j0; j < j1; j += NR) {
+                const W *a = packed_a.get() + (i - i0) * steps, *b = packed_b.get() + (j - strip) * steps;
+                const Index here = std::min<Index>(ROWS, M - i), wide = std::min(NR, N - j);
+                W *before = nullptr, *to = out;
+                Index ld_before = ld_sums, ld_to = NR;
+                if constexpr (SUMS_IN_C) {
+                  if (here == ROWS && wide == NR) to = before = C + i * ld + j, ld_to = ld_before = ld;
+                } else {
+                  before = sums.get() + i * ld_sums + j - strip;
+                  if (!last) to = before, ld_to = ld_sums;
                 }
-            }
-        }
-    }
+                if (k == 0 || !before)
+                  tile<T, Sums::NEW>(a, b, steps, nullptr, 0, to, ld_to);
+                else
+                  tile<T, Sums::ADDED>(a, b, steps, before, ld_before, to, ld_to);
+                if (to == out)
+                  for (Index r = 0; r < here; r++) {
+                    To* row = C + (i + r) * ld + j;
+                    const bool adds = !before && k > 0;  // a tile at the edge of C
+                    for (Index c = 0; c < wide; c++)
+                      store(&row[c], adds ? load(row[c]) + out[r * NR + c] : out[r * NR + c]);
+                  }
+              }
+          }
+      }
   }
 }

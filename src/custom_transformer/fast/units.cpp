@@ -85,8 +85,37 @@ template <typename T, typename W> void swiglu_backward(T* dy /* rows F */, T* ga
   }
 }
 
+// y = max(x, 0)²
+template <typename T, typename W>
+void relu_squared_forward(const T* x /* count */, Index count, T* y /* count */) {
+#pragma omp parallel
+  {
+    Part part(count);
+#pragma omp simd
+    for (Index i = part.first; i < part.last; i++) {
+      const W above = std::max(load(x[i]), W(0));
+      store(&y[i], above * above);
+    }
+  }
+}
+
+// x becomes y = max(x, 0)² again, dy becomes dx = dy ∘ 2 max(x, 0).
+template <typename T, typename W> void relu_squared_backward(T* dy /* count */, T* x /* count */, Index count) {
+#pragma omp parallel
+  {
+    Part part(count);
+#pragma omp simd
+    for (Index i = part.first; i < part.last; i++) {
+      const W above = std::max(load(x[i]), W(0));
+      store(&dy[i], load(dy[i]) * 2 * above);
+      store(&x[i], above * above);
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
+EXPORT(relu_squared_forward) EXPORT(relu_squared_backward)
 EXPORT(gelu_forward) EXPORT(gelu_backward) EXPORT(swiglu_forward) EXPORT(swiglu_backward)
 }

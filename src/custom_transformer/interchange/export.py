@@ -12,6 +12,7 @@ from custom_transformer.config import Params
 from custom_transformer.errors import UserError
 from custom_transformer.files import sha256_file
 from custom_transformer.interchange import check_target, export_huggingface
+from custom_transformer.interchange.forms import FORMS
 from custom_transformer.interchange.harness import QUESTIONS, TASKS, TEXTS, harness_command, write_tasks
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.pages.card import RunFacts, model_card
@@ -63,8 +64,10 @@ def export_checkpoint(path: Path, folder: Path, params: Params) -> CustomTransfo
 
 def with_tokenizer(path: Path) -> tuple[Checkpoint, PreTrainedTokenizerFast]:
     """The checkpoint in `path` and the tokenizer that it was trained with. Raises UserError if one is missing, damaged,
-    or of another."""
+    or of another, and for an architecture that other tools do not have."""
     checkpoint = load_checkpoint(path)
+    if (architecture := checkpoint.config.architecture) not in FORMS:
+        raise UserError(f"{path}: no other tool has the architecture {architecture}; export one of {', '.join(FORMS)}")
     return checkpoint, load_tokenizer(tokenizer_of(path), checkpoint.metadata.get("tokenizer"))
 
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths import cache, gpt2, llama, ops
+from custom_transformer.maths import cache, gpt2, llama, modern, ops
 from custom_transformer.maths.parameters import IN_PRODUCTS, Table
 from custom_transformer.maths.scope import Op, Saved, Scope
+
+
+class Units(NamedTuple):
+    """The function of feed-forward units, the input below which it passes almost no value and no gradient, and whether
+    its slope has a corner there, across which a finite difference measures neither side."""
+
+    name: str
+    off_below: float
+    corner: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,6 @@ class Architecture:
     attention, cached_attention: the operation by which tokens look at each other, and what stands in for it where the
         earlier tokens' keys and values are cached: the same arguments, and a KeyValues behind them.
     inside: for observation, a block's queries and keys as they meet, and what its feed-forward units are given.
-    units: the function of those units, and the input below which it passes almost no value and no gradient.
     """
 
     name: str
@@ -36,13 +44,13 @@ class Architecture:
     final_norm_forward: Callable[[Tensor, Scope, CustomTransformerConfig], Tensor]
     final_norm_backward: Callable[[Tensor, Scope], Tensor]
     inside: Callable[[Mapping[str, Tensor], CustomTransformerConfig], tuple[Tensor, Tensor, Tensor]]
-    units: tuple[str, float]
+    units: Units
     attention: Op
     cached_attention: Callable[..., tuple[Tensor, Saved]]
 
 
 def _architecture(
-    name: str, module: Any, units: tuple[str, float], attention: Op, cached: Callable[..., tuple[Tensor, Saved]]
+    name: str, module: Any, units: Units, attention: Op, cached: Callable[..., tuple[Tensor, Saved]]
 ) -> Architecture:
     return Architecture(
         name,
@@ -61,10 +69,12 @@ def _architecture(
 
 
 # GELU passes −0.004 and a gradient of −0.012 at −3, SiLU −0.015 and −0.012 at −6.
-GPT2 = _architecture("gpt2", gpt2, ("gelu", -3.0), ops.causal_attention, cache.cached_attention_forward)
-LLAMA = _architecture("llama", llama, ("silu", -6.0), ops.rotary_attention, cache.cached_rotary_attention_forward)
+GPT2 = _architecture("gpt2", gpt2, Units("gelu", -3.0), ops.causal_attention, cache.cached_attention_forward)
+_rotary = (ops.rotary_attention, cache.cached_rotary_attention_forward)
+LLAMA = _architecture("llama", llama, Units("silu", -6.0), *_rotary)
+MODERN = _architecture("modern", modern, Units("relu_squared", 0.0, corner=True), *_rotary)
 
-ARCHITECTURES = {architecture.name: architecture for architecture in (GPT2, LLAMA)}
+ARCHITECTURES = {architecture.name: architecture for architecture in (GPT2, LLAMA, MODERN)}
 
 
 def architecture_of(config: CustomTransformerConfig) -> Architecture:

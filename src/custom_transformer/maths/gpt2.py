@@ -37,7 +37,7 @@ def parameters(config: CustomTransformerConfig) -> Table:
     d, f, bias = config.d_model, config.d_ffn, config.bias
     block = (
         layer("norm_1", bias, (d,), "gain")
-        | layer("qkv", bias, (d, 3 * d), "matrix")
+        | layer("qkv", bias, (d, 3 * d), "into_heads")
         | layer("projection", bias, (d, d), "into_stream")
         | layer("norm_2", bias, (d,), "gain")
         | layer("up", bias, (d, f), "matrix")

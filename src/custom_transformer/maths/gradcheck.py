@@ -6,6 +6,7 @@ PyTorch's own layers, so that a mistake in ops.py cannot hide in both.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,11 +21,14 @@ from custom_transformer.maths.architecture import Architecture
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.ops import IGNORE_INDEX
+from custom_transformer.maths.scope import nobody
 
 TOLERANCE = 1e-8
 BATCH = 3
 ELEMENTS = 12  # of each tensor, whose derivatives are measured one by one
 STEP = 3e-4  # of a finite difference
+# If units have a corner: a shorter step, and how far every unit's input is from its corner, so that none crosses it.
+STEP_NEAR_CORNERS, FAR = 1e-4, 1e-3
 
 # parameters, configuration, tokens and dropout's generator -> the last norm's output
 Reference = Callable[[Mapping[str, Tensor], CustomTransformerConfig, Tensor, torch.Generator], Tensor]
@@ -50,7 +54,7 @@ def reduced(config: CustomTransformerConfig) -> CustomTransformerConfig:
     n_heads = min(config.n_heads, 3)
     n_kv_heads = next(n for n in range(min(config.kv_heads, n_heads), 0, -1) if n_heads % n == 0)
     head_size = min(config.head_size, max(5, 12 // n_heads))  # a norm over a few numbers is too crooked to measure
-    head_size += config.architecture == "llama" and head_size % 2  # which turns pairs
+    head_size += config.turns_pairs and head_size % 2
     sizes = {
         "vocab_size": min(config.vocab_size, 37),
         "max_seq_len": min(config.max_seq_len, 13),
@@ -94,6 +98,30 @@ def check_gradients(
 def _random_problem(
     config: CustomTransformerConfig, seed: int, engine: Engine, architecture: Architecture | None
 ) -> tuple[CustomTransformer, Tensor, Tensor]:
+    """A model, tokens and labels; from the first seed on, the first with which every unit is far from its corner."""
+    for drawn in itertools.count(seed):
+        model, tokens, labels = _random_model(config, drawn, engine, architecture)
+        if not model.architecture.units.corner or _distance_from_corner(model, tokens, labels, seed) > FAR:
+            break
+    return model, tokens, labels
+
+
+def _distance_from_corner(model: CustomTransformer, tokens: Tensor, labels: Tensor, seed: int) -> float:
+    seen: dict[str, Tensor] = {}
+    model.watch = seen.__setitem__
+    _loss(model, tokens, labels, seed)
+    model.watch = nobody
+    distances = []
+    for block in (f"blocks.{i}." for i in range(model.config.n_blocks)):
+        of_block = {name.removeprefix(block): tensor for name, tensor in seen.items() if name.startswith(block)}
+        _, _, units = model.architecture.inside(of_block, model.config)
+        distances.append((units - model.architecture.units.off_below).abs().min().item())
+    return min(distances)
+
+
+def _random_model(
+    config: CustomTransformerConfig, seed: int, engine: Engine, architecture: Architecture | None
+) -> tuple[CustomTransformer, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     model = CustomTransformer(config, dtype=torch.float64, seed=seed, engine=engine, architecture=architecture)
     model.training = True
@@ -131,18 +159,19 @@ def _finite_differences(
         model.parameters[name] = parameter + distance * d
         return _loss(model, tokens, labels, seed)
 
-    measured = [(d, derivative_at_0(partial(moved, d))) for d in directions]
+    step = STEP_NEAR_CORNERS if model.architecture.units.corner else STEP
+    measured = [(d, derivative_at_0(partial(moved, d), step)) for d in directions]
     model.parameters[name] = parameter
     return measured
 
 
-def derivative_at_0(loss: Callable[[float], float]) -> float:
+def derivative_at_0(loss: Callable[[float], float], step: float = STEP) -> float:
     """The measured derivative of a function of one number where that number is 0.
 
     The error of the five-point stencil is h⁴/30 · L⁽⁵⁾, far below the rounding of a two-point one.
     """
-    values = [loss(steps * STEP) for steps in (-2, -1, 1, 2)]
-    return (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * STEP)
+    values = [loss(steps * step) for steps in (-2, -1, 1, 2)]
+    return (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
 
 
 def gradient_at(loss: Callable[[Tensor], float], x: Tensor) -> Tensor:
@@ -213,39 +242,66 @@ def gpt2_hidden(
     return norm(x, "final_norm")
 
 
+def _grouped_heads(qkv: Tensor, config: CustomTransformerConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, (H + 2·G)·K) -> queries (B, T, H, K), keys and values (B, T, G, K)"""
+    q, k, v = qkv.unflatten(-1, (-1, config.head_size)).split([config.n_heads, config.kv_heads, config.kv_heads], 2)
+    return q, k, v
+
+
+def _turned(h: Tensor, config: CustomTransformerConfig) -> Tensor:
+    """Products of complex numbers        (B, T, heads, K)"""
+    half = config.head_size // 2
+    steps, rates = (torch.arange(n, dtype=torch.float64, device="cpu") for n in (h.shape[1], half))
+    angles = steps[:, None, None] * config.rope_base ** (-rates / half)
+    z = torch.complex(h[..., :half], h[..., half:]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([z.real, z.imag], -1)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, config: CustomTransformerConfig, generator: torch.Generator) -> Tensor:
+    """q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H·K)"""
+    shared, time = config.n_heads // config.kv_heads, q.shape[1]
+    causal = torch.ones(time, time, dtype=torch.bool, device="cpu").tril()
+    q, k, v = (h.transpose(1, 2) for h in (q, k.repeat_interleave(shared, 2), v.repeat_interleave(shared, 2)))
+    scores = torch.where(causal, q @ k.mT / config.head_size**0.5, -torch.inf)
+    return (_drop(config, generator, F.softmax(scores, dim=-1)) @ v).transpose(1, 2).flatten(2)
+
+
 def llama_hidden(
     p: Mapping[str, Tensor], config: CustomTransformerConfig, tokens: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """As `gpt2_hidden`; the turns are products of complex numbers.        tokens (B, T) int64 -> (B, T, D)"""
-    half, time = config.head_size // 2, tokens.shape[1]
-    steps, rates = (torch.arange(n, dtype=torch.float64, device="cpu") for n in (time, half))
-    angles = steps[:, None, None] * config.rope_base ** (-rates / half)
-    turns = torch.polar(torch.ones_like(angles), angles)
-    heads = [config.n_heads, config.kv_heads, config.kv_heads]
+    """As `gpt2_hidden`        tokens (B, T) int64 -> (B, T, D)"""
 
     def norm(h: Tensor, name: str) -> Tensor:
         return F.rms_norm(h, h.shape[-1:], p[f"{name}.weight"], config.norm_eps)
 
-    def turn(h: Tensor) -> Tensor:
-        z = torch.complex(h[..., :half], h[..., half:]) * turns
-        return torch.cat([z.real, z.imag], -1)
-
-    causal = torch.ones(time, time, dtype=torch.bool, device="cpu").tril()
     x = _drop(config, generator, p["token_embedding"][tokens])
     for block in (f"blocks.{i}" for i in range(config.n_blocks)):
-        qkv = (norm(x, f"{block}.norm_1") @ p[f"{block}.qkv.weight"]).unflatten(-1, (-1, config.head_size))
-        q, k, v = qkv.split(heads, 2)
-        shared = config.n_heads // config.kv_heads
-        q, k, v = (
-            part.transpose(1, 2)
-            for part in (turn(q), turn(k).repeat_interleave(shared, 2), v.repeat_interleave(shared, 2))
-        )
-        scores = torch.where(causal, q @ k.mT / config.head_size**0.5, -torch.inf)
-        h = (_drop(config, generator, F.softmax(scores, dim=-1)) @ v).transpose(1, 2).flatten(2)
+        q, k, v = _grouped_heads(norm(x, f"{block}.norm_1") @ p[f"{block}.qkv.weight"], config)
+        h = _attended(_turned(q, config), _turned(k, config), v, config, generator)
         x = x + _drop(config, generator, h @ p[f"{block}.projection.weight"])
         gate, up = (norm(x, f"{block}.norm_2") @ p[f"{block}.gate_up.weight"]).chunk(2, -1)
         x = x + _drop(config, generator, (F.silu(gate) * up) @ p[f"{block}.down.weight"])
     return norm(x, "final_norm")
 
 
-REFERENCES: dict[str, Reference] = {"gpt2": gpt2_hidden, "llama": llama_hidden}
+def modern_hidden(
+    p: Mapping[str, Tensor], config: CustomTransformerConfig, tokens: Tensor, generator: torch.Generator
+) -> Tensor:
+    """As `llama_hidden`        tokens (B, T) int64 -> (B, T, D)"""
+
+    def norm(h: Tensor) -> Tensor:
+        return F.rms_norm(h, h.shape[-1:], eps=config.norm_eps)
+
+    x = _drop(config, generator, p["token_embedding"][tokens])
+    for block in (f"blocks.{i}" for i in range(config.n_blocks)):
+        q, k, v = _grouped_heads(norm(x) @ p[f"{block}.qkv.weight"], config)
+        # norm(q) and norm(k) have the length √K, so their cosine is norm(q) · norm(k) / K; 10 times it is the score
+        q, k = ((10 / config.head_size**0.5) ** 0.5 * _turned(norm(part), config) for part in (q, k))
+        h = _attended(q, k, v, config, generator)
+        x = x + _drop(config, generator, h @ p[f"{block}.projection.weight"])
+        units = F.relu(norm(x) @ p[f"{block}.up.weight"]) ** 2
+        x = x + _drop(config, generator, units @ p[f"{block}.down.weight"])
+    return norm(x)
+
+
+REFERENCES: dict[str, Reference] = {"gpt2": gpt2_hidden, "llama": llama_hidden, "modern": modern_hidden}

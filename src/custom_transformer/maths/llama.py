@@ -25,7 +25,7 @@ def parameters(config: CustomTransformerConfig) -> Table:
     d, f = config.d_model, config.d_ffn
     block = (
         layer("norm_1", False, (d,), "gain")
-        | layer("qkv", False, (d, d + 2 * config.kv_heads * config.head_size), "matrix")
+        | layer("qkv", False, (d, d + 2 * config.kv_heads * config.head_size), "into_heads")
         | layer("projection", False, (d, d), "into_stream")
         | layer("norm_2", False, (d,), "gain")
         | layer("gate_up", False, (d, 2 * f), "matrix")

@@ -131,26 +131,62 @@ def layer_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tenso
 # Derived in docs/book/rms_norm.md.
 
 
-def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Saved]:
+def rms_norm_forward(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Saved]:
     """y = w ∘ x̂,    x̂ = x r,    r = (mean x² + ε)^−½        (Zhang & Sennrich 2019, eq. 4)
 
-    The mean runs over the last axis. x (..., D), weight (D,) -> y (..., D)
+    The mean runs over the last axis. x (..., D), weight (D,), or None for y = x̂ -> y (..., D)
     """
     x_wide = x.to(_wide(x.dtype))
     r = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
-    return (x_wide * r * weight).to(x.dtype), (x, weight, r)
+    x_hat = x_wide * r
+    return (x_hat if weight is None else x_hat * weight).to(x.dtype), (x, weight, r)
 
 
-def rms_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+def rms_norm_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor | None]:
     """dx = r (dx̂ − x̂ mean(dx̂ ∘ x̂)),    dx̂ = dy ∘ w;    dw = Σ_rows dy ∘ x̂
 
     The mean is the path through r: δr = −r³ mean(x ∘ δx), so Σ dx̂ ∘ x δr = −r² Σ dx̂ ∘ x̂ · mean(x ∘ δx).
     """
     x, weight, r = saved
     dy_wide, x_hat = dy.to(r.dtype), x * r
-    dx_hat = dy_wide * weight
+    dx_hat = dy_wide if weight is None else dy_wide * weight
     dx = r * (dx_hat - x_hat * (dx_hat * x_hat).mean(-1, keepdim=True))
-    return dx.to(x.dtype), (dy_wide * x_hat).flatten(0, -2).sum(0).to(weight.dtype)
+    return dx.to(x.dtype), None if weight is None else (dy_wide * x_hat).flatten(0, -2).sum(0).to(weight.dtype)
+
+
+# ------------------------------------------------------------------------------------------------ qk norm
+# Derived in docs/book/qk_norm.md.
+
+QK_LARGEST = 10.0  # the largest score that a query and a key can have
+
+
+def qk_norm_gain(head_size: int) -> float:
+    """g = √(10 / √K), since a query and a key of root mean square g have at most the score K g² / √K"""
+    return math.sqrt(QK_LARGEST / math.sqrt(head_size))
+
+
+def qk_norm_forward(qkv: Tensor, n_heads: int, n_kv_heads: int, eps: float) -> tuple[Tensor, Saved]:
+    """y = g x̂ of each query and key, x̂ = x r,  r = (mean x² + ε)^−½; values stay as they are
+
+    The mean runs over a head's K numbers. (Henry et al. 2020, eq. 6, whose g is learnt.)
+    qkv (B, T, (H + 2·G)·K) -> y like it
+    """
+    heads = qkv.to(_wide(qkv.dtype)).unflatten(-1, (n_heads + 2 * n_kv_heads, -1))
+    x, values = heads.split([n_heads + n_kv_heads, n_kv_heads], 2)
+    r = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    y = torch.cat([qk_norm_gain(x.shape[-1]) * x * r, values], 2)
+    return y.flatten(2).to(qkv.dtype), (qkv, r, n_kv_heads)
+
+
+def qk_norm_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """dx = r (dx̂ − x̂ mean(dx̂ ∘ x̂)),    dx̂ = g dy        as in rms_norm_backward, with one w for all: g"""
+    qkv, r, n_kv_heads = saved
+    (x, _), (dy_heads, d_values) = (
+        t.to(r.dtype).unflatten(-1, (r.shape[2] + n_kv_heads, -1)).split([r.shape[2], n_kv_heads], 2) for t in (qkv, dy)
+    )
+    dx_hat, x_hat = qk_norm_gain(x.shape[-1]) * dy_heads, x * r
+    dx = r * (dx_hat - x_hat * (dx_hat * x_hat).mean(-1, keepdim=True))
+    return torch.cat([dx, d_values], 2).flatten(2).to(qkv.dtype)
 
 
 # --------------------------------------------------------------------------------------------------- gelu
@@ -194,6 +230,21 @@ def swiglu_backward(dy: Tensor, saved: Saved) -> Tensor:
     a, b = x.to(_wide(x.dtype)).chunk(2, -1)
     s = torch.sigmoid(a)
     return torch.cat([dy * b * s * (1 + a * (1 - s)), dy * a * s], -1).to(x.dtype)
+
+
+# ------------------------------------------------------------------------------------------- squared relu
+# Derived in docs/book/relu_squared.md.
+
+
+def relu_squared_forward(x: Tensor) -> tuple[Tensor, Saved]:
+    """y = max(x, 0)²        (So et al. 2021, section 4.2)"""
+    return x.clamp(min=0).square(), (x,)
+
+
+def relu_squared_backward(dy: Tensor, saved: Saved) -> Tensor:
+    """dx = dy ∘ 2 max(x, 0)"""
+    (x,) = saved
+    return dy * 2 * x.clamp(min=0)
 
 
 # ------------------------------------------------------------------------------------------------ dropout
@@ -450,6 +501,8 @@ linear = Op(linear_forward, linear_backward, ("weight", "bias"))
 layer_norm = Op(layer_norm_forward, layer_norm_backward, ("weight", "bias"))
 rms_norm = Op(rms_norm_forward, rms_norm_backward, ("weight",))
 gelu = Op(gelu_forward, gelu_backward)
+qk_norm = Op(qk_norm_forward, qk_norm_backward)
+relu_squared = Op(relu_squared_forward, relu_squared_backward)
 swiglu = Op(swiglu_forward, swiglu_backward)
 dropout = Op(dropout_forward, dropout_backward)
 causal_attention = Op(causal_attention_forward, causal_attention_backward)

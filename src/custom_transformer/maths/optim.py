@@ -15,7 +15,8 @@ from torch import Tensor
 
 from custom_transformer.config import TrainingParams
 from custom_transformer.maths import checks, exact
-from custom_transformer.maths.parameters import Tensors
+from custom_transformer.maths.muon import MatrixUpdate, muon_updates
+from custom_transformer.maths.parameters import IN_PRODUCTS, Table, Tensors, decays
 
 
 def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:
@@ -99,6 +100,7 @@ class Rules(NamedTuple):
     sums_of_squares: Callable[[Tensor], Tensor] = sums_of_squares
     sgd: Callable[..., None] = sgd_update
     adamw: Callable[..., None] = adamw_update
+    muon: Callable[..., None] = muon_updates
 
     def global_norm(self, gradients: Mapping[str, Tensor]) -> float:
         return global_norm(gradients, self.sums_of_squares)
@@ -159,6 +161,54 @@ class AdamW:
             self.rule(parameter, gradients[name], m, v, t, scale, lr, self.betas, decay, self.eps)
 
 
+class Muon:
+    """`muon_update` of the matrices named in `widths`, `adamw_update` of all other parameters. (Jordan 2024.)
+
+    widths: of each matrix by its name, how many of its columns are a matrix of their own in an update.
+    lr_ratio: the matrices' learning rate, divided by that of the others.
+
+    m, v, t: as AdamW's, of the others; momentum: tensors like the matrices.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        widths: Mapping[str, int],
+        betas: tuple[float, float],
+        weight_decay: Mapping[str, float],
+        lr_ratio: float,
+        beta: float,
+        rules: Rules,
+    ):
+        self.widths, self.weight_decay = widths, weight_decay
+        self.lr_ratio, self.beta, self.rule = lr_ratio, beta, rules.muon
+        others = {name: p for name, p in parameters.items() if name not in widths}
+        self.adamw = AdamW(others, betas, weight_decay, rule=rules.adamw)
+        with torch.inference_mode(False), torch.no_grad():
+            self.momentum = {name: torch.zeros_like(parameters[name]) for name in widths}
+
+    @property
+    def state(self) -> dict[str, Tensors]:
+        return self.adamw.state | {"momentum": self.momentum}
+
+    @state.setter
+    def state(self, state: dict[str, Tensors]) -> None:
+        self.momentum = state["momentum"]
+        self.adamw.state = {kind: tensors for kind, tensors in state.items() if kind != "momentum"}
+
+    def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None:
+        matrices = {name: p for name, p in parameters.items() if name in self.widths}
+        others = {name: p for name, p in parameters.items() if name not in self.widths}
+        lr, scale = _checked(matrices, lr, scale, gradient=gradients, momentum=self.momentum)
+        self.adamw.update(others, gradients, lr, scale)  # checks before it changes anything
+        updates = []
+        for name in matrices:
+            parts = (tensors[name].split(self.widths[name], 1) for tensors in (matrices, gradients, self.momentum))
+            for parameter, gradient, momentum in zip(*parts, strict=True):
+                updates.append(MatrixUpdate(parameter, gradient, momentum, self.weight_decay.get(name, 0.0)))
+        self.rule(updates, scale, lr * self.lr_ratio, self.beta)
+
+
 def _checked(parameters: Tensors, lr: float, scale: float, **tensors: Tensors) -> tuple[float, float]:
     """lr and scale as floats, where each of `tensors` has a tensor like each parameter."""
     lr, scale = checks.check_learning_rate(lr), checks.check_number("scale", scale, 0, checks.LARGEST)
@@ -173,13 +223,28 @@ def _checked(parameters: Tensors, lr: float, scale: float, **tensors: Tensors) -
     return lr, scale
 
 
+def updated_whole(params: TrainingParams, table: Table) -> list[str]:
+    """The parameters whose update needs the whole matrix.
+
+    Every other one is changed number by number, so that any slice of it can be updated alone, with the same slice of
+    its gradient and of the optimiser's state.
+    """
+    return [name for name, (_, role) in table.items() if params.optimizer == "muon" and IN_PRODUCTS[role]]
+
+
 def build_optimizer(
-    params: TrainingParams, parameters: Mapping[str, Tensor], weight_decay: Mapping[str, float], rules: Rules
+    params: TrainingParams, parameters: Mapping[str, Tensor], table: Table, head_size: int, rules: Rules
 ) -> Optimizer:
-    """The optimiser that `params.optimizer` names."""
+    """The optimiser that `params.optimizer` names, for these parameters or slices of them, of the roles in `table`."""
+    weight_decay = decays(table, params.weight_decay)
     if params.optimizer == "sgd":
         return SGD(weight_decay, rules.sgd)
-    return AdamW(parameters, params.betas, weight_decay, rule=rules.adamw)
+    if params.optimizer == "adamw":
+        return AdamW(parameters, params.betas, weight_decay, rule=rules.adamw)
+    matrices = {name: table[name] for name in updated_whole(params, table) if name in parameters}
+    widths = {name: head_size if role == "into_heads" else shape[1] for name, (shape, role) in matrices.items()}
+    lr_ratio = params.muon_learning_rate / params.learning_rate
+    return Muon(parameters, widths, params.betas, weight_decay, lr_ratio, params.muon_momentum, rules)
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Role = Literal["table", "matrix", "into_stream", "gain", "bias"]
+Role = Literal["table", "matrix", "into_heads", "into_stream", "zero_into_stream", "gain", "bias"]
 
 
 class Parameter(NamedTuple):
-    """role: "table" has one row per token or position; "matrix" is multiplied with; "into_stream" is a matrix whose
-    product is added to the residual stream; "gain" scales a norm's result; "bias" is added."""
+    """role: "table" has one row per token or position; "matrix" is multiplied with; "into_heads" is a
+    matrix whose columns are those of heads, one head after another; "into_stream" is a matrix whose product is added to
+    the residual stream, and "zero_into_stream" one that begins as 0; "gain" scales a norm's result; "bias" is added."""
 
     shape: tuple[int, ...]
     role: Role
@@ -29,8 +30,16 @@ DRAWN_AT_ONCE = 2**14  # numbers, so that their integers stay in the processor's
 _TWO_OF_FOUR = np.uint64(0x0000FFFF0000FFFF)
 
 # One row per role. Weight decay shrinks matrices towards 0; a gain near 1 and a bias have no reason to shrink.
-DECAYS: dict[Role, bool] = {"table": True, "matrix": True, "into_stream": True, "gain": False, "bias": False}
-IN_PRODUCTS: dict[Role, bool] = {"table": False, "matrix": True, "into_stream": True, "gain": False, "bias": False}
+DECAYS: dict[Role, bool] = {
+    "table": True,
+    "matrix": True,
+    "into_heads": True,
+    "into_stream": True,
+    "zero_into_stream": True,
+    "gain": False,
+    "bias": False,
+}
+IN_PRODUCTS: dict[Role, bool] = DECAYS | {"table": False}
 
 
 def layer(name: str, bias: bool, shape: tuple[int, ...], role: Role) -> Table:
@@ -52,9 +61,9 @@ def initial(table: Mapping[str, Parameter], n_blocks: int, seed: int) -> Tensors
     2.3).
     """
     bits = np.random.PCG64(np.random.SeedSequence(seed % 2**64))
-    deviation: dict[Role, float] = dict.fromkeys(("table", "matrix"), INIT_STD)
+    deviation: dict[Role, float] = dict.fromkeys(("table", "matrix", "into_heads"), INIT_STD)
     deviation["into_stream"] = INIT_STD / math.sqrt(2 * n_blocks)
-    constant: dict[Role, float] = {"gain": 1.0, "bias": 0.0}
+    constant: dict[Role, float] = {"gain": 1.0, "bias": 0.0, "zero_into_stream": 0.0}
     return {
         name: torch.full(shape, constant[role], dtype=torch.float32, device="cpu")
         if role in constant

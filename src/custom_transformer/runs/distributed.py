@@ -14,7 +14,8 @@ rules of the update work element by element; slices begin at whole blocks, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,35 +32,45 @@ BUCKET = 2**19  # numbers, at least, that are sent at once
 class Shares:
     """Which shards of an update each process computes, and which numbers of the parameters it owns.
 
-    It has a run of shards, and of each bucket about as many numbers as the others, in whole blocks.
+    It has a run of shards, and about as many numbers as the others: a slice of each bucket, in whole blocks, and some
+    of the parameters that are not to be cut.
 
-    shards: of an update, at most. buckets: names of parameters, in the order in which a backward makes their gradients.
+    shards: of an update, at most. whole: names of the parameters that are not cut.
+    buckets: names of parameters, in the order in which a backward makes their gradients.
     Raises UserError if the shards cannot be dealt to so many processes.
     """
 
-    def __init__(self, processes: Processes, parameters: Mapping[str, Tensor], shards: int):
+    def __init__(
+        self, processes: Processes, parameters: Mapping[str, Tensor], shards: int, whole: Collection[str] = ()
+    ):
         self.processes, self._run = processes, run_length(shards, processes.count)
         self._device = next(iter(parameters.values())).device
-        self._sizes = {name: p.numel() for name, p in parameters.items()}
+        self._shapes = {name: p.shape for name, p in parameters.items()}
+        self._whole = self._shapes.keys() if processes.count == 1 else frozenset(whole)
         self._slices: list[dict[str, slice]] = [{} for _ in range(processes.count)]
         self.buckets: list[list[str]] = [[]]
         for name in reversed([*parameters]):
-            if sum(self._sizes[other] for other in self.buckets[-1]) >= BUCKET:
+            if sum(self._shapes[other].numel() for other in self.buckets[-1]) >= BUCKET:
                 self.buckets.append([])
             self.buckets[-1].append(name)
+        loads = [0] * processes.count  # by whole parameters
         for bucket in self.buckets:
-            self._deal(bucket)
+            for name in filter(self._whole.__contains__, bucket):
+                rank = loads.index(min(loads))
+                loads[rank] += (size := self._shapes[name].numel())
+                self._slices[rank][name] = slice(0, size)
+            self._cut([name for name in bucket if name not in self._whole])
 
-    def _deal(self, bucket: list[str]) -> None:
-        size, count, before = sum(self._sizes[name] for name in bucket), self.processes.count, 0
-        for name in bucket:
-            blocks = range(0, self._sizes[name], BLOCK) if count > 1 else (0,)
-            for begin in blocks:
-                end = min(begin + BLOCK, self._sizes[name]) if count > 1 else self._sizes[name]
-                middle = before + (begin + end) // 2
-                own = self._slices[middle * count // size]
+    def _cut(self, names: list[str]) -> None:
+        """Deals these parameters, one after the other, to the processes in their order."""
+        total, before = sum(self._shapes[name].numel() for name in names), 0
+        for name in names:
+            size = self._shapes[name].numel()
+            for begin in range(0, size, BLOCK):
+                end = min(begin + BLOCK, size)
+                own = self._slices[(before + (begin + end) // 2) * self.processes.count // total]
                 own[name] = slice(own[name].start if name in own else begin, end)
-            before += self._sizes[name]
+            before += size
 
     def shards(self, count: int) -> range:
         """Which of `count` shards this process computes: of an epoch's last step there may be fewer than of others."""
@@ -71,15 +82,16 @@ class Shares:
         return -(-count // self._run)
 
     def own(self, tensors: Tensors) -> Tensors:
-        """This process's slices of tensors like the parameters, flat; the tensors themselves, if it is alone."""
-        if self.processes.count == 1:
-            return tensors
+        """What this process owns of tensors like the parameters: whole ones, and flat slices of others."""
         own = self._slices[self.processes.rank]
-        return {name: tensors[name].view(-1)[part] for name, part in own.items() if name in tensors}
+        return {name: self._part(name, tensor.view(-1)[own[name]]) for name, tensor in tensors.items() if name in own}
+
+    def _part(self, name: str, flat: Tensor) -> Tensor:
+        return flat.view(self._shapes[name]) if name in self._whole else flat
 
     def kept(self, tensors: Tensors) -> Tensors:
-        """What this process keeps of the optimiser's state: its slices of tensors like the parameters, counts whole."""
-        if self.processes.count == 1 or not tensors.keys() <= self._sizes.keys():
+        """What this process keeps of the optimiser's state: of tensors like the parameters what it owns, and counts."""
+        if self.processes.count == 1 or not tensors.keys() <= self._shapes.keys():
             return tensors
         return {name: part.clone() for name, part in self.own(tensors).items()}
 
@@ -87,32 +99,35 @@ class Shares:
         """What takes this process's gradients of an update of so many shards; `like` has their dtype and device."""
         return Sums(shards) if self.processes.count == 1 else Exchange(self, shards, like)
 
-    def sizes(self, names: Sequence[str]) -> list[int]:
-        """How many numbers of these parameters each process owns."""
-        return [sum(own[name].stop - own[name].start for name in names if name in own) for own in self._slices]
+    def dealt(self, names: Sequence[str]) -> tuple[list[int], list[tuple[str, slice, slice]]]:
+        """How many numbers of these parameters each process owns, and all slices: the parameter's name, which part of
+        it, and where that stands in one flat tensor of all parts, those of the first process first."""
+        sizes, slices, before = [], [], 0
+        for own in self._slices:
+            begin = before
+            for name in filter(own.__contains__, names):
+                place = slice(before, before := before + own[name].stop - own[name].start)
+                slices.append((name, own[name], place))
+            sizes.append(before - begin)
+        return sizes, slices
 
     def apart(self, names: Sequence[str], flat: Tensor) -> Tensors:
-        """This process's slices of these parameters, from one flat tensor of them all."""
-        own = {name: part for name in names if (part := self._slices[self.processes.rank].get(name))}
-        return dict(zip(own, flat.split([part.stop - part.start for part in own.values()]), strict=True))
-
-    def places(self, names: Sequence[str]) -> dict[str, slice]:
-        """Where each of these parameters stands in one flat tensor of them all."""
-        places, before = {}, 0
-        for name in names:
-            places[name] = slice(before, before := before + self._sizes[name])
-        return places
+        """What this process owns of these parameters, from one flat tensor of it."""
+        own = self._slices[self.processes.rank]
+        names = [name for name in names if name in own]
+        parts = flat.split([own[name].stop - own[name].start for name in names])
+        return {name: self._part(name, part) for name, part in zip(names, parts, strict=True)}
 
     def squares(
         self, gradients: Mapping[str, Tensor], rules: Rules, others: list[float]
     ) -> tuple[list[float], dict[str, float]]:
-        """Σ g² of each gradient, of which this process has its slices; all processes get them, by name.
+        """Σ g² of each gradient, of which this process has what it owns; all processes get them, by name.
 
         others: numbers as `Processes.combined` takes them, which go with the squares and are returned first.
         """
         blocks, before = {}, len(others)
-        for name, size in self._sizes.items():
-            blocks[name] = slice(before, before := before - (-size // BLOCK))
+        for name, shape in self._shapes.items():
+            blocks[name] = slice(before, before := before - (-shape.numel() // BLOCK))
         numbers = torch.zeros(before, dtype=torch.float64, device=self._device)
         numbers[: len(others)] = torch.tensor(others, dtype=torch.float64, device=self._device)
         for name, part in self._slices[self.processes.rank].items():
@@ -125,10 +140,9 @@ class Shares:
         return numbers[: len(others)].tolist(), totals
 
     def send_parameters(self, parameters: Tensors) -> None:
-        """Every process's slices go to all."""
+        """What each process owns goes to all."""
         if self.processes.count > 1:
-            for name, flat in self._gathered(self.buckets, self.own(parameters), parameters, everywhere=True):
-                parameters[name].view(-1).copy_(flat)
+            self._gather(self.buckets, self.own(parameters), parameters, everywhere=True)
 
     def whole(self, state: dict[str, Tensors], parameters: Tensors) -> dict[str, Tensors]:
         """The optimiser's state of all processes, in the first one; all call it. The others have no tensors in it."""
@@ -138,30 +152,32 @@ class Shares:
         whole = {}
         for kind, tensors in state.items():
             known = {name for names in processes.of_each(list(tensors)) for name in names}
-            if not known <= self._sizes.keys():  # a count
+            if not known <= self._shapes.keys():  # a count
                 whole[kind] = tensors
                 continue
+            kinds = {name: p for name, p in parameters.items() if name in known}
+            whole[kind] = {name: torch.empty_like(p) for name, p in kinds.items()} if processes.first else {}
             buckets = [[name for name in bucket if name in known] for bucket in self.buckets]
-            found = dict(self._gathered(buckets, tensors, parameters, everywhere=False))
-            whole[kind] = {name: found[name].view_as(p).clone() for name, p in parameters.items() if name in found}
+            self._gather(buckets, tensors, whole[kind] or kinds, everywhere=False)
         return whole
 
-    def _gathered(
-        self, buckets: list[list[str]], own: Tensors, parameters: Tensors, everywhere: bool
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Tensors like the parameters from all processes' slices of them, flat, in all processes or in the first."""
+    def _gather(self, buckets: list[list[str]], own: Tensors, into: Tensors, everywhere: bool) -> None:
+        """Fills tensors like the parameters with what each process owns of them, in all processes or in the first."""
         processes, coming = self.processes, []
+        gets = [everywhere or rank == 0 for rank in range(processes.count)]
         for names in filter(None, buckets):
-            mine = [own[name] for name in names if name in own]
-            flat = torch.cat(mine) if mine else parameters[names[0]].new_empty(0)
-            gets = [everywhere or rank == 0 for rank in range(processes.count)]
-            sizes = self.sizes(names) if gets[processes.rank] else [0] * processes.count
-            coming.append((names, processes.exchange(flat.repeat(sum(gets)), [len(flat) * get for get in gets], sizes)))
-        for names, (received, work) in coming:
+            sizes, slices = self.dealt(names)
+            mine = [own[name].flatten() for name in names if name in own]
+            flat = torch.cat(mine) if mine else into[names[0]].new_empty(0)
+            if not gets[processes.rank]:
+                sizes, slices = [0] * processes.count, []
+            sent = [len(flat) * get for get in gets]
+            coming.append((slices, *processes.exchange(flat.repeat(sum(gets)), sent, sizes)))
+        for slices, received, work in coming:
             with lost_others():
                 work.wait()
-            if len(received):
-                yield from ((name, received[place]) for name, place in self.places(names).items())
+            for name, part, place in slices:
+                into[name].view(-1)[part] = received[place]
 
 
 class Exchange(Sums):
@@ -173,41 +189,43 @@ class Exchange(Sums):
 
     def __init__(self, shares: Shares, shards: int, like: Tensor):
         super().__init__(len(shares.shards(shards)))
-        self._shares, self._busy, self._like = shares, shares.busy(shards), like
-        self._places = [shares.places(bucket) for bucket in shares.buckets]
-        self._sent: dict[int, Tensor] = {}
+        self._shares, self._busy = shares, shares.busy(shards)
         self._missing = [set(bucket) for bucket in shares.buckets]
+        self._sizes: list[list[int]] = []
+        self._sent: list[Tensor] = []
         self._coming: list[tuple[Tensor, Any]] = []
+        self._places: defaultdict[str, list[tuple[int, slice, slice]]] = defaultdict(list)
+        for i, bucket in enumerate(shares.buckets):
+            sizes, slices = shares.dealt(bucket)
+            self._sizes.append(sizes)
+            self._sent.append(like.new_empty(sum(sizes)))
+            for name, part, place in slices:
+                self._places[name].append((i, part, place))
 
     def arrived(self, name: str, total: Tensor) -> None:
-        i = next(i for i, places in enumerate(self._places) if name in places)
-        self._buffer(i)[self._places[i][name]] = total.flatten()
-        self._missing[i].discard(name)
+        for i, part, place in self._places[name]:
+            self._sent[i][place] = total.reshape(-1)[part]
+            self._missing[i].discard(name)
         while len(self._coming) < len(self._missing) and not self._missing[len(self._coming)]:
             self._send()
 
-    def _buffer(self, i: int) -> Tensor:
-        if i not in self._sent:
-            self._sent[i] = self._like.new_empty(sum(self._shares.sizes(self._shares.buckets[i])))
-        return self._sent[i]
-
     def _send(self) -> None:
         i, processes = len(self._coming), self._shares.processes
-        sizes = self._shares.sizes(self._shares.buckets[i])
-        self._coming.append(processes.exchange(self._buffer(i), sizes, [sizes[processes.rank]] * processes.count))
+        sizes = self._sizes[i]
+        self._coming.append(processes.exchange(self._sent[i], sizes, [sizes[processes.rank]] * processes.count))
 
     def finish(self) -> Tensors:
-        """This process's slices of the sums over all shards, flat, by name."""
-        while len(self._coming) < len(self._places):
+        """What this process owns of the sums over all shards, by name."""
+        while len(self._coming) < len(self._missing):
             self._send()
-        gradients = {}
-        for i, (bucket, (received, work)) in enumerate(zip(self._shares.buckets, self._coming, strict=True)):
+        gradients: Tensors = {}
+        for bucket, (received, work) in zip(self._shares.buckets, self._coming, strict=True):
             with lost_others():
                 work.wait()
-            del self._sent[i]
+            self._sent.pop(0)
             terms = received.chunk(self._shares.processes.count) if len(received) else ()
             partial: list[Tensor] = []
-            for j, term in enumerate(terms[: self._busy]):
-                add_term(partial, term, j, last=j == self._busy - 1)
+            for i, term in enumerate(terms[: self._busy]):
+                add_term(partial, term, i, last=i == self._busy - 1)
             gradients.update(self._shares.apart(bucket, partial[0]) if partial else {})
         return gradients

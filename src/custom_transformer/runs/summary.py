@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.maths.architecture import architecture_of
-from custom_transformer.maths.parameters import InProducts, count
+from custom_transformer.maths.parameters import IN_PRODUCTS, InProducts, count
 from custom_transformer.maths.scope import Dropout, Saved, Scope
 
 
@@ -24,13 +24,16 @@ def memory_bytes(
     With `recompute` these are every block's input and, as its backward comes, the rest of one block.
     """
     wide = torch.promote_types(dtype, torch.float32)
-    parameters = count(architecture_of(config).parameters(config)) * wide.itemsize
+    table = architecture_of(config).parameters(config)
+    parameters = count(table) * wide.itemsize
+    by_muon = count({name: p for name, p in table.items() if IN_PRODUCTS[p.role]}) * wide.itemsize
+    state = {"sgd": 0, "adamw": 2 * parameters, "muon": 2 * (parameters - by_muon) + by_muon}
     block = _block_bytes(config, batch, time, dtype)
     block_input = batch * time * config.d_model * wide.itemsize
     return {
         "parameters": parameters,
         "gradients": parameters,
-        "optimizer state": 2 * parameters if optimizer == "adamw" else 0,
+        "optimizer state": state[optimizer],
         "activations": block + (config.n_blocks - 1) * (block_input if recompute else block),
     }
 

@@ -12,8 +12,7 @@ from typing import Any
 from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
 from custom_transformer.maths.model import CustomTransformer
-from custom_transformer.maths.optim import build_optimizer, learning_rate_at
-from custom_transformer.maths.parameters import decays
+from custom_transformer.maths.optim import build_optimizer, learning_rate_at, updated_whole
 from custom_transformer.runs.checkpoint import checkpoint_content, save_checkpoint
 from custom_transformer.runs.distributed import Shares
 from custom_transformer.runs.observe import activation_statistics
@@ -70,9 +69,11 @@ class Trainer:
         self.max_length, self.seed = max_length, seed
         self.checkpoints, self.keep_state, self.origin = checkpoints, keep_state, origin
         self.processes, self.asks = processes, asks
-        self.shares = Shares(processes, model.parameters, params.grad_accumulation)
-        own, weight_decay = self.shares.own(model.parameters), decays(model.table, params.weight_decay)
-        self.optimizer = build_optimizer(params, own, weight_decay, model.engine.rules)
+        whole = updated_whole(params, model.table)
+        self.shares = Shares(processes, model.parameters, params.grad_accumulation, whole)
+        self.optimizer = build_optimizer(
+            params, self.shares.own(model.parameters), model.table, model.config.head_size, model.engine.rules
+        )
         self.n_windows = train.n_windows(max_length)
         if self.n_windows == 0:
             raise UserError(

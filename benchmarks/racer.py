@@ -1,0 +1,148 @@
+"""One contestant of the race in a process of its own: python -m benchmarks.racer CONTESTANT TASK SEED, the first two as
+JSON. It trains and prints, at each validation, a line of JSON: the step, the seconds, and the loss in nats per token.
+
+The seconds run from the start of the process, so that imports and compilation count. Validations do not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers import Twin
+from custom_transformer import CustomTransformer, CustomTransformerConfig
+from custom_transformer.config import TrainingParams, load_params
+from custom_transformer.fast.choose import choose_engine
+from custom_transformer.fast.memory import keep_freed_memory
+from custom_transformer.maths.optim import build_optimizer, learning_rate_at
+from custom_transformer.runs.step import training_step
+
+Batch = tuple[Tensor, Tensor]
+VALIDATIONS = 40  # of a run
+WINDOWS_AT_ONCE = 64  # of a validation
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """kind: "ours"; or the twin in autograd, "eager" or "compiled". model, training: keys of params.yaml."""
+
+    name: str
+    kind: str
+    steps: int
+    model: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Task:
+    """tokens: file of the arrays `train` and `validation`; model: sizes; batch: windows per step."""
+
+    name: str
+    tokens: str
+    model: Mapping[str, Any]
+    batch: int
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    def split(self, name: str) -> Tensor:
+        return torch.from_numpy(np.load(self.tokens)[name].astype(np.int64))
+
+
+class Batches:
+    """Random windows of the training tokens, the same for every contestant with this seed."""
+
+    def __init__(self, task: Task, seed: int):
+        self.tokens, self.length, self.size = task.split("train"), task.model["max_seq_len"], task.batch
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self) -> Batch:
+        starts = torch.randint(len(self.tokens) - self.length, (self.size,), generator=self.generator)
+        windows = self.tokens[starts[:, None] + torch.arange(self.length + 1)]
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def params_of(contestant: Contestant, task: Task) -> TrainingParams:
+    given = load_params().training.model_dump() | {"batch_size": task.batch, "max_steps": contestant.steps}
+    return TrainingParams(**given | dict(contestant.training))
+
+
+def ours(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch, float], float], Callable[..., Any]]:
+    """A step by a batch and a learning rate, and the mean loss of windows."""
+    params, engine = params_of(contestant, task), choose_engine(True, torch.device("cpu"), 0)
+    config = CustomTransformerConfig(**dict(task.model) | dict(contestant.model))
+    model = CustomTransformer(config, seed=seed, engine=engine)
+    optimizer = build_optimizer(params, model.parameters, model.table, config.head_size, engine.rules)
+
+    def step(batch: Batch, learning_rate: float) -> float:
+        return training_step(model, optimizer, [batch], learning_rate, params.max_grad_norm).loss
+
+    return step, lambda input_ids, labels: model.scores(input_ids, labels)[0].mean()
+
+
+def twin(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch, float], float], Callable[..., Any]]:
+    params = params_of(contestant, task)
+    keep_freed_memory()
+    plain = Twin(CustomTransformerConfig(**dict(task.model) | dict(contestant.model)), seed)
+    model: Any = torch.compile(plain) if contestant.kind == "compiled" else plain
+    matrices = [p for p in plain.parameters() if p.ndim >= 2]
+    others = [p for p in plain.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": params.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=params.betas)
+
+    def step(batch: Batch, learning_rate: float) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(*batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), params.max_grad_norm or float("inf"))
+        optimizer.step()
+        return float(loss.detach())
+
+    return step, torch.no_grad()(plain)
+
+
+def validation_loss(mean_loss: Callable[..., Any], tokens: Tensor, length: int) -> float:
+    """Of all whole windows, one behind the other."""
+    count = (len(tokens) - 1) // length
+    input_ids, labels = (tokens[i : i + count * length].view(count, length) for i in (0, 1))
+    parts = zip(input_ids.split(WINDOWS_AT_ONCE), labels.split(WINDOWS_AT_ONCE), strict=True)
+    return sum(float(mean_loss(x.contiguous(), y.contiguous())) * len(x) for x, y in parts) / count
+
+
+def main() -> None:
+    given, of_task, seed = sys.argv[1:]
+    contestant, task = Contestant(**json.loads(given)), Task(**json.loads(of_task))
+    build = ours if contestant.kind == "ours" else twin
+    step, mean_loss = build(contestant, task, int(seed))
+    params, batches = params_of(contestant, task), Batches(task, int(seed))
+    validate = partial(validation_loss, mean_loss, task.split("validation"), task.model["max_seq_len"])
+    every = max(1, contestant.steps // VALIDATIONS)
+    validating = 0.0
+    for number in range(contestant.steps):
+        step(batches(), learning_rate_at(number, contestant.steps, params))
+        if (number + 1) % every == 0 or number + 1 == contestant.steps:
+            now = time.time()
+            loss = validate()
+            print(json.dumps([number + 1, now - psutil.Process().create_time() - validating, loss]), flush=True)
+            validating += time.time() - now
+
+
+if __name__ == "__main__":
+    assert Path("params.yaml").exists(), "run from the repository's root"
+    main()
