@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
 from torch.distributed import TCPStore
 
 from custom_transformer.errors import UserError
+from custom_transformer.runs.processes import PROCESSES, Processes
 from custom_transformer.runs.shards import Sums, run_length, shard_seed
 from tests.helpers import PIPELINE_ENVIRONMENT
 from tests.processes import Process
@@ -158,36 +160,48 @@ def errors(ended: list[subprocess.CompletedProcess[str]]) -> list[str]:
     return [line for line in lines if line.startswith("error:")]
 
 
+def wait_for_another_state(repository: Path, before: list[Path], processes: list[Process]) -> None:
+    while states(repository) == before and all(process.poll() is None for process in processes):
+        time.sleep(0.01)
+
+
 @pytest.mark.processes
 def test_whichever_process_is_killed_all_end_with_one_line_and_the_next_run_goes_on(repository: Path) -> None:
+    """First of two that a test has started, the first one; then of two that the stage has started, the second one."""
     whole = Process("-m", "stages.train", cwd=repository, env=ENVIRONMENT).wait()
     assert whole.returncode == 0, whole.stderr
     undisturbed = outputs(repository)
     assert "digests.csv" in undisturbed
-    for count, victim in ((2, 0), (4, 2)):
-        before = states(repository)
-        group = Group(count, "-m", "stages.train", cwd=repository)
-        while states(repository) == before and all(process.poll() is None for process in group):
-            time.sleep(0.01)
-        group[victim].kill()
-        ended = [process.wait(60) for process in group]
-        assert ended[victim].returncode == -signal.SIGKILL
-        assert all(done.returncode != 0 for done in ended)
-        said = errors([done for done in ended if done.returncode > 0])
-        assert len(said) == 1
-        assert said[0].startswith("error: another process of this training has ended: run the same command again")
+    again = "run the same command again, which goes on from the last saved state"
+
+    group = Group(2, "-m", "stages.train", cwd=repository)
+    wait_for_another_state(repository, [], group)
+    group[0].kill()
+    ended = [process.wait(60) for process in group]
+    assert [done.returncode for done in ended] == [-signal.SIGKILL, 1]
+    assert errors(ended) == [f"error: another process of this training has ended: {again}"]
+
+    before = states(repository)
+    stage = Process("-m", "stages.train", cwd=repository, env=ENVIRONMENT | {PROCESSES: "2"})
+    wait_for_another_state(repository, before, [stage])
+    started = {child.environ()["RANK"]: child for child in psutil.Process(stage.pid).children()}
+    started["1"].kill()
+    done = stage.wait(60)
+    assert done.returncode == 1
+    assert done.stderr == f"error: process 1 of 2 was ended by SIGKILL, and then the others: {again}\n"
+    assert not psutil.wait_procs(started.values(), timeout=10)[1]
+
     last = Process("-m", "stages.train", cwd=repository, env=ENVIRONMENT).wait()
     assert "going on after step" in last.stdout
     assert outputs(repository) == undisturbed
 
 
 @pytest.mark.processes
-def test_all_processes_stop_when_one_is_hung_or_has_other_data(repository: Path, tmp_path: Path) -> None:
+def test_a_hung_process_is_noticed(repository: Path) -> None:
     patience = "from custom_transformer.runs import processes; from datetime import timedelta; import runpy, sys; "
     patience += "processes.PATIENCE = timedelta(seconds=3); sys.argv = ['stages/train.py']; "
     group = Group(2, "-c", patience + "runpy.run_module('stages.train', run_name='__main__')", cwd=repository)
-    while not states(repository) and all(process.poll() is None for process in group):
-        time.sleep(0.01)
+    wait_for_another_state(repository, [], group)
     os.kill(group[1].pid, signal.SIGSTOP)
     done = group[0].wait(60)
     group[1].kill()
@@ -195,3 +209,10 @@ def test_all_processes_stop_when_one_is_hung_or_has_other_data(repository: Path,
         "error: another process of this training has not answered for 0:00:03: run the same command again, which goes "
         "on from the last saved state"
     ]
+
+
+def test_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, processes = {"code": "1", "data": "2"}, Processes(0, 3)
+    monkeypatch.setattr(processes, "of_each", lambda own: [own, own, own | {"data": "3"}])
+    with pytest.raises(UserError, match="process 2 has another data than process 0"):
+        processes.check_same(facts)

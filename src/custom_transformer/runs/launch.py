@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 
+import torch
+
 from custom_transformer.errors import UserError, shown
 from custom_transformer.runs.processes import AGAIN, LOST, PATIENCE, PROCESSES, started_by_torchrun
 from custom_transformer.runs.shards import run_length
@@ -37,7 +39,7 @@ def launch(module: str, count: int) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.disable(logging.CRITICAL)  # the libraries' own words are many, and tell less
     try:
