@@ -50,7 +50,7 @@ def measured(workload: Workload, shards: int, steps: int, together: Processes) -
             yield
         waited[-1] += time.perf_counter() - begin
 
-    processes.lost_others = distributed.lost_others = timed  # type: ignore[attr-defined]
+    processes.lost_others = distributed.lost_others = timed
     keep_freed_memory()
     model = CustomTransformer(workload.config, dtype=getattr(torch, workload.precision), engine=NATIVE)
     model.training = True
