@@ -7,7 +7,7 @@ PORT ?= 5000
 # PyTorch's own package index, for machines without an NVIDIA driver.
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: in-git setup repro test test-maths soak fuzz check docs bench scaling smollm2 ui clean
+.PHONY: in-git setup repro test test-maths soak fuzz check docs bench race scaling smollm2 ui clean
 
 # Installs what is pinned; again when the pins or the project's metadata change.
 $(READY): pyproject.toml constraints.txt
@@ -83,6 +83,10 @@ docs: $(VENV)/.docs
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
+
+# TEXT: a file, such as tinyshakespeare
+race: $(READY)
+	@$(BIN)/python -m benchmarks.race $(if $(TEXT),--text '$(TEXT)')
 
 # DATA, where given: other text than that of params.yaml, as data.dataset takes it; JOBS: experiments at a time.
 scaling: $(READY)

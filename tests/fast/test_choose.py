@@ -82,3 +82,26 @@ def test_a_process_is_prepared_for_the_parameters(
     assert torch.utils.deterministic.fill_uninitialized_memory is False
     with pytest.raises(UserError, match=r"training\.device"):
         prepare(training.model_copy(update={"device": "cuda"}), 1e20)
+
+
+@pytest.mark.parametrize(
+    ("precision", "units", "portable", "said"),
+    [
+        ("bfloat16", True, True, True),
+        ("bfloat16", False, True, False),
+        ("float32", True, True, False),
+        ("bfloat16", True, False, False),
+    ],
+)
+def test_matrix_units_that_are_not_used_are_told_of(
+    precision: str,
+    units: bool,
+    portable: bool,
+    said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    changes = {"precision": precision, "portable": portable, "device": "cpu"}
+    prepare(load_params().training.model_copy(update=changes), 1e20)
+    assert ("training.portable: false uses them" in capsys.readouterr().err) is said

@@ -30,7 +30,7 @@ from custom_transformer.errors import UserError, one_line
 from custom_transformer.fast.choose import FUSED, NATIVE
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.engine import READABLE, Engine
-from custom_transformer.maths.optim import SGD, AdamW
+from custom_transformer.maths.optim import SGD, AdamW, Muon, Optimizer
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.generation import sample
 from custom_transformer.runs.scoring import score
@@ -261,10 +261,16 @@ def updated(w: CustomTransformerWrapper, name: str, kind: str, tensor: Tensor, r
     """A parameter's gradient or moment replaced by another tensor."""
     parameters, rules = w.model.parameters, w.model.engine.rules
     gradients = {n: torch.ones_like(p) for n, p in parameters.items()}
-    optimizer: SGD | AdamW = AdamW(parameters, (0.9, 0.99), {}, rule=rules.adamw)
+    optimizer: Optimizer = AdamW(parameters, (0.9, 0.99), {}, rule=rules.adamw)
+    if kind.startswith("muon"):
+        matrices = {n: p.shape[1] for n, p in parameters.items() if p.ndim == 2}
+        optimizer = Muon(parameters, matrices, (0.9, 0.99), {}, 1.0, 0.9, rules)
     if kind == "sgd":
-        optimizer, gradients = SGD({}, rules.sgd), gradients | {name: tensor}
+        optimizer = SGD({}, rules.sgd)
+    if kind in ("sgd", "muon"):
+        gradients |= {name: tensor}
     else:
+        kind = kind.removeprefix("muon ")
         optimizer.state[kind][name] = tensor
     optimizer.update(parameters, gradients, rate)
     return parameters
@@ -318,7 +324,7 @@ CALLS: dict[str, st.SearchStrategy[Call]] = {
     ),
     "update": st.builds(
         lambda n, k, t, r: lambda w: updated(w, n, k, t, r),
-        *(st.sampled_from(NAMES), st.sampled_from(["sgd", "m", "v"]), tensors(), NUMBERS),
+        *(st.sampled_from(NAMES), st.sampled_from(["sgd", "m", "v", "muon", "muon momentum"]), tensors(), NUMBERS),
     ),
     "cached_logits": st.builds(lambda a, b, c: lambda w: cached(w, a, b, c), ids(), ids(), st.integers(0, 6)),
     "load_state_dict": st.builds(lambda n, t: lambda w: loaded(w, n, t), st.sampled_from(NAMES), tensors() | VALUES),

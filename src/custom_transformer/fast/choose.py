@@ -56,7 +56,7 @@ def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engin
     """The device and the engine that `training` names, for `flops` floating-point operations in all.
 
     From here on PyTorch computes deterministically in this process. One line says if `training.portable` cannot be
-    kept. Raises UserError where there is no such device.
+    kept, or keeps fast matrix units idle. Raises UserError where there is no such device.
     """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each is filled anyway
@@ -66,6 +66,13 @@ def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engin
     if training.portable and engine is not NATIVE:
         print(
             f"training.portable cannot be kept: the {engine.name} engine computes: the last digits are this machine's",
+            file=sys.stderr,
+        )
+    # AMX adds products in an order of its own, which no other unit has.
+    if engine is NATIVE and training.precision == "bfloat16" and torch.cpu._is_amx_tile_supported():
+        print(
+            "this processor has matrix units for bfloat16, which are several times as fast but round in their own way: "
+            "training.portable: false uses them",
             file=sys.stderr,
         )
     return device, engine

@@ -1,0 +1,235 @@
+"""Time to a loss: python -m benchmarks.race [--text FILE] [--vocabulary bytes|bpe] (or make race).
+
+Each contestant trains on the same windows in the same order from the same seed, by itself, one after another, and is
+validated on the same tokens. What counts is the time from the start of its process to a validation loss: the one with
+which nanoGPT's configuration ends as it is shipped, and the one with which it ends with a tuned learning rate.
+
+The contestants called nanoGPT are this project's own writing of GPT-2 in autograd with the published settings
+(config/train_shakespeare_char.py of github.com/karpathy/nanoGPT, with its README's arguments for a CPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.racer import Contestant, Task
+from custom_transformer.errors import UserError, run_main
+from custom_transformer.files import write_json
+
+# nanoGPT's: 4 blocks of width 128, windows of 64, 12 at a time; and about 2 million parameters over a BPE of 2,048.
+SIZES: dict[str, dict[str, Any]] = {
+    "bytes": {"d_model": 128, "n_blocks": 4, "n_heads": 4, "d_ffn": 512, "max_seq_len": 64},
+    "bpe": {"d_model": 160, "n_blocks": 6, "n_heads": 5, "d_ffn": 640, "max_seq_len": 256, "vocab_size": 2048},
+}
+BATCH = {"bytes": 12, "bpe": 4}
+STEPS = {"bytes": 2000, "bpe": 1400}
+
+_NANOGPT = {
+    "optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "min_learning_rate": 1e-4,
+    "lr_decay": "cosine",
+    "warmup_ratio": 0.05,
+    "weight_decay": 0.1,
+    "betas": [0.9, 0.99],
+    "max_grad_norm": 1.0,
+}
+GRID = (1e-3, 2.5e-3, 5e-3, 1e-2)  # of tuned learning rates; the lowest loss at the end wins
+_MODERN = {
+    "optimizer": "muon",
+    "learning_rate": 0.02,
+    "muon_learning_rate": 0.015,
+    "muon_momentum": 0.9,
+    "min_learning_rate": 0.0,
+    "lr_decay": "linear",
+    "warmup_ratio": 0.05,
+    "weight_decay": 0.0,
+    "betas": [0.8, 0.95],
+    "max_grad_norm": 1.0,
+}
+
+
+def contestants(vocabulary: str, tuned: float) -> list[Contestant]:
+    steps, plain = STEPS[vocabulary], {"bias": False}
+    with_rate = _NANOGPT | {"learning_rate": tuned, "min_learning_rate": tuned / 10}
+    modern = {"architecture": "modern", "rope_base": 1000.0, "tie_embeddings": False}
+    return [
+        Contestant("nanoGPT, eager", "eager", steps, plain, _NANOGPT),
+        Contestant("nanoGPT, compiled", "compiled", steps, plain, _NANOGPT),
+        Contestant("nanoGPT, compiled, tuned", "compiled", steps, plain, with_rate),
+        Contestant("ours, GPT-2, tuned", "ours", steps, plain, with_rate),
+        Contestant("ours, modern", "ours", steps // 8, modern, _MODERN),
+        Contestant("ours, modern, longer", "ours", steps // 4, modern, _MODERN),
+    ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One contestant's training with one seed: a row of step, seconds and loss per validation."""
+
+    contestant: str
+    seed: int
+    rows: tuple[tuple[int, float, float], ...]
+
+    @property
+    def end(self) -> float:
+        return self.rows[-1][2]
+
+    def reaches(self, loss: float) -> tuple[int, float] | None:
+        """The step and the seconds of the first validation that is not above `loss`."""
+        return next(((step, seconds) for step, seconds, found in self.rows if found <= loss), None)
+
+
+def train(contestant: Contestant, task: Task, seed: int) -> Run:
+    command = [sys.executable, "-m", "benchmarks.racer", contestant.as_json(), task.as_json(), str(seed)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise UserError(f"the contestant {contestant.name} ended with {result.returncode}; its words are above")
+    return Run(contestant.name, seed, tuple(tuple(json.loads(line)) for line in result.stdout.splitlines()))
+
+
+def tuned_rate(task: Task, vocabulary: str, console: Console) -> float:
+    """The learning rate of GRID with which GPT-2 ends lowest, by our engine, whose result is autograd's."""
+    ends = {}
+    for rate in GRID:
+        (gpt2,) = (c for c in contestants(vocabulary, rate) if c.name == "ours, GPT-2, tuned")
+        ends[rate] = train(gpt2, task, seed=0).end
+    console.print(f"learning rates and the loss they end with: {', '.join(f'{r:g}: {e:.3f}' for r, e in ends.items())}")
+    return min(ends, key=ends.__getitem__)
+
+
+# --------------------------------------------------------------------------------------------------- the tokens
+
+
+def task_of(text: Path, vocabulary: str, folder: Path) -> Task:
+    """The first nine tenths of the text to train on, the last to validate, as nanoGPT divides it."""
+    content = text.read_bytes()
+    if len(content) < 10_000:
+        raise UserError(f"{text}: {len(content)} bytes are too few for a race; give a text of 100 kB or more")
+    parts = {"train": content[: len(content) * 9 // 10], "validation": content[len(content) * 9 // 10 :]}
+    sizes = dict(SIZES[vocabulary])
+    if vocabulary == "bytes":
+        used = np.unique(np.frombuffer(content, np.uint8))
+        ids = {name: np.searchsorted(used, np.frombuffer(part, np.uint8)) for name, part in parts.items()}
+        sizes["vocab_size"] = len(used)
+    else:
+        ids = _bpe(parts, sizes["vocab_size"])
+    arrays: dict[str, Any] = {name: values.astype(np.uint16) for name, values in ids.items()}
+    np.savez(folder / "tokens.npz", **arrays)
+    return Task(text.name, str(folder / "tokens.npz"), sizes, BATCH[vocabulary])
+
+
+def _bpe(parts: dict[str, bytes], vocab_size: int) -> dict[str, np.ndarray]:
+    from tokenizers import ByteLevelBPETokenizer
+
+    texts = {name: part.decode("utf-8", "replace") for name, part in parts.items()}
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts["train"].splitlines(keepends=True), vocab_size, show_progress=False)
+    return {name: np.array(tokenizer.encode(text).ids) for name, text in texts.items()}
+
+
+# --------------------------------------------------------------------------------------------------- the result
+
+
+def targets(runs: Sequence[Run]) -> dict[str, float]:
+    """The highest of the losses with which nanoGPT's runs end, so that each of them gets there; rounded up."""
+
+    def end(name: str) -> float:
+        return math.ceil(1000 * max(run.end for run in runs if run.contestant == name)) / 1000
+
+    return {"as shipped": end("nanoGPT, compiled"), "with a tuned learning rate": end("nanoGPT, compiled, tuned")}
+
+
+def table_rows(runs: Sequence[Run], loss: float) -> Iterator[tuple[str, str, str, str, float]]:
+    """Contestant, losses at the end, steps and seconds to the loss in words; and the median seconds, inf where not all
+    reach it."""
+    for name in dict.fromkeys(run.contestant for run in runs):
+        own = [run for run in runs if run.contestant == name]
+        ends = statistics.median(run.end for run in own)
+        reached = [found for run in own if (found := run.reaches(loss)) is not None]
+        if len(reached) < len(own):
+            yield name, f"{ends:.3f}", f"{len(reached)} of {len(own)} reach it", "", float("inf")
+            continue
+        steps, seconds = zip(*reached, strict=True)
+        spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f})"
+        yield name, f"{ends:.3f}", f"{statistics.median(steps):,.0f}", spread, statistics.median(seconds)
+
+
+def show(runs: Sequence[Run], console: Console) -> None:
+    for target, loss in targets(runs).items():
+        table = Table("contestant", "loss at its end", "steps", "seconds", "times the fastest")
+        table.title = f"to {loss} nats per token, the loss of nanoGPT {target}"
+        rows = sorted(table_rows(runs, loss), key=lambda row: row[-1])
+        for *words, seconds in rows:
+            table.add_row(*words, f"{seconds / rows[0][-1]:.1f}" if seconds < float("inf") else "")
+        console.print(table)
+
+
+def save_curves(runs: Sequence[Run], task: Task, path: Path) -> None:
+    """Loss over seconds: a line per contestant, the median of its seeds, in the band from the lowest to the highest."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(run.contestant for run in runs):
+        own = [run for run in runs if run.contestant == name]
+        losses = np.array([[row[2] for row in run.rows] for run in own])
+        seconds = np.median([[row[1] for row in run.rows] for run in own], 0)
+        (line,) = axes.plot(
+            seconds, np.median(losses, 0), label=name, linestyle="-" if name.startswith("ours") else "--"
+        )
+        axes.fill_between(seconds, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+    for loss in targets(runs).values():
+        axes.axhline(loss, color="black", linewidth=0.6, linestyle=":")
+    lowest = min(run.end for run in runs)
+    axes.set(xscale="log", ylim=(lowest - 0.05, lowest + 1.2), title=f"{task.name}, loss over time")
+    axes.set(xlabel="seconds since the process began, validations left out", ylabel="validation loss, nats per token")
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__.splitlines()[0])
+    parser.add_argument("--text", type=Path, required=True, help="a file of text, such as tinyshakespeare")
+    parser.add_argument("--vocabulary", choices=SIZES, default="bytes", help="what tokens are (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each contestant (default: %(default)s)")
+    parser.add_argument("--rate", type=float, help="the tuned learning rate; by default found anew over a grid")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of race.json and race.png")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, console = arguments(), Console(width=110)
+    if not args.text.is_file():
+        raise UserError(f"{args.text}: no such file; name a text with --text")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        task = task_of(args.text, args.vocabulary, Path(folder))
+        rate = args.rate or tuned_rate(task, args.vocabulary, console)
+        runs: list[Run] = []
+        for seed in range(args.seeds):
+            for contestant in contestants(args.vocabulary, rate):
+                runs.append(train(contestant, task, seed))
+                console.print(f"seed {seed}, {contestant.name}: {runs[-1].end:.3f} in {runs[-1].rows[-1][1]:.1f} s")
+    show(runs, console)
+    write_json(args.out / "race.json", [{"contestant": r.contestant, "seed": r.seed, "rows": r.rows} for r in runs])
+    save_curves(runs, task, args.out / "race.png")
+    console.print(f"written: {args.out}/race.json, {args.out}/race.png")
+
+
+if __name__ == "__main__":
+    run_main(main)
