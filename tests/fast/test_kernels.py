@@ -47,7 +47,8 @@ def test_no_kernel_takes_a_tensor_that_is_one_element_short() -> None:
             return made
 
         kernel = kernels.kernel(name, torch.float64)
-        kernel(*arguments())
+        if "addresses" not in {p.name for p in parameters}:  # made-up numbers are none
+            kernel(*arguments())
         for p in parameters:
             for add in (-1, 1) if p.kind in dtypes else ():
                 with pytest.raises(ValueError, match=f"^{name}: {p.name}: .* elements"):

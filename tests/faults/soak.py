@@ -80,21 +80,21 @@ def campaign(pipeline: Pipeline, most: int, chance: random.Random, together: boo
             if process.returncode == 0 and kills:
                 return kills
             if process.returncode != 0:
-                recover(pipeline, kills)
+                recover(pipeline, kills, process.returncode)
             else:
                 pipeline.start_over()  # it was over before its first kill
-    while pipeline.start().wait(300) != 0:
-        recover(pipeline, kills)
+    while status := pipeline.start().wait(300):
+        recover(pipeline, kills, status)
     return kills
 
 
-def recover(pipeline: Pipeline, kills: list[str]) -> None:
+def recover(pipeline: Pipeline, kills: list[str], status: int) -> None:
     """What README says to do where a kill has cut off one of DVC's own files; nothing else may have failed."""
     done = subprocess.run(
         [sys.executable, "-m", "stages.recover"],
         cwd=pipeline.folder, env=pipeline.environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "cut off while dvc wrote it" in done.stdout, pipeline.log()
+    assert "cut off while dvc wrote it" in done.stdout, f"dvc ended with {status}\n{pipeline.log()}"
     kills[-1] += ", which cut off a file of DVC's"
 
 
