@@ -25,7 +25,7 @@ from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.engine import READABLE_RULES, Engine
 from custom_transformer.maths.optim import SGD, AdamW
 from custom_transformer.maths.parameters import IN_PRODUCTS
-from custom_transformer.runs.training import training_step
+from custom_transformer.runs.step import training_step
 
 # --------------------------------------------------------------------------------------------------- ours
 

@@ -26,7 +26,7 @@ from custom_transformer.config import TrainingParams, load_params
 from custom_transformer.fast.choose import choose_engine
 from custom_transformer.fast.memory import keep_freed_memory
 from custom_transformer.maths.optim import build_optimizer, learning_rate_at
-from custom_transformer.runs.training import training_step
+from custom_transformer.runs.step import training_step
 
 Batch = tuple[Tensor, Tensor]
 VALIDATIONS = 20  # of a run

@@ -16,7 +16,7 @@ from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.optim import SGD
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from custom_transformer.runs.generation import generate
-from custom_transformer.runs.training import training_step
+from custom_transformer.runs.step import training_step
 
 
 class CustomTransformerWrapper:

@@ -23,7 +23,7 @@ from custom_transformer.maths.muon import MatrixUpdate
 from custom_transformer.maths.optim import AdamW
 from custom_transformer.runs.generation import continuation
 from custom_transformer.runs.observe import views
-from custom_transformer.runs.training import training_step
+from custom_transformer.runs.step import training_step
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 MODELS = {

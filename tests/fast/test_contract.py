@@ -21,7 +21,7 @@ from custom_transformer.maths.optim import SGD, AdamW, Muon, Optimizer
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.scoring import score
-from custom_transformer.runs.training import training_step
+from custom_transformer.runs.step import training_step
 from tests.fast.engines import ENGINES, captured_engine
 from tests.helpers import LLAMA, SIZES, random_model, random_tokens
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from custom_transformer import CustomTransformer
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.optim import AdamW
+from custom_transformer.runs.step import training_step
 from custom_transformer.runs.summary import memory_bytes
-from custom_transformer.runs.training import training_step
 from tests.fast.engines import ENGINES
 from tests.helpers import Held, random_model, random_tokens
 

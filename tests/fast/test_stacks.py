@@ -22,7 +22,7 @@ from custom_transformer.maths.optim import SGD, AdamW
 from custom_transformer.maths.parameters import InProducts, Tensors
 from custom_transformer.maths.scope import Dropout, Scope
 from custom_transformer.runs.generation import generate
-from custom_transformer.runs.training import training_step
+from custom_transformer.runs.step import training_step
 from tests.fast.closeness import BOUNDS, assert_close, wide
 from tests.helpers import LLAMA, MODERN, SIZES, random_model, random_tokens
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,7 @@ import yaml
 
 from tests.helpers import PIPELINE_ENVIRONMENT, copy_repository
 
-Victim = Literal["trainer", "dvc", "both"]
+Victim = Literal["trainer", "dvc", "both", "one"]
 
 # A training of some seconds, in which states, validations, epochs and checkpoints fall on different steps.
 TRAINING = {
@@ -32,7 +34,14 @@ TRAINING = {
 class Pipeline:
     """A copy of the repository whose `dvc repro` has been seen to its end once, undisturbed."""
 
-    def __init__(self, folder: Path, target: str = "train", steps: int = 150, **environment: str):
+    def __init__(
+        self,
+        folder: Path,
+        target: str = "train",
+        steps: int = 150,
+        training: Mapping[str, int] = TRAINING,
+        **environment: str,
+    ):
         self.folder, self.target, self.steps = folder, target, steps
         # One thread: two would wait for each other whenever another process is at work, as in a soak test it is.
         # dash, where /bin/sh is that, stays between dvc and the stage; bash would become the stage.
@@ -40,7 +49,7 @@ class Pipeline:
         copy_repository(folder)
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
-        params["training"] |= TRAINING | {"max_steps": steps}
+        params["training"] |= {**training, "max_steps": steps}
         (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
         self.finish("tokenize")
         for command in (
@@ -98,16 +107,16 @@ class Pipeline:
 
 
 def kill(process: subprocess.Popen[str], victim: Victim) -> None:
-    """SIGKILL to dvc, to what it runs, or to both; to dvc where it runs nothing yet."""
+    """SIGKILL to dvc, to what it runs, to both, or to one process of what it runs; to dvc where it runs nothing yet."""
     try:
         dvc = psutil.Process(process.pid)
         stages = dvc.children(recursive=True)
     except psutil.NoSuchProcess:
         return
-    if victim != "trainer" or not stages:
+    if victim in ("dvc", "both") or not stages:
         os.kill(process.pid, signal.SIGKILL)
     if victim != "dvc":
-        for stage in stages:
+        for stage in random.sample(stages, min(1, len(stages))) if victim == "one" else stages:
             try:
                 stage.kill()
             except psutil.NoSuchProcess:

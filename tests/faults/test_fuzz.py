@@ -34,7 +34,7 @@ from custom_transformer.maths.optim import SGD, AdamW, Muon, Optimizer
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.generation import sample
 from custom_transformer.runs.scoring import score
-from custom_transformer.runs.training import training_step
+from custom_transformer.runs.step import training_step
 from custom_transformer.text.datasets import download
 from custom_transformer.text.tokens import load_tokens
 from tests.faults.originals import META, TOKENS, saved

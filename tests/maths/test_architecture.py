@@ -31,7 +31,7 @@ from custom_transformer.maths.parameters import Parameter, Table, decays, layer
 from custom_transformer.maths.scope import Saved, Scope
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.observe import activation_statistics
-from custom_transformer.runs.training import training_step
+from custom_transformer.runs.step import training_step
 from tests.helpers import LLAMA, MODERN, SIZES, random_tokens
 
 CONFIG = CustomTransformerConfig(**SIZES, bias=False)

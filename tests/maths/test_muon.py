@@ -14,7 +14,7 @@ from torch import Tensor
 from custom_transformer.config import TrainingParams, load_params
 from custom_transformer.errors import UserError
 from custom_transformer.maths.muon import QUINTICS, muon_update, orthogonalised
-from custom_transformer.maths.optim import AdamW, Muon, Rules, build_optimizer
+from custom_transformer.maths.optim import AdamW, Muon, Rules, build_optimizer, updated_whole
 from custom_transformer.runs.summary import memory_bytes
 from tests.helpers import random_model
 
@@ -95,7 +95,7 @@ def test_matrices_are_muon_s_and_everything_else_is_adamw_s() -> None:
     optimizer = build_optimizer(params, model.parameters, model.table, model.config.head_size, Rules())
     assert isinstance(optimizer, Muon)
     matrices = {n for n, p in model.parameters.items() if p.ndim == 2 and "embedding" not in n and "head" not in n}
-    assert set(optimizer.whole) == matrices
+    assert set(updated_whole(params, model.table)) == matrices
     assert optimizer.state["momentum"].keys() == matrices
     assert optimizer.state["m"].keys() == optimizer.state["v"].keys() == model.parameters.keys() - matrices
     before = model.state_dict()

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from custom_transformer.fast.choose import FUSED
 from custom_transformer.maths import ops
 from custom_transformer.maths.architecture import GPT2
-from custom_transformer.maths.engine import READABLE, Engine
+from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
-from custom_transformer.runs.observe import activation_statistics, gradient_norms, views
+from custom_transformer.runs.observe import activation_statistics, views
 from tests.helpers import LLAMA, MODERN, random_model, random_tokens
 
 
@@ -89,16 +88,6 @@ def test_attention_that_knows_nothing_has_the_entropy_of_chance() -> None:
     model.parameters["blocks.0.qkv.weight"].zero_()
     (row,) = activation_statistics(model, torch.zeros(2, 8, dtype=torch.int64))
     assert row["attention_entropy"] == pytest.approx(sum(math.log(n) for n in range(1, 9)) / 8)
-
-
-@pytest.mark.parametrize("engine", [READABLE, FUSED])
-def test_gradient_norms_are_the_gradients_norms(engine: Engine) -> None:
-    model, tokens = random_model(engine=engine), random_tokens()
-    model.loss(tokens[:, :-1], tokens[:, 1:])
-    model.loss_backward()
-    norms = gradient_norms(model.gradients, model.engine)
-    assert norms == pytest.approx([gradient.norm().item() for gradient in model.gradients.values()])
-    assert math.hypot(*norms) == pytest.approx(model.engine.rules.global_norm(model.gradients))
 
 
 def test_looking_changes_nothing() -> None:

@@ -20,7 +20,8 @@ from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.record import SPIKE_WINDOW, is_spike
 from custom_transformer.runs.scoring import validation_loss
 from custom_transformer.runs.snapshots import snapshot_steps
-from custom_transformer.runs.training import Trainer, training_step
+from custom_transformer.runs.step import training_step
+from custom_transformer.runs.training import Trainer
 from custom_transformer.text.tokens import TokenSplit
 from tests.helpers import SIZES, Held, random_model, random_tokens
 
@@ -64,14 +65,14 @@ def test_accumulated_batches_are_one_larger_batch() -> None:
         torch.testing.assert_close(apart.parameters[name], p, rtol=1e-10, atol=1e-12)
 
 
-def test_several_batches_hold_their_sum_and_the_gradient_that_arrives() -> None:
+def test_several_batches_hold_one_sum_per_level_of_the_tree_and_the_gradient_that_arrives() -> None:
     most = []
     for batches in (1, 4):
         model, tokens = random_model(vocab_size=3000), random_tokens()  # the table's gradient is most of what lives
         with Held() as held:
             training_step(model, SGD({}), [(tokens, tokens)] * batches, 0.1, None)
         most.append(held.most)
-    assert most[1] - most[0] <= sum(p.nbytes for p in model.parameters.values())
+    assert most[1] - most[0] <= 2 * sum(p.nbytes for p in model.parameters.values())
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

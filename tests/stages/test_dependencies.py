@@ -19,6 +19,7 @@ DECIDE_NOTHING = {
     "custom_transformer.paths": "dvc.yaml names the same paths",
     "custom_transformer.progress": "the terminal",
     "custom_transformer.runs.dvc_parent": "whether somebody still waits for the result",
+    "custom_transformer.runs.launch": "starts the stage in several processes",
     "custom_transformer.runs.fingerprint": "whether an unfinished run may go on",
     "custom_transformer.runs.work_folder": "where an unfinished run waits",
     "custom_transformer.tracking": "copies of results",

@@ -109,7 +109,7 @@ def train(given: Params, run: Any = None) -> tuple[CustomTransformer, Any]:
     with WorkFolder(Path("work"), fingerprint_of(given, meta | begun_from, READABLE, CPU)) as folder:
         trainer = build_trainer(given, model, begun_from, splits[0], splits[1], folder.checkpoints, folder.keep)
         resume(trainer, folder)
-        run_to_end(trainer, given, folder, run or Unlogged())
+        run_to_end(trainer, folder, run or Unlogged())
         write_outputs(trainer, folder)
         folder.remove()
     return model, trainer

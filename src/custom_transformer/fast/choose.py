@@ -39,7 +39,7 @@ NATIVE = Engine(
         scores=head.linear_cross_entropy_scores,
         last_logits=decoding.last_logits,
     ),
-    rules=Rules(update.global_norm, update.sgd_update, update.adamw_update, muon.muon_updates),
+    rules=Rules(update.sums_of_squares, update.sgd_update, update.adamw_update, muon.muon_updates),
     attention_probabilities=attention.attention_probabilities,
     products=portable_products,
 )

@@ -26,8 +26,8 @@ _SHARED = sorted(Path(__file__).parent.glob("*.h"))
 _FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
 # The parameters' types there: T is the products' type and W the arithmetic's.
-_DTYPE_OF = {"std::uint8_t*": torch.bool, "Index*": torch.int64}
-_NUMBERS = {"Index": ctypes.c_int64, "double": ctypes.c_double, "float": ctypes.c_float, "void": None}
+_DTYPE_OF = {"std::uint8_t*": torch.bool, "Index*": torch.int64, "double*": torch.float64}
+_NUMBERS = {"Index": ctypes.c_int64, "double": ctypes.c_double, "float": ctypes.c_float}
 
 MARCH = "CUSTOM_TRANSFORMER_MARCH"  # the processor to compile for, as g++'s -march takes it; else the one at hand
 
@@ -120,13 +120,13 @@ class _Parameter(NamedTuple):
 
 
 @functools.cache
-def _signatures() -> dict[str, tuple[str, list[_Parameter]]]:
-    """Of each exported kernel the type of its result, and its parameters."""
+def _signatures() -> dict[str, list[_Parameter]]:
+    """The parameters of each exported kernel."""
     source = "\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
     exported = set(re.findall(r"EXPORT\w*\((\w+)\)", source))
     return {
-        name: (result, [_parameter(text) for text in parameters.split(",")])
-        for result, name, parameters in re.findall(r"\b(void|double) (\w+)\(([^()]*)\) {", source)
+        name: [_parameter(text) for text in parameters.split(",")]
+        for name, parameters in re.findall(r"\bvoid (\w+)\(([^()]*)\) {", source)
         if name in exported
     }
 
@@ -141,7 +141,7 @@ def _parameter(text: str) -> _Parameter:
 
 
 @functools.cache
-def kernel(name: str, dtype: torch.dtype) -> Callable[..., float | None]:
+def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
     """The kernel `name` for products in `dtype`; its arguments as in its file.
 
     Raises ValueError for a tensor of another dtype or size than the kernel's, not contiguous, or not on the CPU.
@@ -150,11 +150,11 @@ def kernel(name: str, dtype: torch.dtype) -> Callable[..., float | None]:
     wide = torch.promote_types(dtype, torch.float32)
     dtypes = _DTYPE_OF | {"T*": dtype, "W*": wide}
     numbers = _NUMBERS | {"W": _NUMBERS["double" if wide == torch.float64 else "float"]}
-    result, parameters = _signatures()[name]
+    parameters = _signatures()[name]
     address = ctypes.c_void_p.in_dll(library(), f"{name}_{suffix}").value
     assert address is not None
     types: list[Any] = [ctypes.c_void_p if p.kind in dtypes else numbers[p.kind] for p in parameters]
-    function = ctypes.CFUNCTYPE(numbers[result], *types)(address)
+    function = ctypes.CFUNCTYPE(None, *types)(address)
     count, place_of = len(parameters), {p.name: place for place, p in enumerate(parameters)}
     # Of each pointer: its place among the arguments, its dtype, whether it may be null, and its sizes: the product of
     # the numbers, and the places of the others.
@@ -170,7 +170,7 @@ def kernel(name: str, dtype: torch.dtype) -> Callable[..., float | None]:
         if p.kind in dtypes
     ]
 
-    def call(*arguments: Tensor | float | int | None) -> float | None:
+    def call(*arguments: Tensor | float | int | None) -> None:
         if len(arguments) != count:
             raise ValueError(f"{name} takes {count} arguments, not {len(arguments)}")
         plain: list[Any] = list(arguments)
@@ -189,7 +189,7 @@ def kernel(name: str, dtype: torch.dtype) -> Callable[..., float | None]:
             ):
                 raise ValueError(f"{name}: {parameters[place].name}: {_refused(tensor, needed, elements)}")
             plain[place] = tensor.data_ptr()
-        return function(*plain)
+        function(*plain)
 
     return call
 

@@ -4,20 +4,17 @@
 
 namespace {
 
-// Σ g², in double: blocks of BLOCK numbers, whose sums lose less than one long sum would, one after the other.
-template <typename W> double sum_of_squares(const W* g /* count */, Index count) {
-  constexpr Index BLOCK = 4096;
-  std::vector<double> sums(ceil_div(count, BLOCK));
+// Σ g², in double, of each BLOCK numbers: their sums lose less than one long sum would.
+template <typename W>
+void sums_of_squares(const W* g /* count */, Index count, double* sums /* blocks */, Index blocks) {
+  constexpr Index BLOCK = 4096;  // as in optim.py
 #pragma omp parallel if (count >= FEW)
-  for (Part part(sums.size()); part.first < part.last; part.first++) {
+  for (Part part(blocks); part.first < part.last; part.first++) {
     const W* block = g + part.first * BLOCK;
     sums[part.first] = row_sum<double>(std::min(BLOCK, count - part.first * BLOCK), [&](Index i, double& sum) {
       sum = mul_add(static_cast<double>(block[i]), static_cast<double>(block[i]), sum);
     });
   }
-  double total = 0;
-  for (double sum : sums) total += sum;
-  return total;
 }
 
 // θ ← (1 − lr λ) θ − lr · scale · g
@@ -52,5 +49,5 @@ void adamw_update(W* parameter /* count */, const W* gradient /* count */, W* m 
 }  // namespace
 
 extern "C" {
-EXPORT_UPDATE(sum_of_squares) EXPORT_UPDATE(sgd_update) EXPORT_UPDATE(adamw_update)
+EXPORT_UPDATE(sums_of_squares) EXPORT_UPDATE(sgd_update) EXPORT_UPDATE(adamw_update)
 }

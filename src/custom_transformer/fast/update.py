@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
+import torch
 from torch import Tensor
 
 from custom_transformer.fast.kernels import kernel
-from custom_transformer.maths.optim import bias_corrections
+from custom_transformer.maths.optim import BLOCK, bias_corrections
 
 
-def global_norm(gradients: Mapping[str, Tensor]) -> float:
-    """As optim.global_norm"""
-    squares = [kernel("sum_of_squares", g.dtype)(g, g.numel()) for g in map(Tensor.contiguous, gradients.values())]
-    try:
-        return math.sqrt(math.fsum(squares))  # type: ignore[arg-type]
-    except OverflowError:  # of finite squares
-        return math.inf
+def sums_of_squares(gradient: Tensor) -> Tensor:
+    """As optim.sums_of_squares, but that a block is summed by 16 lanes"""
+    sums = torch.empty(-(-gradient.numel() // BLOCK), dtype=torch.float64, device="cpu")
+    kernel("sums_of_squares", gradient.dtype)(gradient.contiguous(), gradient.numel(), sums, len(sums))
+    return sums
 
 
 def sgd_update(parameter: Tensor, gradient: Tensor, scale: float, lr: float, weight_decay: float) -> None:

@@ -6,9 +6,10 @@ docs/book/optimisers.md goes through their formulas.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,42 +60,68 @@ def adamw_update(
     parameter.addcdiv_(m, denominator, value=-lr / correction)
 
 
-def global_norm(gradients: Mapping[str, Tensor]) -> float:
-    """√(Σ g²) over all gradients. Summed in float64: it overflows only where a gradient itself has."""
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients.values()]
-    return torch.linalg.vector_norm(torch.stack(norms)).item()
+BLOCK = 4096  # numbers of a gradient whose squares are added up apart
+
+
+def sums_of_squares(gradient: Tensor) -> Tensor:
+    """Σ g² of each BLOCK numbers of a gradient, in their order: (blocks,) float64
+
+    A block's sum is taken by halves: its bits depend on no device, and not on the blocks that are summed beside it, so
+    that processes may share out the blocks of one gradient.
+    """
+    flat = gradient.flatten().double()
+    squares = torch.nn.functional.pad(flat * flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    while (half := squares.shape[1] // 2) > 0:
+        squares = squares[:, :half] + squares[:, half:]
+    return squares.flatten()
+
+
+def total_of_blocks(sums: Tensor) -> float:
+    """Σ g² of a gradient, from the sums of its blocks: one after the other."""
+    return float(np.add.accumulate(sums.cpu().numpy())[-1])
+
+
+def norm_of(totals: Iterable[float]) -> float:
+    """√(Σ g²) over all gradients, from each one's Σ g²: their sum is exact but for one rounding."""
+    try:
+        return math.sqrt(math.fsum(totals))
+    except OverflowError:  # of finite squares
+        return math.inf
+
+
+def global_norm(gradients: Mapping[str, Tensor], squares: Callable[[Tensor], Tensor] = sums_of_squares) -> float:
+    """√(Σ g²) over all gradients. Summed in float64: of float32, it overflows only where a gradient itself has."""
+    return norm_of(total_of_blocks(squares(gradient)) for gradient in gradients.values())
 
 
 class Rules(NamedTuple):
     """The arithmetic of an update: these functions, or faster equals of them."""
 
-    global_norm: Callable[[Mapping[str, Tensor]], float] = global_norm
+    sums_of_squares: Callable[[Tensor], Tensor] = sums_of_squares
     sgd: Callable[..., None] = sgd_update
     adamw: Callable[..., None] = adamw_update
     muon: Callable[..., None] = muon_updates
+
+    def global_norm(self, gradients: Mapping[str, Tensor]) -> float:
+        return global_norm(gradients, self.sums_of_squares)
 
 
 class Optimizer(Protocol):
     """Changes parameters in place, by `scale` times gradients of the same names and shapes; remembers what it must.
 
     weight_decay: λ of each parameter, by name; 0 for those not named.
-    whole: names of the parameters whose update needs the whole matrix. Every other parameter is changed number by
-        number, so that any slice of it can be updated alone, with the same slice of its gradient and state.
 
     `update` raises ValueError, and changes nothing, for a gradient that is missing or does not fit its parameter, and
     for a learning rate that is negative or not finite.
     """
 
     state: dict[str, Tensors]
-    whole: Collection[str]
 
     def update(self, parameters: Tensors, gradients: Tensors, lr: float, scale: float = 1.0) -> None: ...
 
 
 class SGD:
     """`sgd_update` of every parameter"""
-
-    whole: Collection[str] = ()
 
     def __init__(self, weight_decay: Mapping[str, float], rule: Callable[..., None] = sgd_update):
         self.weight_decay, self.rule = weight_decay, rule
@@ -108,8 +135,6 @@ class SGD:
 
 class AdamW:
     """`adamw_update` of every parameter. m, v: tensors like the parameters; t: updates done."""
-
-    whole: Collection[str] = ()
 
     def __init__(
         self,
@@ -156,7 +181,6 @@ class Muon:
         rules: Rules,
     ):
         self.widths, self.weight_decay = widths, weight_decay
-        self.whole: Collection[str] = widths.keys()
         self.lr_ratio, self.beta, self.rule = lr_ratio, beta, rules.muon
         others = {name: p for name, p in parameters.items() if name not in widths}
         self.adamw = AdamW(others, betas, weight_decay, rule=rules.adamw)
@@ -199,20 +223,26 @@ def _checked(parameters: Tensors, lr: float, scale: float, **tensors: Tensors) -
     return lr, scale
 
 
+def updated_whole(params: TrainingParams, table: Table) -> list[str]:
+    """The parameters whose update needs the whole matrix.
+
+    Every other one is changed number by number, so that any slice of it can be updated alone, with the same slice of
+    its gradient and of the optimiser's state.
+    """
+    return [name for name, (_, role) in table.items() if params.optimizer == "muon" and IN_PRODUCTS[role]]
+
+
 def build_optimizer(
     params: TrainingParams, parameters: Mapping[str, Tensor], table: Table, head_size: int, rules: Rules
 ) -> Optimizer:
-    """The optimiser that `params.optimizer` names, for parameters of these roles."""
+    """The optimiser that `params.optimizer` names, for these parameters or slices of them, of the roles in `table`."""
     weight_decay = decays(table, params.weight_decay)
     if params.optimizer == "sgd":
         return SGD(weight_decay, rules.sgd)
     if params.optimizer == "adamw":
         return AdamW(parameters, params.betas, weight_decay, rule=rules.adamw)
-    widths = {
-        name: head_size if role == "into_heads" else shape[1]
-        for name, (shape, role) in table.items()
-        if IN_PRODUCTS[role]
-    }
+    matrices = {name: table[name] for name in updated_whole(params, table) if name in parameters}
+    widths = {name: head_size if role == "into_heads" else shape[1] for name, (shape, role) in matrices.items()}
     lr_ratio = params.muon_learning_rate / params.learning_rate
     return Muon(parameters, widths, params.betas, weight_decay, lr_ratio, params.muon_momentum, rules)
 

@@ -17,7 +17,8 @@ from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.paths import initial_checkpoint
 from custom_transformer.runs.checkpoint import DTYPES
 from custom_transformer.runs.initial import load_initial
-from custom_transformer.runs.training import Trainer
+from custom_transformer.runs.processes import ALONE, Processes
+from custom_transformer.runs.training import Asks, Trainer, nothing
 from custom_transformer.text.tokens import TokenSplit
 
 
@@ -66,6 +67,8 @@ def build_trainer(
     validation: TokenSplit,
     checkpoints: Path,
     keep_state: Callable[[int, dict[str, Any]], Path],
+    processes: Processes = ALONE,
+    asks: Asks = nothing,
 ) -> Trainer:
     return Trainer(
         model,
@@ -77,6 +80,8 @@ def build_trainer(
         checkpoints=checkpoints,
         keep_state=keep_state,
         origin=begun_from,
+        processes=processes,
+        asks=asks,
     )
 
 

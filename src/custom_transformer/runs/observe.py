@@ -8,13 +8,12 @@ Shapes: B batch, T time, D d_model, H heads, F d_ffn.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from custom_transformer.maths import portable
-from custom_transformer.maths.engine import Engine
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.scope import Scope
 
@@ -80,8 +79,3 @@ def _entropy(attention: Tensor) -> float:
     """−Σ p log p of one head's attention (T, T); what is 0, as where a key lies in the future, has none"""
     p = attention[attention != 0].double().cpu().numpy()
     return -portable.total(p * portable.log(p)).item()
-
-
-def gradient_norms(gradients: Mapping[str, Tensor], engine: Engine) -> list[float]:
-    """√(Σ g²) of each gradient, in their order; the squares of all add up to that of the global norm."""
-    return [engine.rules.global_norm({name: gradient}) for name, gradient in gradients.items()]

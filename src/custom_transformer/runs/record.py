@@ -56,6 +56,8 @@ class StepMetrics:
     validation: Validation | None  # None for a step after which there was none
     checkpoint: Path | None  # written if an epoch ended with this step
     last: bool
+    save: bool = False  # a state is due
+    stop: bool = False  # the run is to end here, to be gone on with later
 
     def figures(self) -> Row:
         """The step's figures by the names they have in every curve."""

@@ -1,4 +1,4 @@
-"""The training step, and the loop of a run as a generator of step metrics."""
+"""The loop of a run as a generator of step metrics."""
 
 from __future__ import annotations
 
@@ -9,98 +9,44 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from custom_transformer.config import TrainingParams
 from custom_transformer.errors import UserError
-from custom_transformer.maths import checks
 from custom_transformer.maths.model import CustomTransformer
-from custom_transformer.maths.ops import IGNORE_INDEX
-from custom_transformer.maths.optim import Optimizer, build_optimizer, clip_scale, learning_rate_at
+from custom_transformer.maths.optim import build_optimizer, learning_rate_at, updated_whole
 from custom_transformer.runs.checkpoint import checkpoint_content, save_checkpoint
-from custom_transformer.runs.observe import activation_statistics, gradient_norms
-from custom_transformer.runs.record import Progress, StepMetrics, StepResult, Validation, is_spike
+from custom_transformer.runs.distributed import Shares
+from custom_transformer.runs.observe import activation_statistics
+from custom_transformer.runs.processes import ALONE, Processes
+from custom_transformer.runs.record import Progress, StepMetrics, Validation, is_spike
 from custom_transformer.runs.scoring import validation_loss
+from custom_transformer.runs.shards import shard_seed
 from custom_transformer.runs.snapshots import snapshot_steps
+from custom_transformer.runs.step import Batch, shared_step
 from custom_transformer.text.tokens import TokenSplit, epoch_order, eval_windows
-
-Batch = tuple[Tensor, Tensor]  # input_ids and labels, each (B, T) int64
 
 GRADIENT_ROWS = 200  # steps, at most, of which the norm of each gradient is kept: as many as a picture can show
 OBSERVED_WINDOWS = 4  # of the validation split, by which the activations are observed
 
-
-def training_step(
-    model: CustomTransformer,
-    optimizer: Optimizer,
-    batches: Sequence[Batch],
-    learning_rate: float,
-    max_grad_norm: float | None,
-) -> StepResult:
-    """One update from one or more batches, the same as from all their rows in one batch.
-
-    Each batch's mean loss is weighed by its share of the labels that count. A loss or gradient that is NaN or
-    infinite leaves parameters and optimiser as they were. Raises ValueError, and changes no parameter, for batches that
-    the model does not take, a learning rate that is negative or not finite, and a max_grad_norm that is not above 0.
-    """
-    learning_rate, max_grad_norm = checks.check_learning_rate(learning_rate), checks.check_max_grad_norm(max_grad_norm)
-    if not batches:
-        raise ValueError("batches must be at least one pair of input_ids and labels, not none")
-    for input_ids, labels in batches:
-        # Their values are looked at one batch after another: on a GPU that waits for it.
-        checks.check_ids("input_ids", input_ids, model.parameter_device)
-        checks.check_ids("labels", labels, model.parameter_device)
-        checks.check_same_shape("labels", labels, "input_ids", input_ids)
-    with model.computing():
-        return _step(model, optimizer, batches, learning_rate, max_grad_norm)
+Asks = Callable[[int], tuple[bool, bool]]  # after a step: whether to save a state, and whether to stop
 
 
-class _Sums(dict[str, Tensor]):
-    """Gradients of several backwards, each added as it arrives: none is held beside the sum."""
-
-    def __setitem__(self, name: str, gradient: Tensor) -> None:
-        if name in self:
-            self[name].add_(gradient)
-        else:
-            super().__setitem__(name, gradient)
-
-
-def _step(
-    model: CustomTransformer,
-    optimizer: Optimizer,
-    batches: Sequence[Batch],
-    learning_rate: float,
-    max_grad_norm: float | None,
-) -> StepResult:
-    counts = [int((labels != IGNORE_INDEX).sum()) for _, labels in batches]
-    loss = 0.0
-    gradients = _Sums()
-    model.gradients = {}  # frees the last step's, so that this step reuses their memory
-    for (input_ids, labels), count in zip(batches, counts, strict=True):
-        share = count / max(1, sum(counts))
-        batch_loss = model.loss(input_ids, labels)
-        if not torch.isfinite(batch_loss):
-            return StepResult(batch_loss.item(), "nan_detected", 0.0, 0.0)
-        loss += share * batch_loss.item()
-        model.loss_backward(share, gradients)
-    norm = model.engine.rules.global_norm(model.gradients)
-    if not math.isfinite(norm):
-        return StepResult(loss, "nan_gradient", norm, norm)
-    scale = clip_scale(norm, max_grad_norm)
-    optimizer.update(model.parameters, model.gradients, learning_rate, scale)
-    return StepResult(loss, "ok", norm if max_grad_norm is None else min(norm, max_grad_norm), norm)
+def nothing(step: int) -> tuple[bool, bool]:
+    """Asks for neither."""
+    return False, False
 
 
 class Trainer:
     """A run from its first update to its last: model, optimiser, schedule, validation and checkpoints.
 
-    Everything random is a function of (seed, step), so that `state()` after any step, restored into a new Trainer
-    of the same arguments, goes on to the same end. Checkpoints are written into `checkpoints`:
-    custom_transformer_epoch_N.pt as epochs end, best.pt whenever the validation loss improves, and
-    custom_transformer_step_N.pt after a few early steps, for the explorer. `keep_state` is given the state before the
-    first step whose loss or gradient is NaN or infinite, with its number of steps, and returns where it keeps it.
+    Everything random is a function of (seed, step, shard), so that `state()` after any step, restored into a new
+    Trainer of the same arguments, goes on to the same end, also with another number of processes. Checkpoints are
+    written into `checkpoints`: custom_transformer_epoch_N.pt as epochs end, best.pt whenever the validation loss
+    improves, and custom_transformer_step_N.pt after a few early steps, for the explorer. `keep_state` is given the
+    state before the first step whose loss or gradient is NaN or infinite, with its number of steps, and returns where
+    it keeps it.
     `origin`: where the model's parameters come from, for the checkpoints' metadata.
+    `processes`: who trains together, each with a Trainer of the same arguments; only the first writes files. What
+    `asks` says of a step in one of them holds for all.
     """
 
     def __init__(
@@ -115,13 +61,18 @@ class Trainer:
         checkpoints: Path,
         keep_state: Callable[[int, dict[str, Any]], Path],
         origin: Mapping[str, str] = MappingProxyType({}),
+        processes: Processes = ALONE,
+        asks: Asks = nothing,
     ):
         self.model, self.params = model, params
         self.train, self.validation = train, validation
         self.max_length, self.seed = max_length, seed
         self.checkpoints, self.keep_state, self.origin = checkpoints, keep_state, origin
+        self.processes, self.asks = processes, asks
+        whole = updated_whole(params, model.table)
+        self.shares = Shares(processes, model.parameters, params.grad_accumulation, whole)
         self.optimizer = build_optimizer(
-            params, model.parameters, model.table, model.config.head_size, model.engine.rules
+            params, self.shares.own(model.parameters), model.table, model.config.head_size, model.engine.rules
         )
         self.n_windows = train.n_windows(max_length)
         if self.n_windows == 0:
@@ -154,19 +105,30 @@ class Trainer:
     def _advance(self, indices: Any, epoch: int) -> StepMetrics:
         progress, params = self.progress, self.params
         learning_rate = learning_rate_at(progress.step, self.total_steps, params)
-        self.model.generator.manual_seed((self.seed << 32) + progress.step)
         self.model.training = True
-        result = training_step(self.model, self.optimizer, self._batches(indices), learning_rate, params.max_grad_norm)
+        counts = [len(shard) * self.max_length for shard in self._shards(indices)]  # a window's labels all count
+        result, norms, (asked_to_save, stop) = shared_step(
+            self.model,
+            self.optimizer,
+            self._batches(indices),
+            counts,
+            learning_rate,
+            params.max_grad_norm,
+            self.shares,
+            self.asks(progress.step + 1),
+        )
         ok = result.status == "ok"
         if not ok and progress.nan_steps == 0:  # it has changed nothing yet
-            progress.kept_state = str(self.keep_state(progress.step, self.state()))
+            state = self.state()
+            kept = str(self.keep_state(progress.step, state)) if self.processes.first else None
+            progress.kept_state = self.processes.from_first(kept)
 
         step, tokens = progress.step + 1, progress.tokens + len(indices) * self.max_length
         last = step == self.total_steps
         epoch_ends = last or step % self.steps_per_epoch == 0
         due = epoch_ends if params.eval_every is None else last or step % params.eval_every == 0
         facts = self._metadata(epoch, step, tokens)
-        if step in self.snapshot_steps:
+        if step in self.snapshot_steps and self.processes.first:
             save_checkpoint(self.checkpoints / f"custom_transformer_step_{step}.pt", self.model, facts)
         norms_due = ok and (step % self.gradient_steps == 0 or not progress.gradient_norms)
         m = StepMetrics(
@@ -176,21 +138,32 @@ class Trainer:
             learning_rate=learning_rate,
             result=result,
             spike=ok and is_spike(result.loss, progress.recent),
-            gradient_norms=gradient_norms(self.model.gradients, self.model.engine) if norms_due else None,
+            gradient_norms=[norms[name] for name in self.model.parameters] if norms_due else None,
             validation=self._validate(facts) if due else None,
             checkpoint=self._save_epoch(facts | {"train_loss": result.loss}) if epoch_ends else None,
             last=last,
+            save=step % params.save_every == 0 or last or asked_to_save or stop,
+            stop=stop,
         )
         progress.record(m, params.log_every)
         if step % params.save_every == 0 or last:
-            progress.record_digests(self.model.parameters, self.optimizer.state)
+            state = self.shares.whole(self.optimizer.state, self.model.parameters)
+            if self.processes.first:
+                progress.record_digests(self.model.parameters, state)
         return m
 
-    def _batches(self, indices: Any) -> list[Batch]:
-        size, device = self.params.batch_size, self.model.device
-        chunks = (indices[i : i + size] for i in range(0, len(indices), size))
-        batches = (self.train.windows(chunk, self.max_length) for chunk in chunks)
-        return [(input_ids.to(device), labels.to(device)) for input_ids, labels in batches]
+    def _shards(self, indices: Any) -> list[Any]:
+        """The windows of each forward pass of a step."""
+        size = self.params.batch_size
+        return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+    def _batches(self, indices: Any) -> Iterator[Batch]:
+        """This process's shards of a step, one after the other; each has its own dropout masks."""
+        shards, device = self._shards(indices), self.model.device
+        for i in self.shares.shards(len(shards)):
+            self.model.generator.manual_seed(shard_seed(self.seed, self.progress.step, i))
+            input_ids, labels = self.train.windows(shards[i], self.max_length)
+            yield input_ids.to(device), labels.to(device)
 
     def _check_nan_steps(self) -> None:
         progress = self.progress
@@ -202,13 +175,13 @@ class Trainer:
             )
 
     def _validate(self, facts: dict[str, Any]) -> Validation:
-        loss = validation_loss(self.model, self.validation, self.max_length, self.params.batch_size)
+        loss = validation_loss(self.model, self.validation, self.max_length, self.params.batch_size, self.processes)
         if not math.isfinite(loss):
             raise UserError(
                 f"training stopped at step {facts['step']}: the validation loss is {loss}; lower training.learning_rate"
             )
         observed, _ = next(eval_windows(self.validation, self.max_length, OBSERVED_WINDOWS))
-        if loss < self.progress.best_validation_loss:
+        if loss < self.progress.best_validation_loss and self.processes.first:
             save_checkpoint(self.checkpoints / "best.pt", self.model, facts | {"validation_loss": loss})
         return Validation(loss, activation_statistics(self.model, observed.to(self.model.device)))
 
@@ -217,8 +190,9 @@ class Trainer:
             self.checkpoints / f"custom_transformer_epoch_{epoch}.pt"
             for epoch in (facts["epoch"], facts["epoch"] - self.params.keep_checkpoints)
         )
-        save_checkpoint(path, self.model, facts)
-        outdated.unlink(missing_ok=True)
+        if self.processes.first:
+            save_checkpoint(path, self.model, facts)
+            outdated.unlink(missing_ok=True)
         return path
 
     def _metadata(self, epoch: int, step: int, tokens: int) -> dict[str, Any]:
@@ -254,21 +228,26 @@ class Trainer:
         } | {name: getattr(progress, name) for name in names}
 
     def state(self) -> dict[str, Any]:
-        """A checkpoint with the optimiser and the progress beside it, for torch.save; valid until the next step."""
+        """A checkpoint with the optimiser and the progress beside it, for torch.save; valid until the next step.
+
+        All processes call it; the first one's is whole.
+        """
         progress = self.progress
         facts = self._metadata(progress.step // self.steps_per_epoch, progress.step, progress.tokens)
         return {
             **checkpoint_content(self.model, facts),
-            "optimizer": self.optimizer.state,
+            "optimizer": self.shares.whole(self.optimizer.state, self.model.parameters),
             "progress": asdict(progress),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to the step at which `state` was taken."""
-        device = self.model.device
-        self.optimizer.state = {
-            kind: {name: tensor.to(device) for name, tensor in tensors.items()}
-            for kind, tensors in state["optimizer"].items()
-        }
-        self.model.load_state_dict(state["state_dict"])  # last: into the memory of the optimiser's former state
-        self.progress = Progress(**state["progress"])
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Goes back to the step at which `state`, the first process's, was taken. The others follow it with None."""
+        processes, device = self.processes, self.model.device
+        own = {}
+        for kind in processes.from_first(state and [*state["optimizer"]]):
+            tensors = processes.tensors_from_first(state and state["optimizer"][kind])
+            own[kind] = self.shares.kept({name: tensor.to(device) for name, tensor in tensors})
+        self.optimizer.state = own
+        parameters = dict(processes.tensors_from_first(state and state["state_dict"]))
+        self.model.load_state_dict(parameters)  # last: into the memory of the optimiser's former state
+        self.progress = Progress(**processes.from_first(state and state["progress"]))

@@ -1,0 +1,127 @@
+"""One update by several processes of one thread, by one of as many threads, and by one of one thread:
+python -m benchmarks.together
+
+An update is of as many shards as there are processes, each of the workload's batch. The three take turns, each time in
+new processes. `waited` is the part of a step in which a process does nothing but exchange: what the backward did not
+hide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.workloads import Workload
+from custom_transformer import CustomTransformer
+from custom_transformer.errors import run_main
+from custom_transformer.fast.choose import NATIVE
+from custom_transformer.fast.memory import keep_freed_memory
+from custom_transformer.maths.optim import AdamW
+from custom_transformer.runs import distributed, processes
+from custom_transformer.runs.distributed import Shares
+from custom_transformer.runs.processes import Processes, joined, started_by_torchrun
+from custom_transformer.runs.step import shared_step
+
+WARM_UP, WORKLOADS = 2, ("10m", "small-50k")
+
+
+def measured(workload: Workload, shards: int, steps: int, together: Processes) -> dict[str, float]:
+    """Of one process: medians of a step's seconds, in all and waiting for others, its CPU seconds, and its memory."""
+    waited = [0.0]
+    plain = processes.lost_others
+
+    @contextlib.contextmanager
+    def timed() -> Iterator[None]:
+        begin = time.perf_counter()
+        with plain():
+            yield
+        waited[-1] += time.perf_counter() - begin
+
+    processes.lost_others = distributed.lost_others = timed
+    keep_freed_memory()
+    model = CustomTransformer(workload.config, dtype=getattr(torch, workload.precision), engine=NATIVE)
+    model.training = True
+    shares = Shares(together, model.parameters, shards)
+    optimizer = AdamW(shares.own(model.parameters), (0.9, 0.999), {}, rule=NATIVE.rules.adamw)
+    batches = [workload.batch()] * len(shares.shards(shards))
+    seconds, busy = [], []
+    for _ in range(WARM_UP + steps):
+        waited.append(0.0)
+        begin, cpu = time.perf_counter(), time.process_time()
+        shared_step(model, optimizer, batches, [workload.tokens] * shards, 1e-4, 1.0, shares)
+        seconds.append(time.perf_counter() - begin)
+        busy.append(time.process_time() - cpu)
+    return {
+        "seconds": statistics.median(seconds[WARM_UP:]),
+        "waited": statistics.median(waited[-steps:]),
+        "cpu": statistics.median(busy[WARM_UP:]),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def run(arguments: argparse.Namespace, count: int, threads: int) -> list[dict[str, float]]:
+    """What each of `count` processes has measured."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    own = ["-m", "benchmarks.together", *sys.argv[1:], "--shards", str(arguments.processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([*torchrun, *own], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: list[dict[str, float]] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.together", description=__doc__)
+    parser.add_argument("--workload", choices=WORKLOADS, default=WORKLOADS[0])
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shards", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    workload = Workload(arguments.workload, arguments.precision, "adamw", tied=True)
+    if started_by_torchrun():
+        with joined() as together:
+            together.connect(torch.device("cpu"))
+            found = together.of_each(measured(workload, arguments.shards, arguments.steps, together))
+            print(json.dumps(found), flush=True)
+        return
+    count = arguments.processes
+    kinds: dict[tuple[int, int], list[list[dict[str, float]]]] = {(1, 1): [], (1, count): [], (count, 1): []}
+    for _ in range(arguments.rounds):
+        for kind, rounds in kinds.items():
+            rounds.append(run(arguments, *kind))
+    columns = "processes × threads", "ms per step", "of that waited", "CPU ms, all", "MB per process", "MB sent by each"
+    table = Table(*columns, title=f"{workload.title}, {count} shards of {workload.tokens:,} tokens")
+    numbers = CustomTransformer(workload.config).count_parameters()
+    for (of, threads), rounds in kinds.items():
+        sent = 2 * 4 * numbers * (of - 1) / of
+        row = (
+            _median(rounds, lambda each: max(one["seconds"] for one in each)) * 1e3,
+            _median(rounds, lambda each: max(one["waited"] for one in each)) * 1e3,
+            _median(rounds, lambda each: sum(one["cpu"] for one in each)) * 1e3,
+            _median(rounds, lambda each: max(one["memory"] for one in each)) / 1e6,
+            sent / 1e6,
+        )
+        table.add_row(f"{of} × {threads}", *(f"{value:,.0f}" for value in row))
+    Console().print(table)
+
+
+def _median(rounds: list[list[dict[str, float]]], of_round: Any) -> float:
+    return statistics.median(map(of_round, rounds))
+
+
+if __name__ == "__main__":
+    run_main(main)

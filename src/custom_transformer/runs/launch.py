@@ -1,0 +1,60 @@
+"""A stage that starts itself several times, by torchrun."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+import torch
+
+from custom_transformer.errors import UserError, shown
+from custom_transformer.runs.processes import AGAIN, LOST, PATIENCE, PROCESSES, started_by_torchrun
+from custom_transformer.runs.shards import run_length
+
+
+def wanted_processes(shards: int) -> int:
+    """How many processes are asked for and have yet to be started; 0 if none.
+
+    Raises UserError for a variable that is no such number.
+    """
+    asked = os.environ.get(PROCESSES, "")
+    if not asked or started_by_torchrun():
+        return 0
+    if not asked.isdecimal() or not 0 < int(asked) < 2**16:
+        raise UserError(f"{PROCESSES}: {shown(asked)} is no number of processes")
+    run_length(shards, int(asked))
+    return int(asked) if int(asked) > 1 else 0
+
+
+def launch(module: str, count: int) -> None:
+    """Runs `module` in `count` processes on this machine, with this one's command line, until all have ended.
+
+    Each gets its share of the processors, unless OMP_NUM_THREADS is set. Raises UserError if one is killed; if one
+    fails, which then has said why, this process exits with its status.
+    """
+    # Most processes start no others and have no use for these.
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.disable(logging.CRITICAL)  # the libraries' own words are many, and tell less
+    try:
+        torchrun.run(torchrun.parse_args(["--standalone", f"--nproc-per-node={count}", "-m", module, *sys.argv[1:]]))
+    except SignalException as ended:
+        if ended.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        sys.exit(128 + ended.sigval)
+    except ChildFailedError as error:
+        statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    else:
+        return
+    if said := [status for status in statuses.values() if status > 0 and status != LOST]:
+        sys.exit(said[0])
+    if killed := [(rank, signal.Signals(-status).name) for rank, status in statuses.items() if status < 0]:
+        rank, name = killed[0]
+        raise UserError(f"process {rank} of {count} was ended by {name}, and then the others: {AGAIN}")
+    raise UserError(f"a process of {count} has not answered for {PATIENCE}, and all were ended: {AGAIN}")

@@ -1,0 +1,192 @@
+"""The processes that train one model together, and what they tell each other: by torch.distributed, under torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from custom_transformer.errors import UserError
+
+PROCESSES = "CUSTOM_TRANSFORMER_PROCESSES"  # how many processes the stage starts for one training
+AGAIN = "run the same command again, which goes on from the last saved state"
+PATIENCE = timedelta(minutes=10)  # a process that does not answer for so long is taken for hung
+LOST = 3  # the exit status of a process that ends because another one has
+
+_RANK, _READY, _FAILED = "RANK", "ready", "failed"  # torchrun's variable, and two names in its store
+
+
+class Lost(UserError):
+    """Another process has ended, or is taken for hung."""
+
+
+class Processes:
+    """`count` processes, of which this one is number `rank`.
+
+    device: what they exchange tensors of
+
+    Methods are called by all processes, in the same order. They raise Lost if another one ends.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, store: Any = None):
+        self.rank, self.count, self._store = rank, count, store
+        self.device = "cpu"
+
+    def connect(self, device: torch.device) -> None:
+        """Before all else, with the kind of device on which they train."""
+        if self.count == 1:
+            return
+        self.device = device.type
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "cuda" means from here on
+        with lost_others():
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.count, timeout=PATIENCE)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one process that writes, tracks and prints."""
+        return self.rank == 0
+
+    def combined(self, numbers: Tensor) -> Tensor:
+        """Numbers of which each is known to one process, and is 0 in all others: the same in all.
+
+        float64, overwritten -> float64 on the CPU. The sum over the processes is exact in any order, since all of its
+        terms but one are 0.
+        """
+        if self.count > 1:
+            with lost_others():
+                dist.all_reduce(numbers)
+        return numbers.cpu()
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's plain value, in all."""
+        if self.count == 1:
+            return value
+        values = [value]
+        with lost_others():
+            dist.broadcast_object_list(values, 0)
+        return values[0]
+
+    def tensors_from_first(self, tensors: Mapping[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
+        """The first process's tensors by name, one after the other, in all; the others give None."""
+        if self.count == 1:
+            yield from (tensors or {}).items()
+            return
+        for name, shape, dtype in self.from_first([(name, t.shape, t.dtype) for name, t in (tensors or {}).items()]):
+            tensor = torch.empty(shape, dtype=dtype, device=self.device)
+            if tensors is not None:
+                tensor.copy_(tensors[name])
+            with lost_others():
+                dist.broadcast(tensor, 0)
+            yield name, tensor
+
+    def of_each(self, value: Any) -> list[Any]:
+        """A plain value of each process, in their order."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count
+        with lost_others():
+            dist.all_gather_object(values, value)
+        return values
+
+    def exchange(self, sent: Tensor, sent_sizes: list[int], sizes: list[int]) -> tuple[Tensor, Any]:
+        """The parts of `sent` go to the processes in order; returns what they send here, and the work to wait for.
+
+        sent: (Σ sent_sizes,); sizes: of the parts that come from each process.
+        """
+        received = torch.empty(sum(sizes), dtype=sent.dtype, device=sent.device)
+        with lost_others():
+            work = dist.all_to_all_single(received, sent, sizes, sent_sizes, async_op=True)
+        return received, work
+
+    def check_same(self, facts: dict[str, str]) -> None:
+        """Raises UserError, naming one that differs, unless these facts are the same in all processes."""
+        for rank, theirs in enumerate(self.of_each(facts)):
+            if different := [name for name in facts if theirs.get(name) != facts[name]]:
+                raise UserError(
+                    f"process {rank} has another {different[0]} than process {self.rank}: all hosts need the same "
+                    "parameters, data, code and versions"
+                )
+
+    def ready(self) -> None:
+        """The first process says that it is; the others wait for that, which may take hours in a queue."""
+        if self._store is not None and self.first:
+            self._store.set(_READY, "")
+        elif self._store is not None:
+            with lost_others():
+                self._store.wait([_READY], timedelta(days=365))
+
+    def may_speak(self) -> bool:
+        """Whether this is the first process that has failed, whose word is the one to print."""
+        if self._store is None:
+            return True
+        try:
+            return bool(self._store.add(_FAILED, 1) == 1)
+        except RuntimeError:  # the store is gone, too
+            return True
+
+
+ALONE = Processes()
+
+
+@contextlib.contextmanager
+def lost_others() -> Iterator[None]:
+    """Around a collective or its wait: raises Lost if another process does not take part."""
+    try:
+        yield
+    except RuntimeError as error:
+        how = f"has not answered for {PATIENCE}" if "imed out" in str(error) else "has ended"
+        raise Lost(f"another process of this training {how}: {AGAIN}") from None
+
+
+def started_by_torchrun() -> bool:
+    return _RANK in os.environ
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that torchrun has started, of which only the first one prints; without torchrun this one alone.
+
+    Of errors in several processes one is raised; the others exit.
+    """
+    if not started_by_torchrun():
+        yield ALONE
+        return
+    with lost_others():
+        store, rank, count = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    processes = Processes(rank, count, store)
+    try:
+        with contextlib.nullcontext() if processes.first else _silent():
+            yield processes
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except Lost:
+        # The stage that has started the processes knows which one ended first, and says so.
+        if PROCESSES in os.environ or not processes.may_speak():
+            time.sleep(1)  # until that one's exit can be seen
+            sys.exit(LOST)
+        raise
+    except KeyboardInterrupt:
+        if PROCESSES in os.environ or not processes.first:
+            sys.exit(130)
+        raise
+    except Exception:
+        if not processes.may_speak():
+            sys.exit(1)
+        raise
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    with Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        yield
