@@ -185,6 +185,9 @@ def test_whichever_process_is_killed_all_end_with_one_line_and_the_next_run_goes
     stage = Process("-m", "stages.train", cwd=repository, env=ENVIRONMENT | {PROCESSES: "2"})
     wait_for_another_state(repository, before, [stage])
     started = {child.environ()["RANK"]: child for child in psutil.Process(stage.pid).children()}
+    members = [psutil.Process(stage.pid), *started.values()]
+    listening = [c for member in members for c in member.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
     started["1"].kill()
     done = stage.wait(60)
     assert done.returncode == 1

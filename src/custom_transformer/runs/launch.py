@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 
+import psutil
 import torch
 
 from custom_transformer.errors import UserError, shown
@@ -43,7 +45,8 @@ def launch(module: str, count: int) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.disable(logging.CRITICAL)  # the libraries' own words are many, and tell less
     try:
-        torchrun.run(torchrun.parse_args(["--standalone", f"--nproc-per-node={count}", "-m", module, *sys.argv[1:]]))
+        backend = f"--rdzv-backend={_on_loopback()}"
+        torchrun.run(torchrun.parse_args([backend, f"--nproc-per-node={count}", "-m", module, *sys.argv[1:]]))
     except SignalException as ended:
         if ended.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
@@ -58,3 +61,57 @@ def launch(module: str, count: int) -> None:
         rank, name = killed[0]
         raise UserError(f"process {rank} of {count} was ended by {name}, and then the others: {AGAIN}")
     raise UserError(f"a process of {count} has not answered for {PATIENCE}, and all were ended: {AGAIN}")
+
+
+def _on_loopback() -> str:
+    """The name of a meeting place for torchrun that only this machine can reach, as can what gloo listens at.
+
+    torchrun's own, --standalone included, listens at every address.
+    """
+    from torch.distributed import TCPStore
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry as registry
+    from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
+
+    host, name = "127.0.0.1", "loopback"
+
+    class OnLoopback(RendezvousHandler):
+        """One host, which meets nobody else; see RendezvousHandler for the methods."""
+
+        use_agent_store = True
+
+        def __init__(self, parameters: RendezvousParameters):
+            self.run_id, self.closed = parameters.run_id, False
+            with socket.create_server((host, 0)) as server:
+                self.port = server.getsockname()[1]
+                self.store = TCPStore(
+                    host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach()
+                )
+
+        def get_backend(self) -> str:
+            return name
+
+        def next_rendezvous(self) -> RendezvousInfo:
+            return RendezvousInfo(self.store, 0, 1, RendezvousStoreInfo(host, self.port))
+
+        def is_closed(self) -> bool:
+            return self.closed
+
+        def set_closed(self) -> None:
+            self.closed = True
+
+        def num_nodes_waiting(self) -> int:
+            return 0
+
+        def get_run_id(self) -> str:
+            return self.run_id
+
+        def shutdown(self) -> bool:
+            self.closed = True
+            return True
+
+    registry.register(name, OnLoopback)
+    addresses = psutil.net_if_addrs().items()
+    interface = next(interface for interface, of_it in addresses if any(a.address == host for a in of_it))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    return name
