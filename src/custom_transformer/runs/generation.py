@@ -20,6 +20,7 @@ from custom_transformer.errors import shown
 from custom_transformer.maths import checks, portable
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.runs.seeds import seed_of
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
@@ -168,7 +169,7 @@ def generate_samples(
             top_k=params.top_k,
             top_p=params.top_p,
             eos_token_id=end,
-            generator=torch.Generator(model.device).manual_seed((seed << 32) + i),
+            generator=torch.Generator(model.device).manual_seed(seed_of(seed, i)),
         )
         for row in rows.tolist():
             new = row[len(prompt_ids) :]

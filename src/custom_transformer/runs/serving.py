@@ -17,6 +17,7 @@ from custom_transformer.fast.choose import choose_device, choose_engine
 from custom_transformer.runs.checkpoint import load_checkpoint
 from custom_transformer.runs.generation import generate, new_text
 from custom_transformer.runs.scoring import score
+from custom_transformer.runs.seeds import seed_of
 from custom_transformer.text.saved_tokenizer import load_tokenizer
 
 CHECKPOINT, TOKENIZER = "checkpoint.pt", "tokenizer"  # the names in a served model's folder
@@ -73,7 +74,7 @@ class TextModel:
             if params.seed is None:
                 generator.seed()
             else:
-                generator.manual_seed((params.seed << 32) + number)
+                generator.manual_seed(seed_of(params.seed, number))
             with self._in_use:
                 completion = self._completion(prompt_ids, params, generator)
             yield completion

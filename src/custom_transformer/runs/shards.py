@@ -13,17 +13,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import numpy as np
 from torch import Tensor
 
 from custom_transformer.errors import UserError
-
-
-def shard_seed(seed: int, step: int, shard: int) -> int:
-    """The seed of the dropout masks of a shard of a step."""
-    if shard == 0:
-        return (seed << 32) + step
-    return int(np.random.SeedSequence([seed % 2**64, step, shard]).generate_state(1, np.uint64)[0])
 
 
 def run_length(shards: int, processes: int) -> int:

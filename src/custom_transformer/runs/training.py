@@ -19,7 +19,7 @@ from custom_transformer.runs.observe import activation_statistics
 from custom_transformer.runs.processes import ALONE, Processes
 from custom_transformer.runs.record import Progress, StepMetrics, Validation, is_spike
 from custom_transformer.runs.scoring import validation_loss
-from custom_transformer.runs.shards import shard_seed
+from custom_transformer.runs.seeds import seed_of
 from custom_transformer.runs.snapshots import snapshot_steps
 from custom_transformer.runs.step import Batch, shared_step
 from custom_transformer.text.tokens import TokenSplit, epoch_order, eval_windows
@@ -161,7 +161,7 @@ class Trainer:
         """This process's shards of a step, one after the other; each has its own dropout masks."""
         shards, device = self._shards(indices), self.model.device
         for i in self.shares.shards(len(shards)):
-            self.model.generator.manual_seed(shard_seed(self.seed, self.progress.step, i))
+            self.model.generator.manual_seed(seed_of(self.seed, self.progress.step, i))
             input_ids, labels = self.train.windows(shards[i], self.max_length)
             yield input_ids.to(device), labels.to(device)
 
