@@ -1,7 +1,8 @@
-"""One contestant of the race in a process of its own: python -m benchmarks.racer CONTESTANT TASK SEED, the first two as
-JSON. It trains and prints, at each validation, a line of JSON: the step, the seconds, and the loss in nats per token.
+"""One contestant of the race in a process of its own: python -m benchmarks.racer CONTESTANT TASK SEED BEGAN, the first
+two as JSON, the last as time.time(). It trains, and prints a line of JSON per validation: the step, the seconds, and
+the loss in nats per token.
 
-The seconds run from the start of the process, so that imports and compilation count. Validations do not.
+The seconds run from BEGAN, when the process was started, so that imports and compilation count. Validations do not.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import Twin
 from custom_transformer import CustomTransformer, CustomTransformerConfig
 from custom_transformer.config import TrainingParams, load_params
+from custom_transformer.errors import run_main
 from custom_transformer.fast.choose import choose_engine
 from custom_transformer.fast.memory import keep_freed_memory
 from custom_transformer.maths.optim import build_optimizer, learning_rate_at
@@ -126,23 +126,22 @@ def validation_loss(mean_loss: Callable[..., Any], tokens: Tensor, length: int) 
 
 
 def main() -> None:
-    given, of_task, seed = sys.argv[1:]
+    given, of_task, seed, began = sys.argv[1:]
     contestant, task = Contestant(**json.loads(given)), Task(**json.loads(of_task))
     build = ours if contestant.kind == "ours" else twin
     step, mean_loss = build(contestant, task, int(seed))
     params, batches = params_of(contestant, task), Batches(task, int(seed))
     validate = partial(validation_loss, mean_loss, task.split("validation"), task.model["max_seq_len"])
     every = max(1, contestant.steps // VALIDATIONS)
-    validating = 0.0
+    not_counted = float(began)
     for number in range(contestant.steps):
         step(batches(), learning_rate_at(number, contestant.steps, params))
         if (number + 1) % every == 0 or number + 1 == contestant.steps:
             now = time.time()
             loss = validate()
-            print(json.dumps([number + 1, now - psutil.Process().create_time() - validating, loss]), flush=True)
-            validating += time.time() - now
+            print(json.dumps([number + 1, now - not_counted, loss]), flush=True)
+            not_counted += time.time() - now
 
 
 if __name__ == "__main__":
-    assert Path("params.yaml").exists(), "run from the repository's root"
-    main()
+    run_main(main)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from custom_transformer.maths import gpt2, llama, muon, ops, optim, turns
+from custom_transformer.maths import gpt2, llama, modern, muon, ops, optim, turns
 
 ROOT = Path(__file__).parents[1]
 MODULES: dict[str, ModuleType] = {
@@ -20,6 +20,7 @@ MODULES: dict[str, ModuleType] = {
     "turns": turns,
     "gpt2": gpt2,
     "llama": llama,
+    "modern": modern,
 }
 
 

@@ -112,8 +112,8 @@ class ModelParams(Section):
     """
 
     architecture: Literal["gpt2", "llama", "modern"] = "gpt2"
-    """Which layers it has: GPT-2's, Llama's (RMS norms, rotary positions, SwiGLU, grouped queries), or the modern
-    recipe's, which small models learn fastest with (norms without gains, normed queries and keys, squared ReLU)."""
+    """Which layers it has: GPT-2's, Llama's (RMS norms, rotary positions, SwiGLU, grouped queries), or those of
+    a modern recipe for small models (norms without gains, normed queries and keys, squared ReLU)."""
     d_model: Count
     """Width of the residual stream; a multiple of n_heads."""
     n_blocks: Count

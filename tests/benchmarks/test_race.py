@@ -47,7 +47,7 @@ def test_contestants_train_and_the_same_configuration_does_the_same_by_autograd(
             continue
         training = {**given.training, "learning_rate": 5e-3, "min_learning_rate": 0.0}
         short = Contestant(given.name, given.kind, 4, given.model, training)
-        command = [sys.executable, "-m", "benchmarks.racer", short.as_json(), task.as_json(), "0"]
+        command = [sys.executable, "-m", "benchmarks.racer", short.as_json(), task.as_json(), "0", "0"]
         lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
         rows = [json.loads(line) for line in lines]
         assert [step for step, _, _ in rows] == [1, 2, 3, 4]

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--together", action="store_true")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
+    random.seed(arguments.seed)  # which of several processes is killed
     with tempfile.TemporaryDirectory() as folder:
         training = TRAINING | (SHARDS if arguments.together else {})
         pipeline = Pipeline(Path(folder) / "repository", target="generate", steps=400, training=training)

@@ -27,12 +27,13 @@ from transformers import (
 from custom_transformer import CustomTransformer
 from custom_transformer.errors import UserError
 from custom_transformer.interchange import export_huggingface, from_huggingface, to_huggingface
+from custom_transformer.interchange.export import with_tokenizer
 from custom_transformer.interchange.imported import CHECKPOINT, TOKENIZER, import_huggingface
 from custom_transformer.maths.engine import READABLE
-from custom_transformer.runs.checkpoint import load_checkpoint
+from custom_transformer.runs.checkpoint import load_checkpoint, save_checkpoint
 from custom_transformer.runs.generation import generate
 from custom_transformer.text.tokenization import load_tokenizer
-from tests.helpers import random_model, random_tokens
+from tests.helpers import MODERN, random_model, random_tokens
 from tests.text.making import make
 
 LLAMA = {"architecture": "llama", "n_heads": 6, "d_model": 36, "rope_base": 100.0, "norm_eps": 1e-6}
@@ -361,3 +362,9 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tokenizer: Any, tmp_path: 
     with pytest.raises(UserError, match=r"the tokenizer has \d+ entries, the model 37"):
         export_huggingface(random_model(torch.float32), tokenizer, tmp_path / "model", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_an_architecture_that_no_other_tool_has_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "best.pt", random_model(torch.float32, **MODERN), {})
+    with pytest.raises(UserError, match="no other tool has the architecture modern; export one of gpt2, llama"):
+        with_tokenizer(tmp_path / "best.pt")

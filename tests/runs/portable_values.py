@@ -18,6 +18,7 @@ from torch import Tensor
 
 from custom_transformer.config import load_params
 from custom_transformer.maths import exact, portable
+from custom_transformer.maths.architecture import Units
 from custom_transformer.maths.optim import bias_corrections, learning_rate_at
 from custom_transformer.maths.parameters import Parameter, initial
 from custom_transformer.maths.scope import Dropout
@@ -60,7 +61,7 @@ def split() -> TokenSplit:
 def statistics() -> list[dict[str, float | int]]:
     attention = numbers(2, 3, 65, 65).tril()
     view = BlockView(numbers(2, 65, 30) - 0.5, attention / 65, 8 * numbers(2, 65, 40) - 6)
-    model: Any = SimpleNamespace(architecture=SimpleNamespace(units=("gelu", -3.0)))
+    model: Any = SimpleNamespace(architecture=SimpleNamespace(units=Units("gelu", -3.0)))
     with patch.object(observe, "views", lambda *_: [view]):
         return activation_statistics(model, torch.zeros(2, 65, dtype=torch.int64))
 

@@ -19,7 +19,8 @@ import yaml
 from torch.distributed import TCPStore
 
 from custom_transformer.errors import UserError
-from custom_transformer.runs.processes import PROCESSES, Processes
+from custom_transformer.runs.launch import wanted_processes
+from custom_transformer.runs.processes import PROCESSES, Processes, joined
 from custom_transformer.runs.seeds import seed_of
 from custom_transformer.runs.shards import Sums, run_length
 from tests.helpers import PIPELINE_ENVIRONMENT
@@ -87,11 +88,38 @@ def test_a_number_of_processes_that_does_not_fit_is_refused_with_those_that_do(
         run_length(shards, processes)
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("x", "'x' is not a number of processes"),
+        ("0", "'0' is not"),
+        ("-1", "'-1' is not"),
+        ("99999", "'99999' is not"),
+        ("3", "3 processes cannot share .*take 1, 2 or 4"),
+    ],
+)
+def test_a_variable_that_asks_for_impossible_processes_is_refused(
+    asked: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROCESSES, asked)
+    with pytest.raises(UserError, match=words):
+        wanted_processes(4)
+
+
+def test_a_rank_that_torchrun_has_not_given_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="RANK is set, but not as torchrun does"), joined():
+        pass
+
+
 def test_each_shard_of_each_step_has_its_own_masks_by_the_seed() -> None:
     """A generator on the CPU reads the lowest 32 bits of its seed only."""
     places = [(seed, step, shard) for seed in (0, 7, 2**31) for step in range(30) for shard in range(30)]
     assert len({seed_of(*place) & 0xFFFFFFFF for place in places}) == len(places)
-    draws = {torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed_of(*p))) for p in places[::97]}
+    generator = torch.Generator()
+    draws = {torch.randint(2**62, (), generator=generator.manual_seed(seed_of(*p))).item() for p in places[::97]}
     assert len(draws) == len(places[::97])
 
 
@@ -211,7 +239,7 @@ def test_a_hung_process_is_noticed(repository: Path) -> None:
     done = group[0].wait(60)
     group[1].kill()
     assert errors([done]) == [
-        "error: another process of this training has not answered for 0:00:03: run the same command again, which goes "
+        "error: another process of this training has not answered for 3 seconds: run the same command again, which goes "
         "on from the last saved state"
     ]
 

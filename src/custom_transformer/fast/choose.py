@@ -56,7 +56,7 @@ def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engin
     """The device and the engine that `training` names, for `flops` floating-point operations in all.
 
     From here on PyTorch computes deterministically in this process. One line says if `training.portable` cannot be
-    kept, or keeps fast matrix units idle. Raises UserError where there is no such device.
+    kept, or that it leaves fast matrix units unused. Raises UserError where there is no such device.
     """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each is filled anyway

@@ -1,4 +1,4 @@
-// Muon's updates, a matrix by each thread.
+// Muon's updates, one matrix per thread at a time.
 //
 // x ← a x + (b A + c A²) x with A = x xᵀ is done on the small side alone (s rows): x_k = Q_k x₀ and A_k = Q_k A₀ Q_kᵀ, where
 // Q_k is a polynomial of A₀. With P = a + b A + c A², the next Q is P Q and the next A is P A P. All of these are

@@ -100,13 +100,13 @@ def relu_squared_backward(dy: Tensor, saved: Saved) -> Tensor:
 
 def qk_norm_forward(qkv: Tensor, n_heads: int, n_kv_heads: int, eps: float) -> tuple[Tensor, Saved]:
     """As ops.qk_norm_forward"""
-    y = qkv.clone()
+    y = qkv.clone(memory_format=torch.contiguous_format)
     return y, norm.qk_norm(y.flatten(0, 1), n_heads, n_kv_heads, eps)
 
 
 def qk_norm_backward(dy: Tensor, saved: Saved) -> Tensor:
     """As ops.qk_norm_backward"""
-    dx = dy.clone()
+    dx = dy.clone(memory_format=torch.contiguous_format)
     norm.qk_norm_backward(dx.flatten(0, 1), saved)
     return dx
 

@@ -236,7 +236,7 @@ void tile_of_chunks(const Wide<T>* a, const Wide<T>* b, Index depth, Wide<T>* to
 
 // C (M, N), its rows `ld` apart, = A (M, K) · B (K, N), rounded to C's type. Called outside of parallel regions.
 //
-// STRIP columns of C after STRIP, and chunk after chunk in them: B's part is packed once for all threads, and each thread
+// C is computed in strips of STRIP columns, each chunk by chunk. B's part of a chunk is packed once for all threads, and each thread
 // packs A's part for its blocks of C.
 template <typename T, typename To>
 void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {

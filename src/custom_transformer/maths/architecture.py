@@ -33,6 +33,7 @@ class Architecture:
     attention, cached_attention: the operation by which tokens look at each other, and what stands in for it where the
         earlier tokens' keys and values are cached: the same arguments, and a KeyValues behind them.
     inside: for observation, a block's queries and keys as they meet, and what its feed-forward units are given.
+    units: see Units.
     """
 
     name: str

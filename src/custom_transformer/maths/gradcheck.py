@@ -6,7 +6,6 @@ PyTorch's own layers, so that a mistake in ops.py cannot hide in both.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.errors import UserError
 from custom_transformer.maths.architecture import Architecture
 from custom_transformer.maths.engine import READABLE, Engine
 from custom_transformer.maths.model import CustomTransformer
@@ -27,8 +27,8 @@ TOLERANCE = 1e-8
 BATCH = 3
 ELEMENTS = 12  # of each tensor, whose derivatives are measured one by one
 STEP = 3e-4  # of a finite difference
-# If units have a corner: a shorter step, and how far every unit's input is from its corner, so that none crosses it.
-STEP_NEAR_CORNERS, FAR = 1e-4, 1e-3
+# If units have a corner: a shorter step, and how far each unit's input is from its corner, which few then cross
+STEP_NEAR_CORNERS, FAR, MOST_DRAWN = 1e-4, 1e-3, 300
 
 # parameters, configuration, tokens and dropout's generator -> the last norm's output
 Reference = Callable[[Mapping[str, Tensor], CustomTransformerConfig, Tensor, torch.Generator], Tensor]
@@ -98,12 +98,15 @@ def check_gradients(
 def _random_problem(
     config: CustomTransformerConfig, seed: int, engine: Engine, architecture: Architecture | None
 ) -> tuple[CustomTransformer, Tensor, Tensor]:
-    """A model, tokens and labels; from the first seed on, the first with which every unit is far from its corner."""
-    for drawn in itertools.count(seed):
+    """A model, tokens and labels; from the first seed on, the first with which every unit is far from its corner.
+
+    Raises UserError if there is none, as where so much is dropped that some unit's input is always 0.
+    """
+    for drawn in range(seed, seed + MOST_DRAWN):
         model, tokens, labels = _random_model(config, drawn, engine, architecture)
         if not model.architecture.units.corner or _distance_from_corner(model, tokens, labels, seed) > FAR:
-            break
-    return model, tokens, labels
+            return model, tokens, labels
+    raise UserError("no model found whose units are all far from their corner; check it with less model.dropout")
 
 
 def _distance_from_corner(model: CustomTransformer, tokens: Tensor, labels: Tensor, seed: int) -> float:

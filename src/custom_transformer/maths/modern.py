@@ -1,7 +1,8 @@
 """The modern recipe: its parameters, its embedding, and its block, forwards and upside down.
 
-What small models learn fastest with (Jordan et al. 2024, "modded-nanogpt"): as Llama, but norms have no gains, queries
-and keys have a norm of their own, units are squared ReLUs, and what a block adds to the stream begins as zero.
+After what small models were trained fastest with (Jordan et al. 2024, "modded-nanogpt"): as Llama, but norms have no
+gains, queries and keys have a norm of their own, units are squared ReLUs, and what a block adds to the stream begins as
+zero.
 
 docs/book/block.md goes through such a block; docs/book/qk_norm.md and relu_squared.md through what is new.
 

@@ -200,13 +200,14 @@ class Muon:
         matrices = {name: p for name, p in parameters.items() if name in self.widths}
         others = {name: p for name, p in parameters.items() if name not in self.widths}
         lr, scale = _checked(matrices, lr, scale, gradient=gradients, momentum=self.momentum)
+        lr_of_matrices = checks.check_learning_rate(lr * self.lr_ratio)
         self.adamw.update(others, gradients, lr, scale)  # checks before it changes anything
         updates = []
         for name in matrices:
             parts = (tensors[name].split(self.widths[name], 1) for tensors in (matrices, gradients, self.momentum))
             for parameter, gradient, momentum in zip(*parts, strict=True):
                 updates.append(MatrixUpdate(parameter, gradient, momentum, self.weight_decay.get(name, 0.0)))
-        self.rule(updates, scale, lr * self.lr_ratio, self.beta)
+        self.rule(updates, scale, lr_of_matrices, self.beta)
 
 
 def _checked(parameters: Tensors, lr: float, scale: float, **tensors: Tensors) -> tuple[float, float]:

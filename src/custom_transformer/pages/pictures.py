@@ -180,7 +180,7 @@ def activation_figure(metrics: Path) -> Figure:
     columns = _columns(metrics / "activations.csv")
     blocks = sorted({int(block) for block in columns["block"]})
     units = next(name.removesuffix("_off") for name in columns if name.endswith("_off"))
-    shown = {"gelu": "GELU", "silu": "SiLU"}.get(units, units)
+    shown = {"gelu": "GELU", "silu": "SiLU", "relu_squared": "squared ReLU"}.get(units, units)
     panels = {
         "residual_rms": ("Residual stream after the block", "root mean square"),
         "attention_entropy": ("Entropy of the attention", "nats"),

@@ -8,8 +8,8 @@ parameter is cut, and each process owns its slices (ZeRO, stage 1: Rajbhandari e
 2. The global norm is made of the squares of blocks of a fixed size, whoever owns them.
 3. Each process updates its slices, for which alone it keeps the optimiser's state, and sends them to all.
 
-A process so sends and gets about twice the bytes of the parameters per update, however many processes there are. The
-rules of the update work element by element; slices begin at whole blocks, so that vectorised loops begin there, too.
+So each process sends and receives about twice the bytes of the parameters per update, however many processes there are.
+The rules of the update work element by element. Slices begin at whole blocks, so that vectorised loops begin there.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ BUCKET = 2**19  # numbers, at least, that are sent at once
 class Shares:
     """Which shards of an update each process computes, and which numbers of the parameters it owns.
 
-    It has a run of shards, and about as many numbers as the others: a slice of each bucket, in whole blocks, and some
-    of the parameters that are not to be cut.
+    Each process has a run of shards, and about as many numbers as the others: a slice of each bucket, in whole blocks,
+    and some of the parameters that are not to be cut.
 
     shards: of an update, at most. whole: names of the parameters that are not cut.
     buckets: names of parameters, in the order in which a backward makes their gradients.

@@ -25,7 +25,7 @@ def wanted_processes(shards: int) -> int:
     if not asked or started_by_torchrun():
         return 0
     if not asked.isdecimal() or not 0 < int(asked) < 2**16:
-        raise UserError(f"{PROCESSES}: {shown(asked)} is no number of processes")
+        raise UserError(f"{PROCESSES}: {shown(asked)} is not a number of processes")
     run_length(shards, int(asked))
     return int(asked) if int(asked) > 1 else 0
 
@@ -43,7 +43,7 @@ def launch(module: str, count: int) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.disable(logging.CRITICAL)  # the libraries' own words are many, and tell less
+    logging.disable(logging.CRITICAL)  # the libraries log much and explain less
     try:
         backend = f"--rdzv-backend={_on_loopback()}"
         torchrun.run(torchrun.parse_args([backend, f"--nproc-per-node={count}", "-m", module, *sys.argv[1:]]))
@@ -60,7 +60,9 @@ def launch(module: str, count: int) -> None:
     if killed := [(rank, signal.Signals(-status).name) for rank, status in statuses.items() if status < 0]:
         rank, name = killed[0]
         raise UserError(f"process {rank} of {count} was ended by {name}, and then the others: {AGAIN}")
-    raise UserError(f"a process of {count} has not answered for {PATIENCE}, and all were ended: {AGAIN}")
+    raise UserError(
+        f"a process of {count} has not answered for {PATIENCE.seconds} seconds, and all were ended: {AGAIN}"
+    )
 
 
 def _on_loopback() -> str:
@@ -112,6 +114,6 @@ def _on_loopback() -> str:
 
     registry.register(name, OnLoopback)
     addresses = psutil.net_if_addrs().items()
-    interface = next(interface for interface, of_it in addresses if any(a.address == host for a in of_it))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    for interface in (name for name, of_it in addresses if any(address.address == host for address in of_it)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     return name

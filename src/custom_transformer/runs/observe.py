@@ -54,8 +54,8 @@ def activation_statistics(model: CustomTransformer, tokens: Tensor) -> list[dict
     residual_rms: the root mean square of the residual stream after the block
     attention_entropy: of a query's attention over its keys, in nats, the mean over queries and heads
     gelu_off: the share of feed-forward activations that are off: GELU's input is below −3. For llama it is silu_off,
-        SiLU's input below −6, for modern relu_squared_off, below 0; and so with the next
-    gelu_dead: the share of feed-forward units that are off at every token
+        SiLU's input below −6, for modern relu_squared_off, below 0
+    gelu_dead: the share of feed-forward units that are off at every token; named as the one above
     """
     units, threshold, _ = model.architecture.units
     rows = []

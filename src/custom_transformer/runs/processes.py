@@ -47,7 +47,10 @@ class Processes:
             return
         self.device = device.type
         if device.type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "cuda" means from here on
+            local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if local >= gpus:
+                raise UserError(f"process {local} of this host finds {gpus} GPUs: start at most as many processes")
+            torch.cuda.set_device(local)  # which "cuda" means from here on
         with lost_others():
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.count, timeout=PATIENCE)
@@ -145,8 +148,8 @@ def lost_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        how = f"has not answered for {PATIENCE}" if "imed out" in str(error) else "has ended"
-        raise Lost(f"another process of this training {how}: {AGAIN}") from None
+        how = f"has not answered for {PATIENCE.seconds} seconds" if "imed out" in str(error) else "has ended"
+        raise Lost(f"another process of this training {how}: {AGAIN}") from error
 
 
 def started_by_torchrun() -> bool:
@@ -162,8 +165,11 @@ def joined() -> Iterator[Processes]:
     if not started_by_torchrun():
         yield ALONE
         return
-    with lost_others():
-        store, rank, count = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    try:
+        with lost_others():
+            store, rank, count = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    except ValueError as error:
+        raise UserError(f"{_RANK} is set, but not as torchrun does ({error}): start by torchrun, or unset it") from None
     processes = Processes(rank, count, store)
     try:
         with contextlib.nullcontext() if processes.first else _silent():

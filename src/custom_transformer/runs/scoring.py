@@ -38,14 +38,14 @@ def validation_loss(
     """The mean loss of every token of `split`, end tokens included, in nats, over non-overlapping windows of `length`.
 
     The windows cut documents from their beginnings, so it is above what `evaluate` finds of the same model.
-    processes: share out the batches, each every so-manieth; the sum is that of the batches in their order.
+    processes: number r of P takes the batches r, r + P, r + 2 P, …; the sum is that of the batches in their order.
     """
     checks.check_count("length", length, 1, model.config.max_seq_len + 1)
     checks.check_count("batch_size", batch_size, 1)
     if split.n_tokens < 2:
         raise ValueError(f"the split must have at least 2 tokens, not {split.n_tokens}: there is nothing to predict")
     rank, count = (processes.rank, processes.count) if processes else (0, 1)
-    n_batches = -(-split.n_windows(length) // batch_size) + 1  # the last may be missing, and count 0
+    n_batches = -(-split.n_windows(length) // batch_size) + 1  # there may be one fewer; its sum is 0
     totals = torch.zeros(n_batches, dtype=torch.float64, device=model.device)
     for i, (input_ids, labels) in islice(enumerate(eval_windows(split, length, batch_size)), rank, None, count):
         totals[i] = portable.total(score(model, input_ids, labels)[0].flatten().numpy()).item()
