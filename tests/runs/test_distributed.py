@@ -239,8 +239,8 @@ def test_a_hung_process_is_noticed(repository: Path) -> None:
     done = group[0].wait(60)
     group[1].kill()
     assert errors([done]) == [
-        "error: another process of this training has not answered for 3 seconds: run the same command again, which goes "
-        "on from the last saved state"
+        "error: another process of this training has not answered for 3 seconds: run the same command again, which "
+        "goes on from the last saved state"
     ]
 
 
