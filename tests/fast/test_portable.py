@@ -23,6 +23,7 @@ from custom_transformer.fast.products import matmul
 ANY = [("native", 1, "default"), ("native", 5, "")]
 X86_64 = [("x86-64", 2, "default")]  # no fused multiply-add
 AVX512 = [("x86-64-v4", 3, "avx512"), ("x86-64-v3", 2, "avx2")]  # without bfloat16's instruction; as without AVX-512
+AVX512_BF16 = [("cooperlake", 2, "")]  # with that instruction, which a processor with AMX does without
 
 
 def digests(march: str, threads: int, capability: str) -> dict[str, str]:
@@ -46,6 +47,8 @@ def test_every_processor_and_number_of_threads_computes_the_same_bits() -> None:
     settings = ANY + (X86_64 if os.uname().machine == "x86_64" else [])
     if torch.backends.cpu.get_cpu_capability() == "AVX512":  # type: ignore[no-untyped-call]
         settings += AVX512
+    if torch.cpu._is_avx512_bf16_supported():
+        settings += AVX512_BF16
     first, *others = (digests(*setting) for setting in settings)
     assert len(first) > 10
     for (march, threads, _), found in zip(settings[1:], others, strict=True):

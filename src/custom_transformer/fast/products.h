@@ -47,7 +47,8 @@ template <typename T> inline Vector<Wide<T>> link(Vector<Wide<T>> a, Vector<Wide
 }
 template <typename T> inline Wide<T> cell(T x) { return x; }
 inline float cell(bfloat16 x) { return (x.bits & 0x7f80) < (127 - 55) << 7 ? 0.0f : load(x); }
-#if defined(__AVX512BF16__)
+// Intel's processors, which have AMX, take longer for the instruction than for two multiply-adds of widened operands.
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 template <> constexpr int PER<bfloat16> = 2;
 template <> inline Vector<float> link<bfloat16>(Vector<float> a, Vector<float> b, Vector<float> sums) {
   return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));  // upper halves first
