@@ -99,10 +99,21 @@ _TURNED = ("n_kv_heads", "rope_base", "norm_eps")
 OWN_KEYS = {"gpt2": ("bias",), "llama": _TURNED, "modern": _TURNED}
 
 
-def _foreign_keys(architecture: str) -> dict[str, list[str]]:
-    """The keys that this architecture has not, and those that have them."""
-    others = [key for keys in OWN_KEYS.values() for key in keys if key not in OWN_KEYS[architecture]]
-    return {key: [name for name, keys in OWN_KEYS.items() if key in keys] for key in others}
+# The keys that one optimiser alone has.
+OPTIMIZER_KEYS = {"muon": ("muon_learning_rate", "muon_momentum")}
+
+
+def _foreign_keys(keys_of: Mapping[str, tuple[str, ...]], chosen: Any) -> dict[str, list[str]]:
+    """The keys that the chosen one has not, and those that have them."""
+    own = keys_of.get(chosen, ()) if isinstance(chosen, str) else ()
+    others = [key for keys in keys_of.values() for key in keys if key not in own]
+    return {key: [name for name, keys in keys_of.items() if key in keys] for key in others}
+
+
+def _refuse_foreign_keys(fields: Any, keys_of: Mapping[str, tuple[str, ...]], chosen: Any) -> None:
+    for key, owners in _foreign_keys(keys_of, chosen).items():
+        if key in fields:
+            raise ValueError(f"{key} is a key of {' and '.join(owners)}, not of {shown(chosen)}; remove it")
 
 
 class ModelParams(Section):
@@ -141,15 +152,12 @@ class ModelParams(Section):
     @classmethod
     def _keys_are_its_own(cls, fields: Any) -> Any:
         if isinstance(fields, Mapping):
-            own = fields.get("architecture", "gpt2")
-            for key, owners in _foreign_keys(own).items() if own in tuple(OWN_KEYS) else ():
-                if key in fields:
-                    raise ValueError(f"{key} is a key of {' and '.join(owners)}, not of {shown(own)}; remove it")
+            _refuse_foreign_keys(fields, OWN_KEYS, fields.get("architecture", "gpt2"))
         return fields
 
     @model_serializer(mode="wrap")
     def _without_keys_of_others(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        foreign = _foreign_keys(self.architecture)
+        foreign = _foreign_keys(OWN_KEYS, self.architecture)
         return {key: value for key, value in serialize(self).items() if key not in foreign}
 
     @model_validator(mode="after")
@@ -197,10 +205,6 @@ class CustomTransformerConfig(ModelParams):
     def from_mapping(cls, fields: Mapping[str, Any], where: str = "model configuration") -> CustomTransformerConfig:
         """The configuration that `fields` describe; raises UserError naming the field that is wrong."""
         return validated(cls, dict(fields), where)
-
-
-# The keys that one optimiser alone has.
-OPTIMIZER_KEYS = {"muon": ("muon_learning_rate", "muon_momentum")}
 
 
 class TrainingParams(Section):
@@ -264,15 +268,12 @@ class TrainingParams(Section):
     @classmethod
     def _keys_are_the_optimizers(cls, fields: Any) -> Any:
         if isinstance(fields, Mapping):
-            optimizer = fields.get("optimizer")
-            for other, keys in OPTIMIZER_KEYS.items():
-                if other != optimizer and (foreign := next((key for key in keys if key in fields), None)):
-                    raise ValueError(f"{foreign} is a key of {other}, not of {shown(optimizer)}; remove it")
+            _refuse_foreign_keys(fields, OPTIMIZER_KEYS, fields.get("optimizer"))
         return fields
 
     @model_serializer(mode="wrap")
     def _without_keys_of_other_optimizers(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        foreign = {key for other, keys in OPTIMIZER_KEYS.items() if other != self.optimizer for key in keys}
+        foreign = _foreign_keys(OPTIMIZER_KEYS, self.optimizer)
         return {key: value for key, value in serialize(self).items() if key not in foreign}
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ from custom_transformer.maths.engine import READABLE
 from custom_transformer.runs.checkpoint import load_checkpoint, save_checkpoint
 from custom_transformer.runs.generation import generate
 from custom_transformer.text.tokenization import load_tokenizer
-from tests.helpers import MODERN, random_model, random_tokens
+from stages import export
+from tests.helpers import MODERN, ROOT, random_model, random_tokens
 from tests.text.making import make
 
 LLAMA = {"architecture": "llama", "n_heads": 6, "d_model": 36, "rope_base": 100.0, "norm_eps": 1e-6}
@@ -368,3 +370,16 @@ def test_a_model_of_an_architecture_that_no_other_tool_has_is_refused(tmp_path: 
     save_checkpoint(tmp_path / "best.pt", random_model(torch.float32, **MODERN), {})
     with pytest.raises(UserError, match="no other tool has the architecture modern; export one of gpt2, llama"):
         with_tokenizer(tmp_path / "best.pt")
+
+
+def test_the_stage_says_that_it_exports_nothing_of_such_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("architecture: gpt2", "architecture: modern")
+    (tmp_path / "params.yaml").write_text(text, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stages/export.py"])
+    export.main()
+    (file,) = (tmp_path / "models" / "huggingface").iterdir()
+    assert "no other tool has the architecture modern" in file.read_text("utf-8")
+    assert "nothing is exported: no other tool has the architecture modern" in capsys.readouterr().out
