@@ -18,6 +18,7 @@ from custom_transformer.fast.choose import NATIVE
 from custom_transformer.files import atomic_write
 from custom_transformer.maths.engine import READABLE
 from custom_transformer.runs.fingerprint import run_key, tags
+from custom_transformer.runs.kept_states import KEEP, KeptStates, states_in
 from custom_transformer.runs.work_folder import RESUME, WorkFolder
 from stages.train import fingerprint_of
 
@@ -56,6 +57,25 @@ def test_the_newest_state_comes_back_with_its_checkpoints(tmp_path: Path) -> Non
         assert len(list(folder.path.glob("state-*.pt"))) == 2
         save(folder, 20)
         assert len(list((folder.path / "by-digest").iterdir())) == 2
+
+
+def test_a_kill_between_saving_a_state_and_keeping_it_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEEP, "all")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with work(tmp_path / "work") as folder:
+        save(folder, 5)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(KeptStates, "take", killed)
+            save(folder, 10)
+    with work(tmp_path / "work") as folder:
+        assert loaded(folder)["step"] == 10
+        save(folder, 15)
+    assert list(states_in(folder.kept_states.folder)) == [5, 10, 15]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "a checkpoint", "a lost checkpoint"])

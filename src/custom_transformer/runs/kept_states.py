@@ -36,9 +36,9 @@ class KeptStates:
         """Whether a state is to be saved after `step` for this alone."""
         return step in self._steps
 
-    def take(self, path: Path, step: int) -> None:
+    def take(self, path: Path) -> None:
         """Keeps the saved state in `path`, if it is one of those: as a hard link, where the file system has them."""
-        if self._all or step in self._steps:
+        if self._all or step_in_name(path) in self._steps:
             self.folder.mkdir(parents=True, exist_ok=True)
             link_or_copy(path, self.folder / path.name)
 
@@ -53,6 +53,11 @@ def states_in(folder: Path) -> dict[int, Path]:
                 raise UserError(f"{path}: another state of step {step:,} than {states[step].name}; move one away")
             states[step] = path
     return states
+
+
+def step_in_name(path: Path) -> int:
+    """The number of steps after which a state was saved, which its name holds."""
+    return int(path.stem.split("-")[1])
 
 
 def digest_in_name(path: Path) -> str:

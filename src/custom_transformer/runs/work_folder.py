@@ -21,7 +21,7 @@ from custom_transformer.files import atomic_write, link_or_copy, sha256_file, wr
 from custom_transformer.paths import KEPT_STATES
 from custom_transformer.runs.checkpoint import read_tensors, write_tensors
 from custom_transformer.runs.fingerprint import differences, run_key, tags
-from custom_transformer.runs.kept_states import KeptStates
+from custom_transformer.runs.kept_states import KeptStates, digest_in_name
 
 GENERATIONS = 2  # saved states kept: if the newest is damaged, the one before it is used
 RESUME = "CUSTOM_TRANSFORMER_RESUME"  # set to "anyway", it lets a run continue under other conditions
@@ -100,7 +100,7 @@ class WorkFolder:
             checkpoints[path.name] = digest = self._digest(path)
             link_or_copy(path, self._by_digest / digest)
         path = self._write("state", step, state | {"checkpoints": checkpoints, "fingerprint": self.fingerprint})
-        self.kept_states.take(path, step)
+        self.kept_states.take(path)
         self._saved.append(checkpoints)
         for old in self._states()[GENERATIONS:]:
             old.unlink()
@@ -159,13 +159,14 @@ class WorkFolder:
             if sha256_file(path) != path.name:
                 path.unlink()
         for path in self._states():
-            if sha256_file(path)[:16] == path.stem.rpartition("-")[2]:
+            if sha256_file(path)[:16] == digest_in_name(path):
                 state: dict[str, Any] = read_tensors(path)
                 kept = {name: self._by_digest / digest for name, digest in state["checkpoints"].items()}
                 if all(file.exists() for file in kept.values()):
                     for name, file in kept.items():
                         link_or_copy(file, self.checkpoints / name)
                     self._saved.append(state["checkpoints"])
+                    self.kept_states.take(path)  # which a kill right after it was saved has left undone
                     return state
             print(f"{path}: damaged; the state before it serves, if there is one", flush=True)
         return None
