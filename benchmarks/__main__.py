@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contestants import ABLATIONS
-from benchmarks.peers import FUSED_PEERS, PEERS
+from benchmarks.peers import ARCHITECTURES, FUSED_PEERS, PEERS
 from benchmarks.plot import save_plot
-from benchmarks.workloads import SIZES, Workload
+from benchmarks.workloads import DEFAULT, SIZES, Workload
 from custom_transformer.errors import run_main
 from custom_transformer.files import write_json
 from custom_transformer.runs.summary import memory_bytes
@@ -34,15 +34,8 @@ from custom_transformer.runs.summary import memory_bytes
 WARM_UP = 3
 OURS = ("ours, fast", False)
 FLOOR = ("floor", True)
-ALL = [
-    OURS,
-    FLOOR,
-    *((name, tuned) for name in PEERS for tuned in (False, True)),
-    *((name, True) for name in FUSED_PEERS),
-    ("ours, not portable", False),
-    ("ours, no compiler", False),
-    ("ours, eager", False),
-]
+OTHERS_OF_OURS = [("ours, not portable", False), ("ours, no compiler", False), ("ours, eager", False)]
+WITH_AUTOGRAD = [*((name, tuned) for name in PEERS for tuned in (False, True)), *((name, True) for name in FUSED_PEERS)]
 
 
 @dataclass(frozen=True)
@@ -114,6 +107,15 @@ def compare(workload: Workload, contestants: Sequence[tuple[str, bool]], steps: 
     ]
 
 
+def contestants_of(workload: Workload, ablate: bool) -> list[tuple[str, bool]]:
+    """Who takes part: the peers where they have the architecture and the optimiser; with Muon, AdamW in its place."""
+    if ablate:
+        return [OURS, FLOOR, *((name, False) for name in ABLATIONS)]
+    if workload.optimizer == "muon":
+        return [OURS, FLOOR, ("ours, AdamW", False), *OTHERS_OF_OURS]
+    return [OURS, FLOOR, *(WITH_AUTOGRAD if workload.config.architecture in ARCHITECTURES else []), *OTHERS_OF_OURS]
+
+
 def groups(workload: Workload, contestants: Sequence[tuple[str, bool]]) -> list[list[tuple[str, bool]]]:
     """`contestants` in groups whose processes fit into memory together, ours in each."""
     dtype = getattr(torch, workload.precision)
@@ -148,9 +150,9 @@ def show(workload: Workload, results: Sequence[Result], console: Console) -> Non
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--workloads", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--workloads", nargs="+", choices=SIZES, default=DEFAULT)
     parser.add_argument("--precisions", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
-    parser.add_argument("--optimizers", nargs="+", choices=["sgd", "adamw"], default=["adamw"])
+    parser.add_argument("--optimizers", nargs="+", choices=["sgd", "adamw", "muon"], default=["adamw"])
     parser.add_argument("--untied", action="store_true", help="a head of its own in place of the token table")
     parser.add_argument("--ablate", action="store_true", help="ours with one technique left out, in place of the peers")
     parser.add_argument("--steps", type=int, default=9, help="timed steps of each contestant (default: 9)")
@@ -166,12 +168,12 @@ def main() -> None:
         args.precisions = [p for p in args.precisions if p != "bfloat16"]
         if not args.precisions:
             raise SystemExit("error: nothing to compare; add --precisions float32")
-    contestants = [OURS, FLOOR, *((name, False) for name in ABLATIONS)] if args.ablate else ALL
     results: list[Result] = []
     for name in args.workloads:
         for precision in args.precisions:
             for optimizer in args.optimizers:
                 workload = Workload(name, precision, optimizer, tied=not args.untied)
+                contestants = contestants_of(workload, args.ablate)
                 found = [r for group in groups(workload, contestants) for r in compare(workload, group, args.steps)]
                 show(workload, found, console)
                 results += found

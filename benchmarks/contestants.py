@@ -15,6 +15,7 @@ import torch
 from benchmarks.peers import FUSED_PEERS, LEARNING_RATE, PEERS, Step
 from benchmarks.workloads import Workload
 from custom_transformer import CustomTransformer
+from custom_transformer.config import TrainingParams, load_params
 from custom_transformer.fast import head
 from custom_transformer.fast.choose import FUSED, NATIVE, NATIVE_WITH_LIBRARIES, choose_engine
 from custom_transformer.fast.kernels import library
@@ -23,9 +24,11 @@ from custom_transformer.fast.products import onednn_computes_float32
 from custom_transformer.maths import ops
 from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.engine import READABLE_RULES, Engine
-from custom_transformer.maths.optim import SGD, AdamW
+from custom_transformer.maths.optim import build_optimizer
 from custom_transformer.maths.parameters import IN_PRODUCTS
 from custom_transformer.runs.step import training_step
+
+UPDATE: dict[str, Any] = {"learning_rate": LEARNING_RATE, "betas": (0.9, 0.999), "weight_decay": 0.0}
 
 # --------------------------------------------------------------------------------------------------- ours
 
@@ -47,12 +50,14 @@ def ours_without_compiler(workload: Workload) -> Step:
 def _ours(workload: Workload, engine: Engine) -> Step:
     model = CustomTransformer(workload.config, dtype=getattr(torch, workload.precision), engine=engine)
     model.training = True
-    if workload.optimizer == "sgd":
-        optimizer: Any = SGD({}, engine.rules.sgd)
-    else:
-        optimizer = AdamW(model.parameters, (0.9, 0.999), {}, rule=engine.rules.adamw)
+    params = TrainingParams(**load_params().training.model_dump() | UPDATE | {"optimizer": workload.optimizer})
+    optimizer = build_optimizer(params, model.parameters, model.table, workload.config.head_size, engine.rules)
     batch = workload.batch()
     return lambda: training_step(model, optimizer, [batch], LEARNING_RATE, 1.0).loss
+
+
+def with_adamw(workload: Workload) -> Step:
+    return ours_fast(replace(workload, optimizer="adamw"))
 
 
 # ours, fast, with one of its techniques left out
@@ -134,6 +139,7 @@ OURS: dict[str, Callable[[Workload], Step]] = {
     "ours, fast": ours_fast,
     "ours, no compiler": ours_without_compiler,
     "ours, eager": ours_eager,
+    "ours, AdamW": with_adamw,
     **ABLATIONS,
 }
 

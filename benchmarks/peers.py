@@ -18,6 +18,7 @@ from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.parameters import initial
 
 Step = Callable[[], float]
+ARCHITECTURES = ("gpt2", "llama")  # that these contestants have
 LEARNING_RATE = 1e-4
 
 

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.racer import Contestant, Task
+from benchmarks.variants import VARIANTS
 from custom_transformer.errors import UserError, run_main
 from custom_transformer.files import write_json
 
@@ -79,6 +80,29 @@ def contestants(vocabulary: str, tuned: float) -> list[Contestant]:
         Contestant("ours, modern", "ours", steps // 8, modern, _MODERN),
         Contestant("ours, modern, longer", "ours", steps // 4, modern, _MODERN),
     ]
+
+
+def ablations(vocabulary: str) -> list[Contestant]:
+    """ours, modern; and the same with one part left out, replaced or added."""
+    (whole,) = (c for c in contestants(vocabulary, GRID[0]) if c.name == "ours, modern")
+    training: dict[str, dict[str, Any]] = {
+        "AdamW in place of Muon, rate 0.005": {"optimizer": "adamw", "learning_rate": 0.005, "betas": [0.9, 0.95]},
+        "AdamW in place of Muon, rate 0.01": {"optimizer": "adamw", "learning_rate": 0.01, "betas": [0.9, 0.95]},
+        "rate falls along a cosine": {"lr_decay": "cosine"},
+        "rate stays": {"lr_decay": "constant"},
+        "Nesterov's momentum 0.95": {"muon_momentum": 0.95},
+    }
+    return [
+        whole,
+        *(replace(whole, name=name, training=_without_muon({**whole.training, **t})) for name, t in training.items()),
+        replace(whole, name="tied head", model={**whole.model, "tie_embeddings": True}),
+        *(replace(whole, name=name, variant=name) for name in VARIANTS),
+    ]
+
+
+def _without_muon(training: dict[str, Any]) -> dict[str, Any]:
+    """Muon's keys are refused beside another optimiser."""
+    return {k: v for k, v in training.items() if training["optimizer"] == "muon" or not k.startswith("muon_")}
 
 
 @dataclass(frozen=True)
@@ -187,6 +211,19 @@ def show(runs: Sequence[Run], console: Console) -> None:
         console.print(table)
 
 
+def show_ablations(runs: Sequence[Run], console: Console) -> None:
+    """The loss at the end, and by how much it is higher than the whole recipe's with the same seed."""
+    table = Table("the recipe, and what is changed in it", "loss at its end", "higher by: median (lowest–highest)")
+    whole = {run.seed: run.end for run in runs if run.contestant == runs[0].contestant}
+    for name in dict.fromkeys(run.contestant for run in runs):
+        own = [run for run in runs if run.contestant == name]
+        higher = [run.end - whole[run.seed] for run in own]
+        spread = f"{statistics.median(higher):+.3f} ({min(higher):+.3f}–{max(higher):+.3f})"
+        end = f"{statistics.median(run.end for run in own):.3f}"
+        table.add_row(name, end, "" if name == runs[0].contestant else spread)
+    console.print(table)
+
+
 def save_curves(runs: Sequence[Run], task: Task, path: Path) -> None:
     """Loss over seconds: a line per contestant, the median of its seeds, in the band from the lowest to the highest."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -199,8 +236,9 @@ def save_curves(runs: Sequence[Run], task: Task, path: Path) -> None:
             seconds, np.median(losses, 0), label=name, linestyle="-" if name.startswith("ours") else "--"
         )
         axes.fill_between(seconds, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
-    for loss in targets(runs).values():
+    for target, loss in targets(runs).items():
         axes.axhline(loss, color="black", linewidth=0.6, linestyle=":")
+        axes.text(0.005, loss, f"nanoGPT {target}", fontsize=8, va="bottom", transform=axes.get_yaxis_transform())
     lowest = min(run.end for run in runs)
     axes.set(xscale="log", ylim=(lowest - 0.05, lowest + 1.2), title=f"{task.name}, loss over time")
     axes.set(xlabel="seconds since the process began, validations left out", ylabel="validation loss, nats per token")
@@ -216,6 +254,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, choices=range(1, 10), default=3, help="runs of each contestant (default: %(default)s)"
     )
+    parser.add_argument("--ablate", action="store_true", help="ours with one part changed, in place of the others")
     parser.add_argument("--rate", type=float, help="the tuned learning rate; by default found anew over a grid")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of race.json and race.png")
     return parser.parse_args()
@@ -230,12 +269,18 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         task = task_of(args.text, args.vocabulary, Path(folder))
-        rate = args.rate or tuned_rate(task, args.vocabulary, console)
+        if args.ablate:
+            taking_part = ablations(args.vocabulary)
+        else:
+            taking_part = contestants(args.vocabulary, args.rate or tuned_rate(task, args.vocabulary, console))
         runs: list[Run] = []
         for seed in range(args.seeds):
-            for contestant in contestants(args.vocabulary, rate):
+            for contestant in taking_part:
                 runs.append(train(contestant, task, seed))
                 console.print(f"seed {seed}, {contestant.name}: {runs[-1].end:.3f} in {runs[-1].rows[-1][1]:.1f} s")
+    if args.ablate:
+        show_ablations(runs, console)
+        return
     show(runs, console)
     write_json(args.out / "race.json", [{"contestant": r.contestant, "seed": r.seed, "rows": r.rows} for r in runs])
     save_curves(runs, task, args.out / "race.png")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import Twin
+from benchmarks.variants import VARIANTS
 from custom_transformer import CustomTransformer, CustomTransformerConfig
 from custom_transformer.config import TrainingParams, load_params
 from custom_transformer.errors import run_main
@@ -35,13 +36,15 @@ WINDOWS, WINDOWS_AT_ONCE = 512, 64  # of a validation, at most
 
 @dataclass(frozen=True)
 class Contestant:
-    """kind: "ours"; or the twin in autograd, "eager" or "compiled". model, training: keys of params.yaml."""
+    """kind: "ours"; or the twin in autograd, "eager" or "compiled". model, training: keys of params.yaml. variant: of
+    the architecture modern, a key of VARIANTS."""
 
     name: str
     kind: str
     steps: int
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
@@ -85,7 +88,10 @@ def ours(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch
     """A step by a batch and a learning rate, and the mean loss of windows."""
     params, engine = params_of(contestant, task), choose_engine(True, torch.device("cpu"), 0)
     config = CustomTransformerConfig(**dict(task.model) | dict(contestant.model))
-    model = CustomTransformer(config, seed=seed, engine=engine)
+    architecture = None
+    if contestant.variant:
+        architecture, engine = VARIANTS[contestant.variant]
+    model = CustomTransformer(config, seed=seed, engine=engine, architecture=architecture)
     optimizer = build_optimizer(params, model.parameters, model.table, config.head_size, engine.rules)
 
     def step(batch: Batch, learning_rate: float) -> float:

@@ -13,7 +13,7 @@ from custom_transformer import CustomTransformerConfig
 
 
 class Sizes(NamedTuple):
-    architecture: Literal["gpt2", "llama"]
+    architecture: Literal["gpt2", "llama", "modern"]
     vocab_size: int
     d_model: int
     n_blocks: int
@@ -25,13 +25,19 @@ class Sizes(NamedTuple):
 
 # The Llamas have the sizes of GPT-2's, d_ffn too, so that only the architecture differs. Their feed-forward network has
 # three matrices of that size, where GPT-2's has two. Two query heads share one head of keys and values.
+# nanogpt has the sizes of nanoGPT's configuration for a CPU.
 SIZES = {
     "small-50k": Sizes("gpt2", 50257, 256, 4, 4, 512, 256, 8),
     "10m": Sizes("gpt2", 4096, 288, 8, 4, 1152, 256, 16),
     "gpt2": Sizes("gpt2", 50257, 768, 12, 12, 3072, 256, 4),
     "llama-small-50k": Sizes("llama", 50257, 256, 4, 4, 512, 256, 8),
     "llama-10m": Sizes("llama", 4096, 288, 8, 4, 1152, 256, 16),
+    "modern-small-50k": Sizes("modern", 50257, 256, 4, 4, 512, 256, 8),
+    "modern-10m": Sizes("modern", 4096, 288, 8, 4, 1152, 256, 16),
+    "nanogpt": Sizes("gpt2", 65, 128, 4, 4, 512, 64, 12),
+    "modern-nanogpt": Sizes("modern", 65, 128, 4, 4, 512, 64, 12),
 }
+DEFAULT = ["small-50k", "10m", "gpt2", "llama-small-50k", "llama-10m"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Workload:
 
     name: str
     precision: str
-    optimizer: str  # "sgd" or "adamw"
+    optimizer: str  # "sgd", "adamw" or "muon"
     tied: bool
 
     @classmethod

@@ -10,11 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
-from benchmarks.race import Run, contestants, table_rows, targets, task_of
+from benchmarks.race import Run, ablations, contestants, table_rows, targets, task_of
 from benchmarks.racer import Contestant
+from benchmarks.variants import VARIANTS
+from custom_transformer import CustomTransformer, CustomTransformerConfig
 from custom_transformer.errors import UserError
-from tests.helpers import ROOT
+from custom_transformer.maths.gradcheck import derivative_at_0
+from tests.helpers import ROOT, SIZES, random_tokens
 
 SHIPPED, TUNED = "nanoGPT, compiled", "nanoGPT, compiled, tuned"
 
@@ -36,6 +41,41 @@ def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("too short")
     with pytest.raises(UserError, match="too few for a race"):
         task_of(tmp_path / "a.txt", "bytes", tmp_path)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_gradient_of_a_variant_is_right(name: str) -> None:
+    """Along one random direction in each parameter's space, in float64."""
+    config = CustomTransformerConfig(**SIZES | {"architecture": "modern", "d_model": 18})
+    model = CustomTransformer(
+        config, dtype=torch.float64, architecture=VARIANTS[name].architecture, engine=VARIANTS[name].engine
+    )
+    generator, tokens = torch.Generator().manual_seed(0), random_tokens(time=config.max_seq_len + 1)
+    batch = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    for p in model.parameters.values():
+        p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    model.loss(*batch)
+    model.loss_backward()
+    assert model.gradients.keys() == model.parameters.keys()
+    for key, p in model.parameters.items():
+        before, direction = p.clone(), torch.randn(p.shape, generator=generator, dtype=torch.float64)
+
+        def moved(distance: float, p: Tensor = p, before: Tensor = before, direction: Tensor = direction) -> float:
+            p.copy_(before + distance * direction)
+            return model.loss(*batch).item()
+
+        measured = derivative_at_0(moved, 1e-5)
+        p.copy_(before)
+        assert (model.gradients[key] * direction).sum().item() == pytest.approx(measured, rel=1e-5, abs=1e-8), key
+
+
+def test_ablations_are_of_the_whole_recipe_with_one_change() -> None:
+    whole, *changed = ablations("bytes")
+    assert {c.steps for c in changed} == {whole.steps}
+    for c in changed:
+        model = {k for k in {**whole.model, **c.model} if whole.model.get(k) != c.model.get(k)}
+        assert c.variant or model or c.training != whole.training
+        assert bool(c.variant) + bool(model) + (c.training != whole.training) == 1, c.name
 
 
 @pytest.mark.processes
