@@ -4,7 +4,7 @@
 import { h, replace, s } from "./dom.js";
 import { number } from "./format.js";
 import { has } from "./mistakes.js";
-import { OPERATIONS } from "./words.js";
+import { words_of } from "./words.js";
 
 /** @typedef {import("./app.js").App} App */
 /** @typedef {import("./layers.js").Layer} Layer */
@@ -111,7 +111,7 @@ function edge_state(app, layer) {
 
 /** @param {App} app @param {Layer} layer @param {number} y */
 function node(app, layer, y) {
-  const { name, op } = layer, words = OPERATIONS[op], short = name.split(".").at(-1) ?? "";
+  const { name, op } = layer, words = words_of(layer), short = name.split(".").at(-1) ?? "";
   const at = app.steps.findIndex((step) => step.name === name);
   const state = app.step < 0 ? "" : at < app.step ? "done" : at === app.step ? "now" : "waiting";
   const selected = app.layer === name && app.tab === "operation";
@@ -119,7 +119,7 @@ function node(app, layer, y) {
   const value = app.session.tensor(backward && op !== "cross_entropy" ? `dy:${name}` : `y:${name}`);
   const known = value && (app.step < 0 || at <= app.step || !backward);
   const size = known ? (name === "loss" ? app.session.loss : root_mean_square(value.data)) : NaN;
-  const purpose = op === "linear" ? `linear: ${short}` : op === "positions" ? "position table" : op.endsWith("norm") ? (name === "final_norm" ? "final norm" : `${words.short} ${short.at(-1)}`) : words.short;
+  const purpose = op === "linear" ? `linear: ${short}` : op === "positions" ? "position table" : name === "final_norm" ? "final norm" : /^norm_\d$/.test(short) ? `${words.short} ${short.at(-1)}` : words.short;
   const shown = known && op !== "residual" ? number(size, 3) : "";
   const visible = op === "residual" ? "+" : `${op === "positions" ? "+ " : ""}${purpose} ${shown}`; // what is read aloud begins with it
   const label = `${visible}: ${words.title}, ${name}${known ? `, ${name === "loss" ? "loss" : backward ? "size of the gradient" : "size of the result"} ${number(size, 3)}` : ""}${has(app.mistake, op) ? ", a mistake is planted here" : ""}`;
