@@ -1,7 +1,7 @@
 """Drives the explorer's page in Chromium; .ci/validate-explorer calls it, and describes what is checked.
 
-There are three pages: of checkpoints/best.pt where the pipeline has run, otherwise of a model of params.yaml's sizes with
-random weights; and of a Llama and a modern model of these sizes with random weights.
+There are three pages: of checkpoints/best.pt where the pipeline has run, otherwise of a model of params.yaml's sizes
+with random weights; and of a Llama and a modern model of these sizes with random weights.
 """
 
 from __future__ import annotations
