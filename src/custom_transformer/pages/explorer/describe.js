@@ -1,5 +1,7 @@
 // Words for a tensor and for the places in it.
 
+import { kv_heads } from "./llama.js";
+
 /** @typedef {import("./app.js").App} App */
 
 /** @type {Record<string, string>} */
@@ -65,6 +67,13 @@ export function place_of(app, reference, index) {
     if (axes[axis] === "token") return `token ${i} ‘${app.token(session.ids[i])}’`;
     if (axes[axis] === "entry") return `entry ${i} ‘${app.token(i)}’`;
     if (axes[axis] === QUERY_OR_KEY) return i < session.config.n_heads ? `query head ${i}` : `key head ${i - session.config.n_heads}`;
-    return `${axes[axis]} ${i}`;
+    return `${axes[axis]} ${i}${axes[axis] === "channel" ? head_of(app, reference, i) : ""}`;
   }).filter((_, axis) => tensor.shape[axis] > 1 || tensor.shape.length === 1).join(", ");
+}
+
+/** Of queries, keys and values side by side, whose channel it is. @param {App} app @param {string} reference @param {number} channel */
+function head_of(app, reference, channel) {
+  if (!/^(y|dy):.*\.(qkv|qk_norm)$|^dx:.*\.(qk_norm|attention)$|^a:.*\.qk_norm\./.test(reference)) return "";
+  const { d_model, n_heads: H } = app.session.config, G = kv_heads(app.session.config), head = Math.floor((channel * H) / d_model);
+  return head < H ? `, query head ${head}` : head < H + G ? `, key head ${head - H}` : `, value head ${head - H - G}`;
 }

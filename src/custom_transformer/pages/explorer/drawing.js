@@ -34,6 +34,7 @@ export function drawing(app) {
   const legend = h("p", { class: "legend soft" });
   const holder = h("div", {}, legend, h("div", { class: "drawing" }, graph));
   const order = layers.map(({ name }) => name);
+  let looked_at = "";
   graph.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     const by = { ArrowUp: 1, ArrowDown: -1, Home: -order.length, End: order.length }[event.key];
     if (!by) return;
@@ -46,9 +47,20 @@ export function drawing(app) {
     graph.setAttribute("class", app.step >= 0 || app.direction === "backward" ? "backward" : "forward");
     replace(graph, frames(config.n_blocks, y), edges(app, layers, y, total), ...layers.map((layer) => node(app, layer, y(layer.name))));
     legend.textContent = `Small numbers: at the top the loss, below it the size (root mean square) of each operation’s ${app.direction === "backward" ? "gradient" : "result"}.${app.mistake ? " Dashed red: here the mistake is planted." : ""}`;
-    if (app.step >= 0) graph.querySelector(".now")?.scrollIntoView?.({ block: "nearest" });
+    const now = `${app.layer} ${app.trail.length > 0}`; // on a narrow page the inspector takes room from the drawing
+    if (now !== looked_at) requestAnimationFrame(() => bring_into_view(graph)); // when all panels have their place
+    looked_at = now;
   });
   return holder;
+}
+
+/** Scrolls the drawing, and only it, to the operation that is looked at. @param {SVGElement} graph */
+function bring_into_view(graph) {
+  const frame = graph.parentElement, box = graph.querySelector(".selected")?.getBoundingClientRect();
+  if (!frame || !box) return;
+  const { top, bottom } = frame.getBoundingClientRect(), margin = 2 * ROW;
+  if (box.top - margin < top) frame.scrollTop += box.top - margin - top;
+  else if (box.bottom + margin > bottom) frame.scrollTop += box.bottom + margin - bottom;
 }
 
 /** @param {number} blocks @param {(name: string) => number} y */

@@ -48,7 +48,7 @@ function content(app, reference, index, all, more) {
 /** @param {App} app @param {import("./explain.js").Explanation} made @param {number} value @param {boolean} all @param {() => void} more */
 function products(app, made, value, all, more) {
   const sorted = made.products.length > SHOWN ? [...made.products].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)) : made.products;
-  const shown = all ? sorted : sorted.slice(0, SHOWN), rest = sorted.slice(shown.length);
+  const shown = all ? sorted : sorted.slice(0, SHOWN).filter(({ value: product }, i) => sorted.length <= SHOWN || i === 0 || product !== 0), rest = sorted.slice(shown.length);
   const total = made.products.reduce((sum, product) => sum + product.value, 0);
   const rows = shown.map(({ factors, value: product }) => h("tr", {}, h("td", {}, h("div", { class: "factors" }, factors.flatMap((factor, i) => [i ? " × " : null, factor_of(app, factor)]))), h("td", { class: "number" }, factors.length > 1 || made.products.length > 1 ? number(product) : "")));
   const parts = [h("h3", {}, "What made it"), h("pre", { class: "math" }, made.formula), made.words ? h("p", { class: "soft" }, made.words) : null];
@@ -57,7 +57,7 @@ function products(app, made, value, all, more) {
   parts.push(h("table", { class: "products" },
     h("caption", { class: "hidden" }, "products and their sum"),
     h("tbody", {}, rows,
-      rest.length ? h("tr", {}, h("td", {}, button(`+ ${rest.length} smaller ones`, more, { class: "quiet", "data-key": "more" })), h("td", { class: "number" }, number(rest.reduce((sum, product) => sum + product.value, 0)))) : null,
+      rest.length ? h("tr", {}, h("td", {}, button(rest.some(({ value: product }) => product !== 0) ? `+ ${rest.length} smaller ones` : `+ ${rest.length} that ${rest.length === 1 ? "is" : "are"} 0`, more, { class: "quiet", "data-key": "more" })), h("td", { class: "number" }, number(rest.reduce((sum, product) => sum + product.value, 0)))) : null,
       made.products.length > 1 ? h("tr", { class: "total" }, h("th", { scope: "row" }, `sum of ${made.products.length}`), h("td", { class: "number" }, number(total, 6))) : null)));
   const off = Math.abs(total - value) > 1e-3 * Math.max(Math.abs(value), ...made.products.map((product) => Math.abs(product.value)));
   if (off && app.mistake) parts.push(h("p", { class: "bad" }, `By the formula it is ${number(total, 6)}. The planted mistake made ${number(value, 6)} of it.`));

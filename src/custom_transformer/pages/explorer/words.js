@@ -53,13 +53,13 @@ const OPERATIONS = {
   },
   rms_norm: {
     title: "RMS norm", short: "RMS norm", chapter: "rms_norm", excerpt: "rms_norm", saved: ["x", "weight", "r"],
-    forward: "Each token's vector is divided by its size (root mean square), then scaled by learnt numbers. What follows always sees numbers of a like size.",
+    forward: "Each token's vector is divided by its size, the root mean square of its numbers, then scaled by learnt numbers. What follows always sees numbers of a like size.",
     symbols: "x: a row for each token; the mean runs along it. r: 1 / root mean square. ∘: product number by number. w: the learnt gain. ε: a small number, so that nothing is divided by 0.",
     backward: "Moving one input also moves the row's size, so there are two paths back: the direct one, and one through the size.",
   },
   qk_norm: {
     title: "Norm of queries and keys", short: "QK norm", chapter: "qk_norm", excerpt: "qk_norm", saved: ["qkv", "r", ""],
-    forward: "Each query and each key is divided by its own size (root mean square) and multiplied by one fixed number, the gain g. So only their directions count, and no score can grow beyond 10: softmax stays in the range where attention can learn. Values pass as they are.",
+    forward: "Each query and each key is divided by its own size, the root mean square of its numbers, and multiplied by one fixed number, the gain g. So only their directions count, and no score can grow beyond 10: softmax stays in the range where attention can learn. Values pass as they are.",
     symbols: "x: the numbers of one query or key; the mean runs along its K numbers. r: 1 / root mean square. ε: a small number, so that nothing is divided by 0. g: √(10 / √K), the same for all; nothing in it is learnt.",
     backward: "As in RMS norm there are two paths back, the direct one and one through the size. Together they leave only what turns the vector: its length does not count, so no gradient asks for another. The gradients of values pass.",
   },
@@ -77,7 +77,7 @@ const OPERATIONS = {
   },
   rotary_attention: {
     title: "Rotary attention", short: "attention", chapter: "rotary", excerpt: "rotary_attention", saved: ["qkv", "lse", "", "", "", "", ""],
-    forward: "The only place where tokens exchange something, and where order comes in: queries and keys are turned by an angle that grows with the position, so that a score depends on the distance. By softmax the scores become shares, in which each token takes over values. Groups of heads share their key and value.",
+    forward: "The only place where tokens exchange something, and where order comes in: queries and keys are turned by an angle that grows with the position, so that a score depends on the distance. By softmax the scores become shares, in which each token takes over values. Several heads may share one key and one value.",
     symbols: "Q, K, V: turned queries, turned keys and values of one head, a row for each token. P: the shares. S: the scores Q Kᵀ / √K, in which √K is the root of the head's number of channels. ∘: product number by number. Dropout is for training only; here P̃ = P.",
     backward: "As for any attention; then a shared key's and value's gradients are added over the heads that share it, and queries and keys are turned back. The shares are not kept: they are computed again.",
   },
@@ -97,7 +97,7 @@ const OPERATIONS = {
 
 /** What is different of an RMS norm without a gain. @type {Partial<Words>} */
 const WITHOUT_GAIN = {
-  forward: "Each token's vector is divided by its size (root mean square). What follows always sees numbers of a like size. This norm has no gain, so nothing in it is learnt.",
+  forward: "Each token's vector is divided by its size, the root mean square of its numbers. What follows always sees numbers of a like size. This norm has no gain, so nothing in it is learnt.",
   symbols: "x: a row for each token; the mean runs along it. r: 1 / root mean square. ε: a small number, so that nothing is divided by 0. w: a gain, which this norm has not: y = x̂ and dx̂ = dy.",
 };
 
