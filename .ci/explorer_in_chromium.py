@@ -1,7 +1,7 @@
 """Drives the explorer's page in Chromium; .ci/validate-explorer calls it, and describes what is checked.
 
-There are two pages: of checkpoints/best.pt where the pipeline has run, otherwise of a model of params.yaml's sizes with
-random weights; and of a Llama of these sizes with random weights.
+There are three pages: of checkpoints/best.pt where the pipeline has run, otherwise of a model of params.yaml's sizes
+with random weights; and of a Llama and a modern model of these sizes with random weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.text.tokenization import build_tokenizer, vocabulary_size
 
 TOLERANCE = 1e-4  # relative to the largest number of a tensor, in float32
-MILLISECONDS = {"gpt2": 100, "llama": 200}  # for 60 tokens, forward and backward
+MILLISECONDS = {"gpt2": 100, "llama": 200, "modern": 200}  # for 60 tokens, forward and backward
 PASSES = 20  # over which the time is a mean
 TEXT = "Four plus five is nine. Five plus four is nine, too."  # with tokens that stand twice
 LONG = "Kate finds four books, and Tom finds nine. How many are there together? " * 6
@@ -37,6 +37,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 )
 LLAMA = {"architecture": "llama", "n_kv_heads": 2, "tie_embeddings": False}
+MODERN = {"architecture": "modern", "n_kv_heads": 2}
 CHECKED = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
@@ -275,6 +276,33 @@ def check_learn(visit: Visit) -> None:
     assert visit.run("explorer.session.loss") == start
 
 
+def check_untrained(visit: Visit) -> None:
+    """The weights before training: each gradient beside its finite difference, and both optimisers learn from there."""
+    visit.run("explorer.choose_checkpoint(0)")
+    page = visit.page
+    for name in visit.run("explorer.steps.map(({name}) => name)"):
+        visit.run(f"explorer.look_at('{name}', 'backward')")
+        maps = page.locator(".operation canvas[tabindex]")
+        if maps.count():
+            maps.first.click(position={"x": 40, "y": 12})
+            visit.expect("document.querySelector('.inspector .value')", f"{name}: a click explains nothing")
+            wrong = page.locator(".measured.bad")
+            assert wrong.count() == 0, f"{name}: {wrong.first.inner_text()}"
+    visit.run("explorer.look_at('blocks.0.attention', 'backward')")
+    visit.picture("untrained-attention")
+    visit.tab("Learn")
+    start = visit.run("explorer.session.loss")
+    for kind in ("SGD", "AdamW"):
+        page.get_by_label(kind, exact=True).check()
+        visit.press("10 updates")
+        visit.expect("explorer.updates === 10", "10 updates")
+        assert visit.run("explorer.session.loss") < start, f"{kind} does not learn"
+        visit.picture(f"untrained-{kind}")
+        visit.press("undo")
+        assert visit.run("explorer.session.loss") == start
+    visit.run("explorer.choose_checkpoint(explorer.checkpoints.findIndex(({ exact }) => exact))")
+
+
 def check_mistakes(visit: Visit) -> None:
     """Each planted mistake: the check betrays it, or says why it cannot; training runs with it."""
     visit.tab("Mistakes")
@@ -369,6 +397,7 @@ CHECKS: dict[str, Callable[[Visit], None]] = {
     "inspector": check_inspector,
     "predict": check_predict,
     "learn": check_learn,
+    "untrained": check_untrained,
     "mistakes": check_mistakes,
     "tour": check_tour,
     "links": check_links,
@@ -391,10 +420,10 @@ def main() -> None:
             tokenizer, others = random_tokenizer(), []
             checkpoint = random_checkpoint(vocabulary_size(tokenizer))
             print("random weights: dvc repro has made no checkpoint here")
-        llama = random_checkpoint(checkpoint.config.vocab_size, **LLAMA)
+        random = [random_checkpoint(checkpoint.config.vocab_size, **changes) for changes in (LLAMA, MODERN)]
         browser = playwright.chromium.launch(executable_path=arguments.chromium, args=FLAGS.split())
         complaints = []
-        for one, beside in ((checkpoint, others), (llama, [])):
+        for one, beside in ((checkpoint, others), *((one, []) for one in random)):
             name = one.config.architecture
             path = Path(folder) / f"{name}.html"
             path.write_text(explorer_page(one, tokenizer, TEXT, beside), "utf-8")

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 
 from book.code import ROOT
-from custom_transformer.maths.model import CustomTransformer
+from custom_transformer.config import CustomTransformerConfig
+from custom_transformer.maths.architecture import architecture_of
+from custom_transformer.maths.parameters import initial
 from custom_transformer.pages.explorer import ARCHITECTURES, TEXT, page_with
 from custom_transformer.runs.checkpoint import Checkpoint
 
@@ -36,9 +38,10 @@ _ANYWHERE = {
 _ONLY = {
     "gpt2": ("positions", "layer_norm", "gelu", "causal_attention"),
     "llama": ("rms_norm", "swiglu", "rotary_attention"),
+    "modern": ("qk_norm", "relu_squared"),
 }
 _SMALL = {"max_seq_len": 64, "n_blocks": 2, "n_heads": 4, "d_model": 32, "d_ffn": 64}
-_OWN = {"gpt2": {}, "llama": {"n_kv_heads": 2}}
+_OWN = {"gpt2": {}, "llama": {"n_kv_heads": 2}, "modern": {"n_kv_heads": 2}}
 
 
 class Run(NamedTuple):
@@ -88,5 +91,11 @@ def write(folder: Path, run: Run | None) -> None:
 
 def _small_page(architecture: str, run: Run) -> str:
     sizes = {**_SMALL, **_OWN[architecture], "architecture": architecture, "vocab_size": len(run.tokenizer["entries"])}
-    model = CustomTransformer(sizes, seed=0)
-    return page_with(Checkpoint(model.state_dict(), model.config, torch.float32, {"step": 0}), run.tokenizer, TEXT)
+    config = CustomTransformerConfig.from_mapping(sizes)
+    # What begins as 0 is drawn, too: through zeros no gradient would come back.
+    table = {
+        name: parameter._replace(role="into_stream") if parameter.role == "zero_into_stream" else parameter
+        for name, parameter in architecture_of(config).parameters(config).items()
+    }
+    state = initial(table, config.n_blocks, seed=0)
+    return page_with(Checkpoint(state, config, torch.float32, {"step": 0}), run.tokenizer, TEXT)

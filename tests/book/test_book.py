@@ -161,7 +161,7 @@ def test_every_operation_has_its_picture_in_the_explorer_which_names_its_chapter
     run = living.Run("", "gpt2", {})
     for title, text in sections():
         for half in re.findall(r"^def (\w+_(?:forward|backward))\(", text, re.MULTILINE):
-            if half.startswith(("_", "dropout", "qk_norm", "relu_squared")):  # the page never drops, and runs no modern
+            if half.startswith(("_", "dropout")):  # the page never drops
                 continue
             place = living.place_of(half, run)
             assert place is not None, half
@@ -177,7 +177,8 @@ def test_the_site_has_a_page_of_each_architecture(tmp_path: Path) -> None:
     run = living.last_run(tmp_path / "metrics.html")
     assert run is not None and run.tokenizer == tokenizer
     living.write(tmp_path, run)
-    for name, architecture in (("explore.html", "gpt2"), ("explore_llama.html", "llama")):
+    pages = {"explore.html": "gpt2", "explore_llama.html": "llama", "explore_modern.html": "modern"}
+    for name, architecture in pages.items():
         content = (tmp_path / name).read_text("utf-8")
         assert '<html lang="en" data-site="">' in content
         assert f'"architecture":"{architecture}"' in content

@@ -11,8 +11,8 @@ const [{ Session }, { exact_tensors, rounded_tensors }, { explain }, { check_par
 const { config, parameters, weights, ids, labels } = request;
 const tensors = await exact_tensors(parameters, weights);
 
-function session(engine = READABLE) {
-  const made = new Session(config, tensors, 0);
+function session(engine = READABLE, parameters = tensors) {
+  const made = new Session(config, parameters, 0);
   Object.assign(made, { engine, ids: Int32Array.from(ids), labels: Int32Array.from(labels) });
   made.forward();
   made.backward();
@@ -26,6 +26,7 @@ const right = session(), wide = right.in_float64();
 const inside = {
   layer_norm: ["mean", "variance", "rstd", "x_hat", "dx_hat", "mean_dx_hat", "product", "mean_product"],
   rms_norm: ["mean_square", "r", "x_hat", "dx_hat", "product", "mean_product"], swiglu: ["silu", "slope"],
+  qk_norm: ["mean_square", "r", "x_hat", "dx_hat", "product", "mean_product"], relu_squared: ["u"],
   causal_attention: ["q", "k", "v", "dY", "S", "P", "dP", "inner", "dS"],
   rotary_attention: ["q", "k", "v", "dY", "S", "P", "dP", "inner", "dS", "dQ", "dK"],
   cross_entropy: ["lse", "probabilities", "losses"], lookup: ["as_embedding"], gelu: ["slope"],
@@ -54,6 +55,18 @@ const betrayed = mistakes_of(config).map(({ id, seen, engine }) => {
   return { id, seen, off: [...tensors.keys()].filter((name) => check_parameter(made, name).error > 1e-6) };
 });
 
+// A unit whose input is 0 at each token stands at the corner of its curve.
+const at_corner = [];
+if (config.architecture === "modern") {
+  const up = tensors.get("blocks.0.up.weight"), unit = 3;
+  const cut = new up.constructor(up.data.map((v, i) => (i % up.width === unit ? 0 : v)), up.shape);
+  const made = session(READABLE, new Map([...tensors, ["blocks.0.up.weight", cut]]));
+  for (const reference of ["dx:blocks.0.relu_squared", "dy:blocks.0.up", "dw:blocks.0.up.weight"]) {
+    const exact = made.in_float64().tensor(reference), { value, doubt, corner } = made.difference(reference, [2, unit]);
+    at_corner.push({ corner, off: Math.abs(value - exact.at(2, unit)), doubt, largest: Math.max(...exact.data.map(Math.abs)) });
+  }
+}
+
 const updated = {};
 for (const kind of ["sgd", "adamw"]) {
   const copy = new Map([...tensors].map(([name, t]) => [name, new t.constructor(t.data.slice(), t.shape)]));
@@ -66,7 +79,7 @@ for (const kind of ["sgd", "adamw"]) {
 const tokenizer = new Tokenizer(request.tokenizer.entries, request.tokenizer.merges);
 const encoded = request.texts.map((text) => tokenizer.encode(text));
 process.stdout.write(JSON.stringify({
-  loss: right.loss, logits: [...right.values.get("y:head").data], gradients: plain(right.gradients), explained, measured, betrayed, updated,
+  loss: right.loss, logits: [...right.values.get("y:head").data], gradients: plain(right.gradients), explained, measured, betrayed, at_corner, updated,
   sound: [...tensors.keys()].filter((name) => check_parameter(right, name).error > 1e-6),
   rounded: plain(await rounded_tensors(parameters, request.rounded)), encoded, decoded: encoded.map((tokens) => tokenizer.decode(tokens)),
 }));

@@ -27,7 +27,7 @@ from custom_transformer.pages.explorer.excerpts import excerpts
 from custom_transformer.pages.explorer.weights import LEVELS, exact, rounded
 from custom_transformer.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from custom_transformer.text.tokenization import build_tokenizer
-from tests.helpers import LLAMA, random_model
+from tests.helpers import LLAMA, MODERN, random_model
 from tests.text.making import TEXTS, data
 
 HOSTILE = "</script><script>alert(1)</script><!-- $script & \u2028"
@@ -191,6 +191,8 @@ VARIANTS = {
     "untied": {"tie_embeddings": False, "bias": False},
     "llama": LLAMA,
     "untied llama": LLAMA | {"tie_embeddings": False, "n_kv_heads": 3, "norm_eps": 1e-3},
+    "modern": MODERN,
+    "untied modern": MODERN | {"tie_embeddings": False, "n_kv_heads": 3, "norm_eps": 1e-3},
 }
 
 
@@ -267,6 +269,14 @@ def test_what_made_a_number_adds_up_to_it(answer: dict[str, Any]) -> None:
 def test_finite_differences_agree_with_every_kind_of_gradient(answer: dict[str, Any]) -> None:
     assert len({name for name, _ in answer["measured"]}) > 60
     assert max(answer["measured"], key=lambda row: row[1])[1] < 1e-7
+
+
+def test_what_is_measured_at_a_corner_says_how_far_it_may_be_off(answer: dict[str, Any]) -> None:
+    """Squared ReLU's slope has a corner at 0, across which a difference measures neither side."""
+    assert bool(answer["at_corner"]) == (answer["model"].config.architecture == "modern")
+    for found in answer["at_corner"]:
+        assert found["corner"] == "across"
+        assert found["off"] <= found["doubt"] < 1e-5 * found["largest"]
 
 
 def test_finite_differences_betray_each_mistake_that_they_can(answer: dict[str, Any]) -> None:

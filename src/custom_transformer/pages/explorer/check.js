@@ -1,12 +1,12 @@
 // The gradient check of gradcheck.py, on the reader's text: each parameter's gradient beside measured derivatives.
 
-import { Pass } from "./model.js";
+import { derivative_at_0 } from "./differences.js";
 import { Tensor, inner, zeros } from "./tensor.js";
 
 /** @typedef {import("./session.js").Session} Session */
 
 export const TOLERANCE = 1e-6;
-export const RESOLUTION = 1e-11; // of a measured derivative: float64's rounding of the loss, divided by the steps
+const STEP = 3e-4; // a norm of small numbers bends within 1e-3
 
 /**
  * The gradient's largest deviation relative to the tensor's largest gradient, along a random direction, which no
@@ -24,9 +24,12 @@ export function check_parameter(session, name) {
   one.data[largest] = 1;
   let worst = 0, measured = 0;
   for (const direction of [all, one]) {
-    measured = along(wide, name, parameter, direction);
-    const expected = inner(gradient, direction.data);
-    worst = Math.max(worst, Math.abs(measured - expected) - RESOLUTION);
+    const found = derivative_at_0(wide, STEP, (by, loss) => {
+      const moved = new Tensor(parameter.data.map((v, i) => v + by * direction.data[i]), parameter.shape);
+      return loss(new Map([...wide.parameters, [name, moved]]));
+    });
+    measured = found.value;
+    worst = Math.max(worst, Math.abs(measured - inner(gradient, direction.data)) - found.doubt);
   }
   return { name, error: worst / (Math.abs(gradient[largest]) || 1), backward: gradient[largest], measured, index: place(largest, parameter.shape) };
 }
@@ -45,16 +48,6 @@ function random_direction(parameter, session, name) {
   }
   for (let i = 0; i < direction.data.length; i++) direction.data[i] /= Math.sqrt(squares);
   return direction;
-}
-
-/** @param {Session} session @param {string} name @param {Tensor} parameter @param {Tensor} direction */
-function along(session, name, parameter, direction) {
-  const h = 3e-4; // a norm of small numbers bends within 1e-3
-  const [a, b, c, d] = [-2, -1, 1, 2].map((steps) => {
-    const moved = new Tensor(parameter.data.map((v, i) => v + steps * h * direction.data[i]), parameter.shape);
-    return new Pass(session.config, new Map([...session.parameters, [name, moved]]), session.engine).loss(session.ids, session.labels);
-  });
-  return (a - 8 * b + 8 * c - d) / (12 * h);
 }
 
 /** @param {number} offset @param {number[]} shape */

@@ -2,9 +2,11 @@
 // the softmax of the logits. Made again from what the operation read, for the page to show.
 
 import { architecture_of } from "./architecture.js";
-import { attention_scores, exp_minus, gelu_slope, logsumexp, shared_by_queries, silu, silu_slope, softmax_backward, split_one, sum_of_sharers } from "./ops.js";
+import { kv_heads } from "./llama.js";
+import { attention_scores, exp_minus, gelu_slope, logsumexp, qk_norm_gain, relu, shared_by_queries, silu, silu_slope, softmax_backward, split_one, sum_of_sharers } from "./ops.js";
 import { Tensor, map, matmul, transpose_each, zeros } from "./tensor.js";
 
+/** @typedef {import("./gpt2.js").Config} Config */
 /** @typedef {import("./session.js").Session} Session */
 
 /** @param {Session} session @param {string} reference "a:LAYER.PART" @returns {Tensor | null} */
@@ -43,6 +45,25 @@ function by_row(x, f) {
 
 const mean = (/** @type {Float64Array} */ row) => row.reduce((a, b) => a + b, 0) / row.length;
 
+/** One number for each query and key: `f` of its K numbers. @param {Tensor} x queries and keys, with or without values
+ * @param {Config} config @param {(head: Float64Array) => number} f @returns {Tensor} (T, H + G) */
+function by_head(x, config, f) {
+  const K = config.d_model / config.n_heads, heads = config.n_heads + kv_heads(config), y = zeros(x, [x.rows, heads]);
+  for (let i = 0; i < y.data.length; i++) {
+    const first = Math.floor(i / heads) * x.width + (i % heads) * K;
+    y.data[i] = f(Float64Array.from(x.data.subarray(first, first + K)));
+  }
+  return y;
+}
+
+/** The numbers of queries and keys: `f` of each and of its head's place in what `by_head` returns.
+ * @param {Tensor} qkv @param {Config} config @param {(value: number, place: number) => number} f @returns {Tensor} (T, (H + G)·K) */
+function of_queries_and_keys(qkv, config, f) {
+  const K = config.d_model / config.n_heads, width = (config.n_heads + kv_heads(config)) * K, y = zeros(qkv, [qkv.rows, width]);
+  for (let i = 0; i < y.data.length; i++) y.data[i] = f(qkv.data[Math.floor(i / width) * qkv.width + (i % width)], Math.floor(i / K));
+  return y;
+}
+
 /** The same function of each gate, the first half of a row. @param {Tensor} x @param {(gate: number) => number} f */
 function gates(x, f) {
   const F = x.width / 2, y = zeros(x, [x.rows, F]);
@@ -77,11 +98,11 @@ function scaled(ds, q) {
   return map(ds, (v) => v / Math.sqrt(q.width));
 }
 
-/** What the backward of every norm has. @type {Record<string, Make>} */
+/** What the backward of every norm of rows has. @type {Record<string, Make>} */
 const norm_backward = {
   dx_hat: (get, { dy, name }) => {
-    const d = need(get(dy)), w = need(get(`w:${name}.weight`));
-    return map(d, (v, i) => v * w.data[i % d.width]);
+    const d = need(get(dy)), w = get(`w:${name}.weight`); // null: a norm without a gain
+    return w ? map(d, (v, i) => v * w.data[i % d.width]) : d;
   },
   product: (get) => { const d = need(get("dx_hat")), x = need(get("x_hat")); return map(d, (v, i) => v * x.data[i]); },
   mean_product: (get) => by_row(need(get("product")), mean),
@@ -109,9 +130,20 @@ const parts = {
     x_hat: (get, { x }) => { const value = need(get(x)), r = need(get("r")); return map(value, (v, i) => v * r.data[Math.floor(i / value.width)]); },
     ...norm_backward,
   },
+  qk_norm: {
+    mean_square: (get, { x, session }) => by_head(need(get(x)), session.config, (head) => mean(head.map((v) => v * v))),
+    r: (get, { session }) => map(need(get("mean_square")), (v) => 1 / Math.sqrt(v + session.config.norm_eps)),
+    x_hat: (get, { x, session }) => { const r = need(get("r")); return of_queries_and_keys(need(get(x)), session.config, (v, place) => v * r.data[place]); },
+    dx_hat: (get, { dy, session: { config } }) => of_queries_and_keys(need(get(dy)), config, (d) => d * qk_norm_gain(config.d_model / config.n_heads)),
+    product: norm_backward.product,
+    mean_product: (get, { session }) => by_head(need(get("product")), session.config, mean),
+  },
   swiglu: {
     silu: (get, { x }) => gates(need(get(x)), silu),
     slope: (get, { x }) => gates(need(get(x)), silu_slope),
+  },
+  relu_squared: {
+    u: (get, { x }) => map(need(get(x)), relu),
   },
   causal_attention: attention,
   rotary_attention: attention,

@@ -44,6 +44,7 @@ if (typeof document !== "undefined") {
   });
   document.addEventListener("pointerup", released, true);
   document.addEventListener("pointercancel", released, true);
+  document.addEventListener("click", () => { pressed = null; }, true); // it has its target: what it draws need not wait
 }
 
 /** Puts new children in the place of the old ones; the element with the focus gets it again, by its data-key.

@@ -4,7 +4,7 @@
 import { h, replace, s } from "./dom.js";
 import { number } from "./format.js";
 import { has } from "./mistakes.js";
-import { OPERATIONS } from "./words.js";
+import { words_of } from "./words.js";
 
 /** @typedef {import("./app.js").App} App */
 /** @typedef {import("./layers.js").Layer} Layer */
@@ -34,6 +34,7 @@ export function drawing(app) {
   const legend = h("p", { class: "legend soft" });
   const holder = h("div", {}, legend, h("div", { class: "drawing" }, graph));
   const order = layers.map(({ name }) => name);
+  let looked_at = "";
   graph.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     const by = { ArrowUp: 1, ArrowDown: -1, Home: -order.length, End: order.length }[event.key];
     if (!by) return;
@@ -46,9 +47,20 @@ export function drawing(app) {
     graph.setAttribute("class", app.step >= 0 || app.direction === "backward" ? "backward" : "forward");
     replace(graph, frames(config.n_blocks, y), edges(app, layers, y, total), ...layers.map((layer) => node(app, layer, y(layer.name))));
     legend.textContent = `Small numbers: at the top the loss, below it the size (root mean square) of each operation’s ${app.direction === "backward" ? "gradient" : "result"}.${app.mistake ? " Dashed red: here the mistake is planted." : ""}`;
-    if (app.step >= 0) graph.querySelector(".now")?.scrollIntoView?.({ block: "nearest" });
+    const now = `${app.layer} ${app.trail.length > 0}`; // on a narrow page the inspector takes room from the drawing
+    if (now !== looked_at) requestAnimationFrame(() => bring_into_view(graph)); // when all panels have their place
+    looked_at = now;
   });
   return holder;
+}
+
+/** Scrolls the drawing, and only it, to the operation that is looked at. @param {SVGElement} graph */
+function bring_into_view(graph) {
+  const frame = graph.parentElement, box = graph.querySelector(".selected")?.getBoundingClientRect();
+  if (!frame || !box) return;
+  const { top, bottom } = frame.getBoundingClientRect(), margin = 2 * ROW;
+  if (box.top - margin < top) frame.scrollTop += box.top - margin - top;
+  else if (box.bottom + margin > bottom) frame.scrollTop += box.bottom + margin - bottom;
 }
 
 /** @param {number} blocks @param {(name: string) => number} y */
@@ -111,7 +123,7 @@ function edge_state(app, layer) {
 
 /** @param {App} app @param {Layer} layer @param {number} y */
 function node(app, layer, y) {
-  const { name, op } = layer, words = OPERATIONS[op], short = name.split(".").at(-1) ?? "";
+  const { name, op } = layer, words = words_of(layer), short = name.split(".").at(-1) ?? "";
   const at = app.steps.findIndex((step) => step.name === name);
   const state = app.step < 0 ? "" : at < app.step ? "done" : at === app.step ? "now" : "waiting";
   const selected = app.layer === name && app.tab === "operation";
@@ -119,7 +131,7 @@ function node(app, layer, y) {
   const value = app.session.tensor(backward && op !== "cross_entropy" ? `dy:${name}` : `y:${name}`);
   const known = value && (app.step < 0 || at <= app.step || !backward);
   const size = known ? (name === "loss" ? app.session.loss : root_mean_square(value.data)) : NaN;
-  const purpose = op === "linear" ? `linear: ${short}` : op === "positions" ? "position table" : op.endsWith("norm") ? (name === "final_norm" ? "final norm" : `${words.short} ${short.at(-1)}`) : words.short;
+  const purpose = op === "linear" ? `linear: ${short}` : op === "positions" ? "position table" : name === "final_norm" ? "final norm" : /^norm_\d$/.test(short) ? `${words.short} ${short.at(-1)}` : words.short;
   const shown = known && op !== "residual" ? number(size, 3) : "";
   const visible = op === "residual" ? "+" : `${op === "positions" ? "+ " : ""}${purpose} ${shown}`; // what is read aloud begins with it
   const label = `${visible}: ${words.title}, ${name}${known ? `, ${name === "loss" ? "loss" : backward ? "size of the gradient" : "size of the result"} ${number(size, 3)}` : ""}${has(app.mistake, op) ? ", a mistake is planted here" : ""}`;

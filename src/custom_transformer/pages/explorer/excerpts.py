@@ -16,8 +16,10 @@ _PAIRS = (
     "linear",
     "layer_norm",
     "rms_norm",
+    "qk_norm",
     "gelu",
     "swiglu",
+    "relu_squared",
     "causal_attention",
     "rotary_attention",
     "cross_entropy",
@@ -28,7 +30,7 @@ def excerpts() -> dict[str, dict[str, Any]]:
     """By the name of a function: its formula (the docstring's first paragraph), the rest of the docstring, its code
     and where it begins."""
     functions = [getattr(ops, f"{name}_{way}") for name in _PAIRS for way in ("forward", "backward")]
-    functions += [ops.attention_scores, ops.split_groups, ops.rotate, ops.shared_by_queries]
+    functions += [ops.qk_norm_gain, ops.attention_scores, ops.split_groups, ops.rotate, ops.shared_by_queries]
     functions += [ops._token_losses, ops._token_losses_backward]
     functions += [optim.sgd_update, optim.adamw_update]
     return {function.__name__: _excerpt(function) for function in functions}

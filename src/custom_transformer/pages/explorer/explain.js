@@ -1,7 +1,7 @@
 // What made a number: a sum of products, each factor a number that can itself be asked for.
 
 import { kv_heads } from "./llama.js";
-import { angle } from "./ops.js";
+import { angle, qk_norm_gain } from "./ops.js";
 
 /** @typedef {import("./session.js").Session} Session */
 /** @typedef {import("./layers.js").Layer} Layer */
@@ -59,12 +59,17 @@ class Asked {
     return Array.from({ length: count }, (_, i) => i);
   }
 
-  /** The heads of a Llama's attention: group says which shared head a query head uses, sharers the converse, and
+  /** The heads of an attention with turns: group says which shared head a query head uses, sharers the converse, and
    * turn by how much its pair i is turned at position t. */
   heads() {
     const { config } = this.session, { d_model, n_heads: H } = config, G = kv_heads(config), K = d_model / H, R = H / G;
     return { H, G, K, group: (/** @type {number} */ h) => Math.floor(h / R), sharers: (/** @type {number} */ g) => this.range(R).map((r) => g * R + r),
       turn: (/** @type {number} */ t, /** @type {number} */ i) => { const by = angle(t, i % (K / 2), K, config.rope_base); return { cos: Math.cos(by), sin: Math.sin(by) }; } };
+  }
+
+  /** What a normed query or key is multiplied with. @returns {Factor} */
+  gain() {
+    return this.c(qk_norm_gain(this.heads().K), "g");
   }
 
   /** One product for each of `over`, and further ones. @param {string} formula @param {number[]} over
@@ -137,12 +142,27 @@ const rules = {
     dw: (at, _, [v, d]) => at.sum("dE = dzᵀ x", at.range(at.session.ids.length), (t) => [at.n("dy:head", t, v), at.n("y:final_norm", t, d)]),
   },
   rms_norm: {
-    y: (at, { name, parameters }, [t, d]) => at.of("y = w ∘ x̂", [[at.n(`w:${parameters[0]}`, d), at.n(`a:${name}.x_hat`, t, d)]]),
+    y: (at, { name, parameters }, [t, d]) => parameters[0] ? at.of("y = w ∘ x̂", [[at.n(`w:${parameters[0]}`, d), at.n(`a:${name}.x_hat`, t, d)]])
+      : at.of("y = x̂", [[at.n(`a:${name}.x_hat`, t, d)]], "This norm has no gain."),
     dx: (at, { name }, [t, d]) => at.of("dx = r (dx̂ − x̂ mean(dx̂ ∘ x̂))", [
       [at.n(`a:${name}.r`, t, 0), at.n(`a:${name}.dx_hat`, t, d)],
       [at.c(-1, "−1"), at.n(`a:${name}.r`, t, 0), at.n(`a:${name}.x_hat`, t, d), at.n(`a:${name}.mean_product`, t, 0)],
     ]),
     dw: (at, { name }, [d]) => at.sum("dw = Σ_rows dy ∘ x̂", at.range(at.session.ids.length), (t) => [at.n(`dy:${name}`, t, d), at.n(`a:${name}.x_hat`, t, d)]),
+  },
+  qk_norm: {
+    y: (at, { name, x }, [t, c]) => {
+      const { H, G, K } = at.heads();
+      return c < (H + G) * K ? at.of("y = g x̂", [[at.gain(), at.n(`a:${name}.x_hat`, t, c)]]) : at.of("y = x", [[at.n(x, t, c)]], "Of a value: values stay as they are.");
+    },
+    dx: (at, { name }, [t, c]) => {
+      const { H, G, K } = at.heads(), h = Math.floor(c / K);
+      if (h >= H + G) return at.of("dx = dy", [[at.n(`dy:${name}`, t, c)]], "Of a value: values stayed as they were, and so do their gradients.");
+      return at.of("dx = r (dx̂ − x̂ mean(dx̂ ∘ x̂))", [
+        [at.n(`a:${name}.r`, t, h), at.n(`a:${name}.dx_hat`, t, c)],
+        [at.c(-1, "−1"), at.n(`a:${name}.r`, t, h), at.n(`a:${name}.x_hat`, t, c), at.n(`a:${name}.mean_product`, t, h)],
+      ]);
+    },
   },
   swiglu: {
     y: (at, { name, x }, [t, f]) => at.of("y = a σ(a) ∘ b", [[at.n(`a:${name}.silu`, t, f), at.n(x, t, at.width(x) / 2 + f)]]),
@@ -155,6 +175,10 @@ const rules = {
   gelu: {
     y: (at, { x }, [t, f]) => { const input = at.n(x, t, f); return at.of("y = ½ x (1 + tanh u)", [[input, at.c(input.value === 0 ? 0.5 : 0.5 * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (input.value + 0.044715 * input.value ** 3))), "½ (1 + tanh u)")]]); },
     dx: (at, { name }, [t, f]) => at.of("dx = dy ∘ (½ (1 + τ) + ½ x (1 − τ²) u′)", [[at.n(`dy:${name}`, t, f), at.n(`a:${name}.slope`, t, f)]]),
+  },
+  relu_squared: {
+    y: (at, { name }, [t, f]) => at.of("y = u², u = max(x, 0)", [[at.n(`a:${name}.u`, t, f), at.n(`a:${name}.u`, t, f)]]),
+    dx: (at, { name }, [t, f]) => at.of("dx = dy ∘ 2 u, u = max(x, 0)", [[at.n(`dy:${name}`, t, f), at.c(2, "2"), at.n(`a:${name}.u`, t, f)]]),
   },
   causal_attention: {
     y: (at, { name }, [t, c]) => {
@@ -222,12 +246,13 @@ function inside(at, layer, part, index) {
   const D = at.width(x), { d_model } = at.session.config, [h, t, s] = index, { H, G, K, group, sharers, turn } = at.heads(), rotary = layer.op === "rotary_attention";
   const mean = (/** @type {string} */ of, /** @type {string} */ formula) =>
     at.sum(formula, at.range(D), (d) => [at.c(1 / D, "1/D"), at.n(of, r, d)]);
+  const given = x.endsWith("qk_norm") ? "qkv, normed" : "qkv";
   // A channel of qkv: queries first, then keys, then values.
   const channel = (/** @type {number} */ which, /** @type {number} */ i) => (which === 0 ? 0 : rotary ? (H + (which - 1) * G) * K : which * d_model) + h * K + i;
   const piece = (/** @type {number} */ which, /** @type {string} */ words) => {
-    if (!rotary || which === 2) return at.of("one head's piece of qkv", [[at.n(x, t, channel(which, s))]], words);
+    if (!rotary || which === 2) return at.of(`one head's piece of ${given}`, [[at.n(x, t, channel(which, s))]], words);
     const first = s < K / 2, { cos, sin } = turn(t, s);
-    return at.of(`one head's piece of qkv, turned: ${first ? "a cos − b sin" : "b cos + a sin"}`, [
+    return at.of(`one head's piece of ${given}, turned: ${first ? "a cos − b sin" : "b cos + a sin"}`, [
       [at.n(x, t, channel(which, s)), at.c(cos, "cos")], [...(first ? [at.c(-1, "−1")] : []), at.n(x, t, channel(which, first ? s + K / 2 : s - K / 2)), at.c(sin, "sin")]],
     `${words} Turned by an angle that grows with the position.`);
   };
@@ -240,7 +265,7 @@ function inside(at, layer, part, index) {
     mean: () => mean(x, "mean x = 1/D Σ x"),
     variance: () => at.of("var x = 1/D Σ (x − mean x)²", at.range(D).map((d) => { const v = at.n(x, r, d).value - at.n(a("mean"), r, 0).value; return [at.c(1 / D, "1/D"), { ...at.n(x, r, d), value: v * v, label: "(x − mean)²" }]; })),
     rstd: () => ({ formula: "rstd = (var x + ε)^−½", products: [], inputs: [{ ...at.n(a("variance"), r, 0), label: "var x" }, at.c(1e-5, "ε")] }),
-    dx_hat: () => at.of("dx̂ = dy ∘ w", [[at.n(`dy:${name}`, ...index), at.n(`w:${parameters[0]}`, index[1])]]),
+    dx_hat: () => parameters[0] ? at.of("dx̂ = dy ∘ w", [[at.n(`dy:${name}`, ...index), at.n(`w:${parameters[0]}`, index[1])]]) : at.of("dx̂ = dy", [[at.n(`dy:${name}`, ...index)]], "This norm has no gain."),
     mean_dx_hat: () => mean(a("dx_hat"), "mean dx̂ = 1/D Σ dx̂"),
     product: () => at.of("dx̂ ∘ x̂", [[at.n(a("dx_hat"), ...index), at.n(a("x_hat"), ...index)]]),
     mean_product: () => mean(a("product"), "mean(dx̂ ∘ x̂) = 1/D Σ dx̂ ∘ x̂"),
@@ -264,7 +289,22 @@ function inside(at, layer, part, index) {
     probabilities: () => ({ formula: "softmax z = exp(z − log Σ_v exp z_v)", products: [], inputs: [{ ...at.n(x, ...index), label: "z" }, { ...at.n(a("lse"), r, 0), label: "log Σ exp z" }] }),
     losses: () => at.session.labels[r] < 0 ? at.of("0", [[at.c(0, "0")]], "No label, no loss.")
       : at.of("log Σ_v exp z_v − z_label", [[at.n(a("lse"), r, 0)], [at.c(-1, "−1"), at.n(x, r, at.session.labels[r])]]),
+    u: () => ({ formula: "u = max(x, 0)", products: [], inputs: [{ ...at.n(x, ...index), label: "x" }], words: "What is negative is cut off." }),
     as_embedding: () => looked_up(at, index),
   };
-  return made[part]?.() ?? null;
+  return (layer.op === "qk_norm" ? inside_qk_norm(at, layer, index)[part] : made[part])?.() ?? null;
+}
+
+/** Of the norm of queries and keys; its own numbers have one column for each of the (H + G) heads.
+ * @param {Asked} at @param {Layer} layer @param {number[]} index @returns {Record<string, () => Explanation>} */
+function inside_qk_norm(at, { name, x }, [t, c]) {
+  const { K } = at.heads(), a = (/** @type {string} */ other) => `a:${name}.${other}`, own = at.range(K).map((i) => c * K + i), h = Math.floor(c / K);
+  return {
+    mean_square: () => at.of("mean x² = 1/K Σ x²", own.map((i) => [at.c(1 / K, "1/K"), at.n(x, t, i), at.n(x, t, i)])),
+    r: () => ({ formula: "r = (mean x² + ε)^−½", products: [], inputs: [{ ...at.n(a("mean_square"), t, c), label: "mean x²" }, at.c(at.session.config.norm_eps, "ε")] }),
+    x_hat: () => at.of("x̂ = x r", [[at.n(x, t, c), at.n(a("r"), t, h)]]),
+    dx_hat: () => at.of("dx̂ = g dy", [[at.gain(), at.n(`dy:${name}`, t, c)]]),
+    product: () => at.of("dx̂ ∘ x̂", [[at.n(a("dx_hat"), t, c), at.n(a("x_hat"), t, c)]]),
+    mean_product: () => at.of("mean(dx̂ ∘ x̂) = 1/K Σ dx̂ ∘ x̂", own.map((i) => [at.c(1 / K, "1/K"), at.n(a("product"), t, i)])),
+  };
 }

@@ -6,8 +6,8 @@ import { Scope } from "./scope.js";
 import { Tensor, add } from "./tensor.js";
 
 /**
- * bias: GPT-2's alone. n_kv_heads, rope_base and norm_eps: Llama's alone.
- * @typedef {{ architecture: "gpt2" | "llama", vocab_size: number, max_seq_len: number, n_blocks: number, n_heads: number,
+ * bias: GPT-2's alone. n_kv_heads, rope_base and norm_eps: of the two others.
+ * @typedef {{ architecture: "gpt2" | "llama" | "modern", vocab_size: number, max_seq_len: number, n_blocks: number, n_heads: number,
  *   d_model: number, d_ffn: number, tie_embeddings: boolean, bias: boolean, n_kv_heads: number | null, rope_base: number,
  *   norm_eps: number }} Config
  */

@@ -1,6 +1,5 @@
 // One number: what made it, factor by factor, and beside a gradient the measured derivative.
 
-import { RESOLUTION } from "./check.js";
 import { axes_of, place_of, symbol_of, title_of } from "./describe.js";
 import { button, h, replace } from "./dom.js";
 import { explain } from "./explain.js";
@@ -49,7 +48,7 @@ function content(app, reference, index, all, more) {
 /** @param {App} app @param {import("./explain.js").Explanation} made @param {number} value @param {boolean} all @param {() => void} more */
 function products(app, made, value, all, more) {
   const sorted = made.products.length > SHOWN ? [...made.products].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)) : made.products;
-  const shown = all ? sorted : sorted.slice(0, SHOWN), rest = sorted.slice(shown.length);
+  const shown = all ? sorted : sorted.slice(0, SHOWN).filter(({ value: product }, i) => sorted.length <= SHOWN || i === 0 || product !== 0), rest = sorted.slice(shown.length);
   const total = made.products.reduce((sum, product) => sum + product.value, 0);
   const rows = shown.map(({ factors, value: product }) => h("tr", {}, h("td", {}, h("div", { class: "factors" }, factors.flatMap((factor, i) => [i ? " × " : null, factor_of(app, factor)]))), h("td", { class: "number" }, factors.length > 1 || made.products.length > 1 ? number(product) : "")));
   const parts = [h("h3", {}, "What made it"), h("pre", { class: "math" }, made.formula), made.words ? h("p", { class: "soft" }, made.words) : null];
@@ -58,7 +57,7 @@ function products(app, made, value, all, more) {
   parts.push(h("table", { class: "products" },
     h("caption", { class: "hidden" }, "products and their sum"),
     h("tbody", {}, rows,
-      rest.length ? h("tr", {}, h("td", {}, button(`+ ${rest.length} smaller ones`, more, { class: "quiet", "data-key": "more" })), h("td", { class: "number" }, number(rest.reduce((sum, product) => sum + product.value, 0)))) : null,
+      rest.length ? h("tr", {}, h("td", {}, button(rest.some(({ value: product }) => product !== 0) ? `+ ${rest.length} smaller ones` : `+ ${rest.length} that ${rest.length === 1 ? "is" : "are"} 0`, more, { class: "quiet", "data-key": "more" })), h("td", { class: "number" }, number(rest.reduce((sum, product) => sum + product.value, 0)))) : null,
       made.products.length > 1 ? h("tr", { class: "total" }, h("th", { scope: "row" }, `sum of ${made.products.length}`), h("td", { class: "number" }, number(total, 6))) : null)));
   const off = Math.abs(total - value) > 1e-3 * Math.max(Math.abs(value), ...made.products.map((product) => Math.abs(product.value)));
   if (off && app.mistake) parts.push(h("p", { class: "bad" }, `By the formula it is ${number(total, 6)}. The planted mistake made ${number(value, 6)} of it.`));
@@ -68,7 +67,7 @@ function products(app, made, value, all, more) {
 /** A number to click on. @param {App} app @param {Factor} factor @param {boolean} [named] */
 function factor_of(app, factor, named = true) {
   const { reference, index, value, label } = factor;
-  if (!reference || !index) return h("span", { class: "factor" }, label === "−1" ? "−1" : [label && label !== String(value) ? h("small", {}, label) : null, number(value)]);
+  if (!reference || !index) return h("span", { class: "factor" }, label === "−1" || label === String(value) ? label : [label ? h("small", {}, label, " ") : null, number(value)]);
   const place = index.length > 2 ? `[${index.join(",")}]` : `[${index.join(",")}]`;
   const name = label || `${symbol_of(reference)}${place}`;
   return h("button", { type: "button", class: "factor", title: `${title_of(reference)}, ${place_of(app, reference, index)}`, "data-key": `${reference}${place}${label}`,
@@ -86,14 +85,20 @@ function measured(app, reference, index) {
   const own = app.session.tensor(of);
   if (!exact || !found || !own) return null;
   const expected = exact.at(...index), size = Math.max(Math.abs(expected), Math.abs(found.value), 1e-12);
-  const difference = Math.abs(expected - found.value), error = difference / size, tiny = size < RESOLUTION;
-  const ok = error < 1e-5 || difference < RESOLUTION;
+  const difference = Math.abs(expected - found.value), error = difference / size, tiny = size < found.doubt;
+  const ok = error < 1e-5 || difference <= found.doubt;
   const row = (/** @type {string} */ name, /** @type {string} */ value) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "number" }, value));
   return h("section", { class: `measured ${ok ? "good" : "bad"}` },
     h("h3", {}, of === reference ? "Is it true?" : "Its gradient"),
     of === reference ? null : h("p", { class: "soft" }, "How fast the loss changes when this number changes."),
     h("table", {}, h("tbody", {}, row("backward, float32", number(own.at(...index), 6)), row("backward, float64", number(expected, 8)), row("finite difference", number(found.value, 8)))),
-    h("p", {}, h("b", {}, tiny ? "✓ both are zero, as far as can be measured" : ok ? `✓ equal within ${number(error, 1)} of its size` : `✗ off by ${number(error * 100, 3)}%`), h("span", { class: "soft" }, ` The model ran four times in float64 with this number moved by ±${number(found.h, 2)} and ±${number(2 * found.h, 2)}. In float32, rounding would hide the agreement.`)));
+    h("p", {}, h("b", {}, tiny ? "✓ both are zero, as far as can be measured" : ok ? `✓ equal within ${number(error, 1)} of its size${error < 1e-5 ? "" : ", as far as can be measured here"}` : `✗ off by ${number(error * 100, 3)}%`), h("span", { class: "soft" }, ` The model ran four times in float64 with this number moved by ±${number(found.h, 2)} and ±${number(2 * found.h, 2)}. In float32, rounding would hide the agreement.${corner_words(found)}`)));
+}
+
+/** What a corner of the units' curve had to do with it. @param {import("./differences.js").Difference} found */
+function corner_words({ corner, doubt }) {
+  if (corner === "near") return " With larger steps a unit’s input would go across 0, where the slope of its curve has a corner, and a difference across a corner measures neither side.";
+  return corner === "across" ? ` Even with these steps a unit’s input goes across 0, where the slope of its curve has a corner: what is measured may be off by ${number(doubt, 1)}.` : "";
 }
 
 /** The numbers around it. @param {App} app @param {string} reference @param {number[]} index */

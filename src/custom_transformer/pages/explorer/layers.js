@@ -17,13 +17,13 @@ import { architecture_of } from "./architecture.js";
 
 /** @param {Config} config @returns {Layer[]} */
 export function layers_of(config) {
-  const { n_blocks: n, bias } = config, { norm, attention, widens, units, positions } = architecture_of(config);
+  const { n_blocks: n, bias } = config, { norm, gains, qk_norm, attention, widens, units, positions } = architecture_of(config);
   const embedded = positions ? "position_embedding" : "token_embedding";
   /** @type {Layer[]} */
   const layers = [];
   /** @param {string} name @param {string} op @param {string} x @param {string[]} dy @param {object} [more] */
   const layer = (name, op, x, dy, more = {}) => {
-    const weighted = op === "linear" || op === norm;
+    const weighted = op === "linear" || (op === norm && gains);
     const parameters = weighted ? [`${name}.weight`, ...(bias ? [`${name}.bias`] : [])] : [];
     const block = name.startsWith("blocks.") ? Number(name.split(".")[1]) : null;
     layers.push({ name, op, block, x, dy, parameters, ...more });
@@ -36,8 +36,9 @@ export function layers_of(config) {
   for (let i = 0; i < n; i++) {
     const b = `blocks.${i}`, below = i === 0 ? `y:${embedded}` : `y:blocks.${i - 1}.residual_2`;
     layer(`${b}.norm_1`, norm, below, [`dx:${b}.qkv`]);
-    layer(`${b}.qkv`, "linear", `y:${b}.norm_1`, [`dx:${b}.attention`]);
-    layer(`${b}.attention`, attention.name, `y:${b}.qkv`, [`dx:${b}.projection`]);
+    layer(`${b}.qkv`, "linear", `y:${b}.norm_1`, [`dx:${b}.${qk_norm ? "qk_norm" : "attention"}`]);
+    if (qk_norm) layer(`${b}.qk_norm`, "qk_norm", `y:${b}.qkv`, [`dx:${b}.attention`]);
+    layer(`${b}.attention`, attention.name, `y:${b}.${qk_norm ? "qk_norm" : "qkv"}`, [`dx:${b}.projection`]);
     layer(`${b}.projection`, "linear", `y:${b}.attention`, [`dy:${b}.residual_1`]);
     layer(`${b}.residual_1`, "residual", `y:${b}.projection`, [`dy:${b}.residual_2`, `dx:${b}.norm_2`], { before: below });
     layer(`${b}.norm_2`, norm, `y:${b}.residual_1`, [`dx:${b}.${widens}`]);

@@ -141,14 +141,14 @@ function changes(app, before) {
       moved += (p.data[i] - old[i]) ** 2;
       size += old[i] ** 2;
     }
-    return { name, moved: Math.sqrt(moved), relative: Math.sqrt(moved / (size || 1)) };
+    return { name, moved: Math.sqrt(moved), relative: size ? Math.sqrt(moved / size) : NaN }; // some matrices are 0 before training
   });
-  const largest = Math.max(...rows.map(({ relative }) => relative), 1e-12);
+  const largest = Math.max(...rows.map(({ relative }) => relative || 0), 1e-12);
   return h("section", {}, h("h3", {}, "What changed in the last press"), h("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "change of each tensor" }, h("table", { class: "changes" },
     h("thead", {}, h("tr", {}, ["parameter", "‖change‖", "", "of its size"].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
     h("tbody", {}, rows.map(({ name, moved, relative }) => {
       const bar = h("span", { class: "fill" });
-      bar.style.setProperty("width", `${(100 * relative) / largest}%`);
-      return h("tr", {}, h("th", { scope: "row" }, h("code", {}, name)), h("td", { class: "number" }, number(moved, 3)), h("td", { class: "bar-cell" }, h("span", { class: "bar", "aria-hidden": "true" }, bar)), h("td", { class: "number" }, `${number(100 * relative, 2)}%`));
+      bar.style.setProperty("width", `${(100 * (relative || 0)) / largest}%`);
+      return h("tr", {}, h("th", { scope: "row" }, h("code", {}, name)), h("td", { class: "number" }, number(moved, 3)), h("td", { class: "bar-cell" }, h("span", { class: "bar", "aria-hidden": "true" }, bar)), h("td", { class: "number" }, Number.isNaN(relative) ? "it was 0" : `${number(100 * relative, 2)}%`));
     })))));
 }

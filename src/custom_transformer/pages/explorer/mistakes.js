@@ -1,144 +1,29 @@
-// Mistakes that people make in a backward, or in a mask, to be planted: functions that stand in for the right ones.
+// Mistakes that people make in a backward, or in a mask, to be planted.
 
+import { architecture_of } from "./architecture.js";
 import { layers_of } from "./layers.js";
 import { kv_heads } from "./llama.js";
 import {
-  attention_scores, beside, causal_attention, cross_entropy, cross_entropy_backward, dropout, exp_minus, gelu, gelu_tanh,
-  layer_norm, layer_norm_backward, linear, linear_backward, logsumexp, lookup, lookup_backward, merge_heads, positions,
-  positions_backward, rms_norm, rms_norm_backward, rotary_attention, rotate, shared_by_queries, sigmoid, silu,
-  softmax_backward, split_groups, split_heads, split_one, sum_of_sharers, swiglu, swiglu_backward,
+  causal_attention, cross_entropy, cross_entropy_backward, gelu, gelu_tanh, layer_norm, linear, linear_backward, lookup,
+  lookup_backward, positions, positions_backward, qk_norm, qk_norm_forward, relu, relu_squared, rms_norm, rms_norm_backward,
+  rotary_attention, sigmoid, silu, swiglu,
 } from "./ops.js";
-import { Tensor, add, contiguous, map, matmul, transpose_each, zeros } from "./tensor.js";
+import { Tensor, add, contiguous, map, zeros } from "./tensor.js";
+import {
+  attending, attention_backward, branches_only, first_sharer, fixed_size, gate_backward, instead, norm_backward, qk_backward,
+  unit_backward, unmasked_forward,
+} from "./wrong.js";
 
-/** @typedef {import("./ops.js").Op} Op */
 /** @typedef {import("./gpt2.js").Config} Config */
 /** @typedef {import("./model.js").Engine} Engine */
-/** @typedef {import("./model.js").BlockBackward} BlockBackward */
 
 /**
- * op: the operation that has it, or "attention" for those of both architectures.
+ * op: the operation that has it, or "attention" for either kind of attention.
  * possible: which models can have it, where not all that have the operation.
  * seen: whether finite differences can betray it: they compare the backward with the forward as it is.
  * @typedef {{ id: string, title: string, op: string, right: string, planted: string, words: string,
  *   seen: boolean, possible?: (config: Config) => boolean, engine: Engine }} Mistake
  */
-
-/** @param {Op} op @param {Partial<Op>} changes @returns {Engine} */
-function instead(op, changes) {
-  return { equals: new Map([[op, { ...op, ...changes }]]) };
-}
-
-/** The same of both architectures' attention. @param {Partial<Op>} changes @returns {Engine} */
-function attending(changes) {
-  return { equals: new Map([causal_attention, rotary_attention].map((op) => [op, { ...op, ...changes }])) };
-}
-
-/** Layer norm's backward with its two means multiplied by what is given. @param {number} first @param {number} second */
-function norm_backward(first, second) {
-  return (/** @type {Tensor} */ dy, /** @type {any[]} */ saved) => {
-    const [x, weight, , mean, rstd] = saved, D = x.width, dx = zeros(x, x.shape);
-    for (let t = 0; t < x.rows; t++) {
-      let sum = 0, inner = 0;
-      const x_hat = (/** @type {number} */ d) => (x.data[t * D + d] - mean.data[t]) * rstd.data[t];
-      for (let d = 0; d < D; d++) {
-        const dx_hat = dy.data[t * D + d] * weight.data[d];
-        sum += dx_hat;
-        inner += dx_hat * x_hat(d);
-      }
-      for (let d = 0; d < D; d++) {
-        dx.data[t * D + d] = rstd.data[t] * (dy.data[t * D + d] * weight.data[d] - (first * sum) / D - (second * x_hat(d) * inner) / D);
-      }
-    }
-    return [dx, ...layer_norm_backward(dy, saved).slice(1)];
-  };
-}
-
-/** Queries, keys and values of what an attention saved, the latter two as each head uses them; and how gradients of
- * these become the gradient of qkv. @param {any[]} saved */
-function attended(saved) {
-  const [qkv, , n_heads, n_kv_heads, base] = saved;
-  if (saved.length === 5) { // causal attention's
-    const [q, k, v] = split_heads(qkv, n_heads);
-    return { n_heads, q, k, v, back: (/** @type {Tensor} */ dq, /** @type {Tensor} */ dk, /** @type {Tensor} */ dv) => merge_heads(dq, dk, dv) };
-  }
-  const [q, k, v] = split_groups(qkv, n_heads, n_kv_heads, base);
-  return {
-    n_heads, q, k: shared_by_queries(k, q), v: shared_by_queries(v, q),
-    back: (/** @type {Tensor} */ dq, /** @type {Tensor} */ dk, /** @type {Tensor} */ dv, turn = /** @type {1 | -1} */ (-1), sum = sum_of_sharers) =>
-      merge_heads(beside(rotate(dq, 0, base, turn), rotate(sum(dk, n_kv_heads), 0, base, turn), sum(dv, n_kv_heads))),
-  };
-}
-
-/** Attention with parts of it changed.
- * @param {{ mask?: boolean, inner?: boolean, root?: boolean, key?: number, turn?: 1 | -1, sum?: typeof sum_of_sharers }} options */
-function attention_backward({ mask = true, inner = true, root = true, key = 1, turn, sum }) {
-  return (/** @type {Tensor} */ dy, /** @type {any[]} */ saved) => {
-    const { n_heads, q, k, v, back } = attended(saved), dy_heads = split_one(dy, n_heads);
-    const scores = mask ? attention_scores(q, k) : unmasked_scores(q, k);
-    const p = exp_minus(scores, logsumexp(scores)), scale = root ? 1 / Math.sqrt(q.width) : 1;
-    const dp = matmul(dy_heads, transpose_each(v));
-    const ds = inner ? softmax_backward(dp, p, scale) : map(p, (value, i) => value * dp.data[i] * scale);
-    const dk = map(matmul(transpose_each(ds), q), (value) => value * key);
-    return [back(matmul(ds, k), dk, matmul(transpose_each(p), dy_heads), turn, sum)];
-  };
-}
-
-/** @param {Tensor} q @param {Tensor} k */
-function unmasked_scores(q, k) {
-  const root = Math.sqrt(q.width);
-  return map(matmul(q, transpose_each(k)), (s) => s / root);
-}
-
-/** Either attention's; what it is given behind qkv is saved behind lse. @type {Op["forward"]} */
-function unmasked_forward(qkv, ...others) {
-  const saved = [qkv, null, ...others], { q, k, v } = attended(saved), scores = unmasked_scores(q, k), lse = logsumexp(scores);
-  saved[1] = lse;
-  return { y: merge_heads(matmul(exp_minus(scores, lse), v)), saved };
-}
-
-/** The gradient of the first head that shares, for that of all. @param {Tensor} each @param {number} n_kv_heads */
-function first_sharer(each, n_kv_heads) {
-  const [H, T, K] = each.shape, one = zeros(each, [n_kv_heads, T, K]);
-  for (let g = 0; g < n_kv_heads; g++) one.data.set(each.data.subarray((g * H / n_kv_heads) * T * K, ((g * H) / n_kv_heads + 1) * T * K), g * T * K);
-  return one;
-}
-
-/** RMS norm's backward without the path through the size. @param {Tensor} dy @param {any[]} saved */
-function fixed_size(dy, saved) {
-  const [x, weight, r] = saved;
-  return [map(dy, (d, i) => r.data[Math.floor(i / x.width)] * d * weight.data[i % x.width]), ...rms_norm_backward(dy, saved).slice(1)];
-}
-
-/** SwiGLU's backward with another gradient of the gate. @param {(a: number) => number} slope */
-function gate_backward(slope) {
-  return (/** @type {Tensor} */ dy, /** @type {any[]} */ saved) => {
-    const [x] = saved, [dx] = /** @type {Tensor[]} */ (swiglu_backward(dy, saved)), F = dy.width;
-    for (let i = 0; i < dy.data.length; i++) {
-      const gate = i + Math.floor(i / F) * F;
-      dx.data[gate] = dy.data[i] * x.data[gate + F] * slope(x.data[gate]);
-    }
-    return [dx];
-  };
-}
-
-/** The block without the stream's own path. @param {Op} norm @param {string} widens @param {string} units @param {Op} unit
- * @param {Op} attention @returns {BlockBackward} */
-function branches_only(norm, widens, units, unit, attention) {
-  return (dx, at) => {
-    at.watch("dy", `${at.prefix}residual_2`, dx);
-    let dh = at.backward("drop_2", dropout, dx);
-    dh = at.backward("down", linear, dh);
-    dh = at.backward(units, unit, dh);
-    dh = at.backward(widens, linear, dh);
-    dx = at.backward("norm_2", norm, dh);
-    at.watch("dy", `${at.prefix}residual_1`, dx);
-    dh = at.backward("drop_1", dropout, dx);
-    dh = at.backward("projection", linear, dh);
-    dh = at.backward("attention", attention, dh);
-    dh = at.backward("qkv", linear, dh);
-    return at.backward("norm_1", norm, dh);
-  };
-}
 
 /** @type {Mistake[]} */
 export const MISTAKES = [
@@ -164,7 +49,7 @@ export const MISTAKES = [
     engine: instead(rms_norm, { backward: fixed_size }),
   },
   {
-    id: "rms_gain", title: "RMS norm: the gain outside the mean", op: "rms_norm", seen: true,
+    id: "rms_gain", title: "RMS norm: the gain outside the mean", op: "rms_norm", seen: true, possible: (config) => architecture_of(config).gains,
     right: "dx = r * (dx_hat - x_hat * (dx_hat * x_hat).mean())",
     planted: "dx = r * (dx_hat - x_hat * (dy * x_hat).mean())",
     words: "While all gains are 1, as before training, nothing is wrong. It grows with them.",
@@ -187,6 +72,48 @@ export const MISTAKES = [
     planted: "da = dy * b * s * (1 - a * (1 - s))",
     words: "For gates near 0 the two are alike, so training begins well.",
     engine: instead(swiglu, { backward: gate_backward((a) => sigmoid(a) - silu(a) * (1 - sigmoid(a))) }),
+  },
+  {
+    id: "qk_size", title: "QK norm: the path through the size lost", op: "qk_norm", seen: true,
+    right: "dx = r * (dx_hat - x_hat * (dx_hat * x_hat).mean())",
+    planted: "dx = r * dx_hat",
+    words: "How long a query or key is does not count. This gradient asks for other lengths all the same.",
+    engine: instead(qk_norm, { backward: qk_backward((_, d, r, gain) => r * gain * d) }),
+  },
+  {
+    id: "qk_gain", title: "QK norm: the gain forgotten in the backward", op: "qk_norm", seen: true,
+    right: "dx_hat = qk_norm_gain(K) * dy_heads",
+    planted: "dx_hat = dy_heads",
+    words: "Only the direction of these gradients is right: queries and keys get 1/g of theirs. What does not go through them is right.",
+    engine: instead(qk_norm, { backward: qk_backward((right, _d, _r, gain) => right / gain) }),
+  },
+  {
+    id: "qk_values", title: "QK norm: values normed, too", op: "qk_norm", seen: false,
+    right: "x, values = heads.split([n_heads + n_kv_heads, n_kv_heads], 2)",
+    planted: "x, values = heads.split([n_heads + 2 * n_kv_heads, 0], 2)",
+    words: "All shapes fit, and forward and backward agree, so no finite difference betrays it. It is another model: its values have all one size, and cannot say more or less.",
+    engine: instead(qk_norm, { forward: (qkv, n_heads, n_kv_heads, eps) => qk_norm_forward(qkv, n_heads + 2 * n_kv_heads, 0, eps) }),
+  },
+  {
+    id: "relu_slope", title: "Squared ReLU: the slope of ReLU", op: "relu_squared", seen: true,
+    right: "dx = dy * 2 * x.clamp(min=0)",
+    planted: "dx = dy * (x > 0)",
+    words: "ReLU’s slope is 1 wherever x is above 0; that of its square grows with x. Small inputs get too much gradient, large ones too little.",
+    engine: instead(relu_squared, { backward: unit_backward((x) => (x > 0 ? 1 : 0)) }),
+  },
+  {
+    id: "relu_two", title: "Squared ReLU: the factor 2 lost", op: "relu_squared", seen: true,
+    right: "dx = dy * 2 * x.clamp(min=0)",
+    planted: "dx = dy * x.clamp(min=0)",
+    words: "It goes downhill all the same, with half of the gradient in the matrix below the units.",
+    engine: instead(relu_squared, { backward: unit_backward(relu) }),
+  },
+  {
+    id: "relu_cut", title: "Squared ReLU: the cut forgotten in the backward", op: "relu_squared", seen: true,
+    right: "dx = dy * 2 * x.clamp(min=0)",
+    planted: "dx = dy * 2 * x",
+    words: "Negative inputs get a gradient, though the forward has cut them off and nothing depends on them.",
+    engine: instead(relu_squared, { backward: unit_backward((x) => 2 * x) }),
   },
   {
     id: "gelu", title: "GELU: half of the product rule", op: "gelu", seen: true,
@@ -236,12 +163,15 @@ export const MISTAKES = [
   },
   {
     id: "residual", title: "Residual: the stream's own path forgotten", op: "residual", seen: true,
-    right: 'dx = dx + at.backward("norm_2", layer_norm, dh)',
-    planted: 'dx = at.backward("norm_2", layer_norm, dh)',
+    right: 'dx = dx + at.backward("norm_2", norm, dh)',
+    planted: 'dx = at.backward("norm_2", norm, dh)',
     words: "x + h hands its gradient to both sides. Without the stream's side, lower layers hear only what branches say.",
     engine: {
       equals: new Map(),
-      block_backward: { gpt2: branches_only(layer_norm, "up", "gelu", gelu, causal_attention), llama: branches_only(rms_norm, "gate_up", "swiglu", swiglu, rotary_attention) },
+      block_backward: {
+        gpt2: branches_only(layer_norm, "up", gelu, causal_attention), llama: branches_only(rms_norm, "gate_up", swiglu, rotary_attention),
+        modern: branches_only(rms_norm, "up", relu_squared, rotary_attention, true),
+      },
     },
   },
   {

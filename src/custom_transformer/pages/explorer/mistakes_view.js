@@ -15,6 +15,12 @@ import { copy } from "./weights.js";
 
 const UPDATES = 60;
 
+/** What another test finds of a mistake that finite differences cannot betray. @type {Record<string, (app: App) => string>} */
+const OTHER_TESTS = {
+  mask: (app) => `Another test finds it: the first token’s logits must not depend on the last token. They do${leak(app) > 1e-6 ? `, by ${number(leak(app), 3)}` : " not on this text"}.`,
+  qk_values: (app) => `Another test finds it: the logits beside those of another program that has the same weights. They differ by up to ${number(distance(app), 3)}.`,
+};
+
 /** @param {App} app */
 export function mistakes(app) {
   const panel = h("div", { class: "mistakes" });
@@ -79,9 +85,9 @@ export function mistakes(app) {
     const wrong = checked.filter(({ error }) => !(error < TOLERANCE));
     const line = unfinished ? `${checked.length} of ${app.session.parameters.size} checked …`
       : wrong.length ? `✗ ${wrong.length} of ${checked.length} gradients are off.`
-        : app.mistake ? (app.mistake.seen ? "✓ All agree on this text: it does not show the mistake. Try another text." : "✓ All agree: finite differences compare a backward with its own forward, and here both have the mistake.") : `✓ All ${checked.length} gradients agree.`;
-    const causal = app.mistake?.id === "mask" && !unfinished ? h("p", {}, `Another test finds it: the first token’s logits must not depend on the last token. They do${leak(app) > 1e-6 ? `, by ${number(leak(app), 3)}` : " not on this text"}.`) : null;
-    return h("section", {}, h("h3", {}, "What finite differences say"), h("p", { role: "status", class: wrong.length ? "bad" : "good" }, h("b", {}, line)), causal,
+        : app.mistake ? (app.mistake.seen ? "✓ All agree: this text and these weights do not show the mistake. Try another text, or a later checkpoint." : "✓ All agree: finite differences compare a backward with its own forward, and here both have the mistake.") : `✓ All ${checked.length} gradients agree.`;
+    const other = app.mistake && !app.mistake.seen && !unfinished ? h("p", {}, OTHER_TESTS[app.mistake.id](app)) : null;
+    return h("section", {}, h("h3", {}, "What finite differences say"), h("p", { role: "status", class: wrong.length ? "bad" : "good" }, h("b", {}, line)), other,
       h("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "each parameter’s check" }, h("table", { class: "checks" },
         h("thead", {}, h("tr", {}, ["parameter", "one number: backward", "measured", "largest deviation, relative", ""].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
         h("tbody", {}, checked.map(({ name, error, backward, measured, index }) => h("tr", { class: error < TOLERANCE ? "" : "off" }, h("th", { scope: "row" }, h("code", {}, name)),
@@ -104,19 +110,30 @@ function verdict({ right, wrong }) {
   return `${words} After ${UPDATES} updates of the checkpoint by SGD with a learning rate of 0.1: ${number(a, 3)} without, ${number(b, 3)} with the mistake.`;
 }
 
+/** The logits of a text. @param {App} app @param {Int32Array} ids @param {import("./model.js").Engine} [engine] */
+function logits_of(app, ids, engine = app.session.engine) {
+  const { config, parameters, labels } = app.session;
+  /** @type {import("./tensor.js").Numbers} */
+  let logits = new Float32Array();
+  new Pass(config, parameters, engine, (kind, name, tensor) => { if (kind === "y" && name === "head") logits = tensor.data; }).loss(ids, labels);
+  return logits;
+}
+
+/** The largest difference. @param {import("./tensor.js").Numbers} a @param {import("./tensor.js").Numbers} b */
+function most(a, b) {
+  let largest = 0;
+  for (let i = 0; i < a.length; i++) largest = Math.max(largest, Math.abs(a[i] - b[i]));
+  return largest;
+}
+
 /** How far the first token's logits move when the last token changes. @param {App} app */
 function leak(app) {
-  const { config, parameters, engine, ids, labels } = app.session;
-  const first = (/** @type {Int32Array} */ text) => {
-    /** @type {import("./tensor.js").Tensor | null} */
-    let logits = null;
-    new Pass(config, parameters, engine, (kind, name, tensor) => { if (kind === "y" && name === "head") logits = tensor; }).loss(text, labels);
-    return /** @type {import("./tensor.js").Tensor} */ (/** @type {unknown} */ (logits)).data.slice(0, config.vocab_size);
-  };
-  const other = ids.slice();
+  const { config, ids } = app.session, other = ids.slice();
   other[ids.length - 1] = (other[ids.length - 1] + 1) % config.vocab_size;
-  const a = first(ids), b = first(other);
-  let most = 0;
-  for (let v = 0; v < a.length; v++) most = Math.max(most, Math.abs(a[v] - b[v]));
-  return most;
+  return most(logits_of(app, ids).slice(0, config.vocab_size), logits_of(app, other).slice(0, config.vocab_size));
+}
+
+/** How far the mistake moves the logits. @param {App} app */
+function distance(app) {
+  return most(logits_of(app, app.session.ids), logits_of(app, app.session.ids, READABLE));
 }

@@ -6,7 +6,7 @@ import { end_of_scale, heatmap } from "./heatmap.js";
 import { has } from "./mistakes.js";
 import { Tensor } from "./tensor.js";
 import { prose } from "./terms.js";
-import { OPERATIONS, PURPOSES } from "./words.js";
+import { PURPOSES, words_of } from "./words.js";
 
 /** @typedef {import("./app.js").App} App */
 /** @typedef {import("./layers.js").Layer} Layer */
@@ -25,7 +25,7 @@ export function operation(app) {
 
 /** @param {App} app @param {Layer} layer */
 function heading(app, layer) {
-  const words = OPERATIONS[layer.op], short = layer.name.split(".").at(-1) ?? "";
+  const words = words_of(layer), short = layer.name.split(".").at(-1) ?? "";
   const at = app.session.layers.indexOf(layer), neighbours = app.session.layers;
   const way = (/** @type {"forward" | "backward"} */ direction, /** @type {string} */ text) =>
     button(text, () => { if (direction === "forward") app.stop_backward(); app.look_at(layer.name, direction); }, { "aria-pressed": app.direction === direction, disabled: direction === "backward" && app.session.ids.length < 2 });
@@ -39,7 +39,7 @@ function heading(app, layer) {
 
 /** @param {App} app @param {Layer} layer @param {boolean} backward */
 function formula(app, layer, backward) {
-  const words = OPERATIONS[layer.op];
+  const words = words_of(layer);
   if (layer.op === "residual") {
     const [line] = backward ? [`dx = dx + dh`] : ["x = x + h"];
     return h("div", { class: "formula" }, h("pre", {}, line), h("p", { class: "place" }, `src/custom_transformer/maths/${app.session.config.architecture}.py, block_forward and block_backward. Derivation: `, chapter(words.chapter)));
@@ -92,10 +92,11 @@ function forward_maps(app, layer) {
   const input = op === "lookup" ? ids(app) : heatmap(app, x, { title: op === "residual" ? "from the branch, h" : "comes in, x", words: from(x) });
   const weights = layer.parameters.filter((parameter) => op !== "lookup" || parameter).map((parameter) => heatmap(app, `w:${parameter}`, { title: `parameter ${short(parameter)}` }));
   const attention = op.endsWith("attention"), inner = attention ? [heads(app, layer, "P", "attention P of each head", "Rows are queries, columns keys; each row adds up to 1. Grey is the masked future.")]
-    : op === "cross_entropy" ? [heatmap(app, "a:loss.probabilities", { title: "softmax: probabilities" }), heatmap(app, "a:loss.losses", { title: "loss of each token" })] : [];
+    : op === "qk_norm" ? [heatmap(app, `a:${name}.r`, { title: "r of each query and key", words: "A column for each head’s query, then one for each head’s key." })]
+      : op === "cross_entropy" ? [heatmap(app, "a:loss.probabilities", { title: "softmax: probabilities" }), heatmap(app, "a:loss.losses", { title: "loss of each token" })] : [];
   if (op === "residual") return [sum(app, [[layer.before ?? "", "the stream, x"], [x, "the branch, h"]], y, "x + h")];
   if (op === "cross_entropy") return [heatmap(app, x, { title: "logits come in" }), ...inner];
-  return [h("h3", {}, "Values"), input, ...(attention ? inner : weights), heatmap(app, y, { title: "goes out, y" })];
+  return [h("h3", {}, "Values"), input, ...weights, ...inner, heatmap(app, y, { title: "goes out, y" })];
 }
 
 /** @param {App} app */
@@ -111,6 +112,7 @@ function backward_maps(app, layer) {
     : dy.length > 1 && op !== "residual" ? sum(app, dy.map((other) => [other, origin(other)]), `dy:${name}`, "comes in, dy")
       : heatmap(app, `dy:${name}`, { title: "gradient comes in, dy", words: "of this operation’s result" });
   const parts = [h("h3", {}, "Gradients"), ...(op === "residual" && dy.length > 1 ? [sum(app, dy.map((other) => [other, origin(other)]), `dy:${name}`, "their sum")] : [incoming])];
+  parts.push(silent(app, layer));
   if (op.endsWith("attention")) {
     parts.push(heads(app, layer, "dP", "dP of each head", "Would the loss grow if a token took over more of another?"),
       heads(app, layer, "dS", "dS of each head", "The same for the scores, through the softmax: each row adds up to 0."));
@@ -127,6 +129,15 @@ function backward_maps(app, layer) {
   else parts.push(...layer.parameters.map((parameter) => heatmap(app, `dw:${parameter}`, { title: `gradient of ${short(parameter)}` })));
   parts.push(saved(app, layer));
   return parts.filter(Boolean);
+}
+
+/** Why a gradient is 0 throughout, where it is: above it stands a matrix that is 0, as some are before training.
+ * @param {App} app @param {Layer} layer */
+function silent(app, layer) {
+  const { session } = app, zero = (/** @type {string} */ reference) => session.tensor(reference)?.data.every((v) => v === 0) ?? false;
+  if (!zero(`dy:${layer.name}`)) return null;
+  const above = session.layers.slice(session.layers.indexOf(layer) + 1).find(({ block, parameters }) => block === layer.block && parameters.some((parameter) => zero(`w:${parameter}`)));
+  return above ? h("p", { class: "silent" }, h("b", {}, "This gradient is 0: "), "it came through ", h("code", {}, above.name), ", whose weights begin as 0, and through which nothing comes back yet. That matrix has a gradient and learns first; after an update of it this one is no longer 0.") : null;
 }
 
 /** Where a branch left the stream, its gradient joins the stream's again. @param {App} app @param {Layer} layer */
@@ -168,7 +179,7 @@ function short(parameter) {
 
 /** What the forward saved for this backward, and when it is freed. @param {App} app @param {Layer} layer */
 function saved(app, layer) {
-  const own = app.session.saved.get(layer.name), names = OPERATIONS[layer.op].saved;
+  const own = app.session.saved.get(layer.name), names = words_of(layer).saved;
   const at = app.steps.indexOf(layer), gone = app.step >= at;
   if (layer.op === "residual") return h("p", { class: "saved" }, h("b", {}, "Saved by the forward: "), "nothing. A sum’s gradient needs no number of the forward.");
   const parameters = new Set([...app.session.parameters.values()].map((p) => p.data));

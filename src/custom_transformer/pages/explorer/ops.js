@@ -115,14 +115,15 @@ export function layer_norm_backward(dy, saved) {
 
 // ------------------------------------------------------------------------------------------------- rms norm
 
-/** y = w ∘ x̂, x̂ = x r, r = (mean x² + ε)^−½ @param {Tensor} x @param {Tensor} weight @param {number} eps @returns {Result} */
+/** y = w ∘ x̂, x̂ = x r, r = (mean x² + ε)^−½; weight null: y = x̂
+ * @param {Tensor} x @param {Tensor | null} weight @param {number} eps @returns {Result} */
 export function rms_norm_forward(x, weight, eps) {
   const D = x.width, y = zeros(x, x.shape), r = zeros(x, [x.rows, 1]);
   for (let t = 0; t < x.rows; t++) {
     let squares = 0;
     for (let i = t * D; i < (t + 1) * D; i++) squares += x.data[i] * x.data[i];
     const scale = 1 / Math.sqrt(squares / D + eps);
-    for (let d = 0; d < D; d++) y.data[t * D + d] = x.data[t * D + d] * scale * weight.data[d];
+    for (let d = 0; d < D; d++) y.data[t * D + d] = x.data[t * D + d] * scale * (weight ? weight.data[d] : 1);
     r.data[t] = scale;
   }
   return { y, saved: [x, weight, r] };
@@ -131,18 +132,65 @@ export function rms_norm_forward(x, weight, eps) {
 /** dx = r (dx̂ − x̂ mean(dx̂ ∘ x̂)), dx̂ = dy ∘ w; dw = Σ_rows dy ∘ x̂ @param {Tensor} dy @param {Saved} saved @returns {Gradients} */
 export function rms_norm_backward(dy, saved) {
   const [x, weight, r] = saved, D = x.width;
-  const dx = zeros(x, x.shape), dweight = new Float64Array(D);
+  const dx = zeros(x, x.shape), dx_hat = new Float64Array(D), dweight = new Float64Array(D);
   for (let t = 0; t < x.rows; t++) {
     const row = t * D, scale = r.data[t];
     let inner = 0;
     for (let d = 0; d < D; d++) {
       const x_hat = x.data[row + d] * scale;
-      inner += dy.data[row + d] * weight.data[d] * x_hat;
+      dx_hat[d] = dy.data[row + d] * (weight ? weight.data[d] : 1);
+      inner += dx_hat[d] * x_hat;
       dweight[d] += dy.data[row + d] * x_hat;
     }
-    for (let d = 0; d < D; d++) dx.data[row + d] = scale * (dy.data[row + d] * weight.data[d] - x.data[row + d] * scale * (inner / D));
+    for (let d = 0; d < D; d++) dx.data[row + d] = scale * (dx_hat[d] - x.data[row + d] * scale * (inner / D));
   }
-  return [dx, map(weight, (_, d) => dweight[d])];
+  return [dx, weight && map(weight, (_, d) => dweight[d])];
+}
+
+// -------------------------------------------------------------------------------------------------- qk norm
+
+const QK_LARGEST = 10; // the largest score that a query and a key can have
+
+/** g = √(10 / √K), since a query and a key of root mean square g have at most the score K g² / √K
+ * @param {number} head_size */
+export function qk_norm_gain(head_size) {
+  return Math.sqrt(QK_LARGEST / Math.sqrt(head_size));
+}
+
+/**
+ * y = g x̂ of each query and key, x̂ = x r, r = (mean x² + ε)^−½ over a head's K numbers; values stay as they are
+ * @param {Tensor} qkv (T, (H + 2·G)·K) @param {number} n_heads @param {number} n_kv_heads @param {number} eps @returns {Result}
+ */
+export function qk_norm_forward(qkv, n_heads, n_kv_heads, eps) {
+  const normed = n_heads + n_kv_heads, K = qkv.width / (normed + n_kv_heads), gain = qk_norm_gain(K);
+  const y = copied(qkv), r = zeros(qkv, [qkv.rows, normed, 1]);
+  for (let t = 0; t < qkv.rows; t++) {
+    for (let h = 0; h < normed; h++) {
+      const first = t * qkv.width + h * K;
+      let squares = 0;
+      for (let i = first; i < first + K; i++) squares += qkv.data[i] * qkv.data[i];
+      const scale = 1 / Math.sqrt(squares / K + eps);
+      for (let i = first; i < first + K; i++) y.data[i] = gain * qkv.data[i] * scale;
+      r.data[t * normed + h] = scale;
+    }
+  }
+  return { y, saved: [qkv, r, n_kv_heads] };
+}
+
+/** dx = r (dx̂ − x̂ mean(dx̂ ∘ x̂)), dx̂ = g dy: as in rms_norm_backward, with one w for all: g
+ * @param {Tensor} dy @param {Saved} saved @returns {Gradients} */
+export function qk_norm_backward(dy, saved) {
+  const [qkv, r, n_kv_heads] = saved, normed = r.shape[1], K = qkv.width / (normed + n_kv_heads), gain = qk_norm_gain(K);
+  const dx = copied(dy);
+  for (let t = 0; t < qkv.rows; t++) {
+    for (let h = 0; h < normed; h++) {
+      const first = t * qkv.width + h * K, scale = r.data[t * normed + h];
+      let inner = 0;
+      for (let i = first; i < first + K; i++) inner += gain * dy.data[i] * qkv.data[i] * scale;
+      for (let i = first; i < first + K; i++) dx.data[i] = scale * (gain * dy.data[i] - qkv.data[i] * scale * (inner / K));
+    }
+  }
+  return [dx];
 }
 
 // ----------------------------------------------------------------------------------------------------- gelu
@@ -209,6 +257,24 @@ export function silu(a) {
 export function silu_slope(a) {
   const s = sigmoid(a);
   return s * (1 + a * (1 - s));
+}
+
+// --------------------------------------------------------------------------------------------- squared relu
+
+/** y = max(x, 0)² @param {Tensor} x @returns {Result} */
+export function relu_squared_forward(x) {
+  return { y: map(x, (v) => relu(v) ** 2), saved: [x] };
+}
+
+/** dx = dy ∘ 2 max(x, 0) @param {Tensor} dy @param {Saved} saved @returns {Gradients} */
+export function relu_squared_backward(dy, saved) {
+  const x = saved[0].data;
+  return [map(dy, (d, i) => d * 2 * relu(x[i]))];
+}
+
+/** max(x, 0) @param {number} x */
+export function relu(x) {
+  return Math.max(x, 0);
 }
 
 // -------------------------------------------------------------------------------------------------- dropout
@@ -483,7 +549,11 @@ export const layer_norm = { name: "layer_norm", forward: layer_norm_forward, bac
 /** @type {Op} */
 export const rms_norm = { name: "rms_norm", forward: rms_norm_forward, backward: rms_norm_backward, parameters: ["weight"] };
 /** @type {Op} */
+export const qk_norm = { name: "qk_norm", forward: qk_norm_forward, backward: qk_norm_backward, parameters: [] };
+/** @type {Op} */
 export const swiglu = { name: "swiglu", forward: swiglu_forward, backward: swiglu_backward, parameters: [] };
+/** @type {Op} */
+export const relu_squared = { name: "relu_squared", forward: relu_squared_forward, backward: relu_squared_backward, parameters: [] };
 /** @type {Op} */
 export const rotary_attention = { name: "rotary_attention", forward: rotary_attention_forward, backward: rotary_attention_backward, parameters: [] };
 /** @type {Op} */

@@ -2,14 +2,16 @@
 
 import { architecture_of } from "./architecture.js";
 import { derived } from "./derived.js";
+import { derivative_at_0 } from "./differences.js";
 import { layers_of } from "./layers.js";
-import { Pass, READABLE } from "./model.js";
+import { Pass, READABLE, nobody } from "./model.js";
 import { IGNORE_INDEX, attention_scores, exp_minus, logsumexp, merge_heads, shared_by_queries } from "./ops.js";
 import { Tensor, matmul } from "./tensor.js";
 import { in_float64 } from "./weights.js";
 
 /** @typedef {import("./gpt2.js").Config} Config */
 /** @typedef {import("./scope.js").Tensors} Tensors */
+/** @typedef {import("./differences.js").Difference} Difference */
 /** @typedef {import("./model.js").Engine} Engine */
 /** @typedef {{ size: number, names: string[] }} SavedBytes */
 
@@ -35,7 +37,7 @@ export class Session {
     this.milliseconds = { forward: 0, backward: 0 };
     /** @type {Session | null} */
     this.wide = null;
-    /** @type {Map<string, { value: number, h: number }>} measured for the last forward */
+    /** @type {Map<string, Difference>} measured for the last forward */
     this.differences = new Map();
     this.has_backward = false;
     /** @type {Tensors} */
@@ -99,19 +101,16 @@ export class Session {
   }
 
   /**
-   * The derivative of the loss by one number, measured: the model runs four times in float64 with that number moved by
-   * ±h and ±2h. A five-point stencil's error is h⁴/30 · L⁽⁵⁾.
+   * The derivative of the loss by one number, measured in float64.
    * @param {string} reference of a value, or of a gradient: then the value whose gradient it is is moved
-   * @param {number[]} index @returns {{ value: number, h: number } | null} null for what cannot be moved
+   * @param {number[]} index @returns {Difference | null} null for what cannot be moved
    */
   difference(reference, index) {
     const key = `${reference}[${index}]`, known = this.differences.get(key);
     if (known) return known;
-    const run = movable(this.in_float64(), reference, index);
-    if (!run) return null;
-    const h = 1e-3 * Math.max(0.05, Math.min(1, Math.abs(run.at)));
-    const [a, b, c, d] = [-2, -1, 1, 2].map((steps) => run.loss(steps * h));
-    const found = { value: (a - 8 * b + 8 * c - d) / (12 * h), h };
+    const wide = this.in_float64(), movable = movable_number(wide, reference, index);
+    if (!movable) return null;
+    const found = derivative_at_0(wide, 1e-3 * Math.max(0.05, Math.min(1, Math.abs(movable.at))), movable.run);
     this.differences.set(key, found);
     return found;
   }
@@ -124,73 +123,62 @@ function moved(tensor, index, by) {
   return copy;
 }
 
-/**
- * What stands at a place, and the loss with that number moved.
- * @param {Session} session of float64 @param {string} reference @param {number[]} index
- * @returns {{ at: number, loss: (by: number) => number } | null}
- */
-function movable(session, reference, index) {
-  const { config, engine, ids, labels, parameters } = session;
+/** What stands at a place, and the loss with that number moved.
+ * @typedef {{ at: number, run: (by: number, loss: import("./differences.js").Loss) => number }} Movable */
+
+/** @param {Session} session of float64 @param {string} reference @param {number[]} index @returns {Movable | null} */
+function movable_number(session, reference, index) {
+  const { config, engine, parameters } = session;
   const [kind, part] = (reference === LOOKED_UP ? "dw:lookup" : reference).split(":");
   // Of a table that is not tied, each use is a parameter of its own.
   const own = config.tie_embeddings ? undefined : { head: "head.weight", lookup: "token_embedding" }[part];
   const name = kind === "dw" && own ? own : part;
-  const loss = (/** @type {Tensors} */ p, /** @type {Engine} */ e, /** @type {import("./model.js").Watch} */ watch, /** @type {Config} */ c = config) =>
-    new Pass(c, p, e, watch).loss(ids, labels);
-  const none = () => {};
   if (kind === "w" || (kind === "dw" && name !== "head" && name !== "lookup")) {
     const parameter = /** @type {Tensor} */ (parameters.get(name));
-    return { at: parameter.at(...index), loss: (by) => loss(new Map([...parameters, [name, moved(parameter, index, by)]]), engine, none) };
+    return { at: parameter.at(...index), run: (by, loss) => loss(new Map([...parameters, [name, moved(parameter, index, by)]])) };
   }
   if (kind === "dw") { // one of the two uses of a tied table
     const table = /** @type {Tensor} */ (parameters.get("token_embedding")), untied = { ...config, tie_embeddings: false };
     const [as_table, as_head] = name === "head" ? [0, 1] : [1, 0];
     return {
       at: table.at(...index),
-      loss: (by) => loss(new Map([...parameters,
-        ["token_embedding", moved(table, index, by * as_table)], ["head.weight", moved(table, index, by * as_head)]]), engine, none, untied),
+      run: (by, loss) => loss(new Map([...parameters,
+        ["token_embedding", moved(table, index, by * as_table)], ["head.weight", moved(table, index, by * as_head)]]), engine, nobody, untied),
     };
   }
-  if (kind === "a") return movable_inside(session, name, index, loss);
+  if (kind === "a") return movable_inside(session, name, index);
   const layer = session.layers.find((one) => one.name === name);
   const value = session.tensor(kind === "dx" ? layer?.x ?? "" : `y:${name}`);
   if (!value || value.shape.length !== index.length || name === "loss" && kind !== "dx") return null;
   const where = kind === "dx" ? "x" : "y";
   return {
     at: value.at(...index),
-    loss: (by) => {
-      /** @type {import("./model.js").Watch} */
-      const watch = (seen, place, tensor) => (seen === where && place === name ? moved(tensor, index, by) : undefined);
-      return loss(parameters, engine, watch);
-    },
+    run: (by, loss) => loss(parameters, engine, (seen, place, tensor) => (seen === where && place === name ? moved(tensor, index, by) : undefined)),
   };
 }
 
-/**
- * Attention's scores and probabilities, moved inside the operation.
- * @param {Session} session @param {string} name @param {number[]} index
- * @param {(p: Tensors, e: Engine, watch: import("./model.js").Watch) => number} loss
- */
-function movable_inside(session, name, index, loss) {
+/** Attention's scores and probabilities, moved inside the operation.
+ * @param {Session} session @param {string} name @param {number[]} index @returns {Movable | null} */
+function movable_inside(session, name, index) {
   const part = name.slice(name.lastIndexOf(".") + 1), what = { S: "S", dS: "S", P: "P", dP: "P" }[part];
   const value = session.tensor(`a:${name.slice(0, name.lastIndexOf("."))}.${what}`);
   if (!what || !value || index[2] > index[1]) return null;
   const block = Number(name.split(".")[1]), { attention, heads } = architecture_of(session.config);
   return {
     at: value.at(...index),
-    loss: (/** @type {number} */ by) => {
+    run: (by, loss) => {
       let call = 0;
       /** @type {import("./ops.js").Op} */
-      const op = { ...attention, forward: (qkv, ...others) => {
-        if (call++ !== block) return attention.forward(qkv, ...others);
-        const [q, k, v] = heads(qkv, session.config);
+      const op = { ...attention, forward: (given, ...others) => {
+        if (call++ !== block) return attention.forward(given, ...others);
+        const [q, k, v] = heads(given, session.config);
         let scores = attention_scores(q, shared_by_queries(k, q));
         if (what === "S") scores = moved(scores, index, by);
         let probabilities = exp_minus(scores, logsumexp(scores));
         if (what === "P") probabilities = moved(probabilities, index, by);
         return { y: merge_heads(matmul(probabilities, shared_by_queries(v, q))), saved: [] };
       } };
-      return loss(session.parameters, { ...session.engine, equals: new Map([...session.engine.equals, [attention, op]]) }, () => {});
+      return loss(session.parameters, { ...session.engine, equals: new Map([...session.engine.equals, [attention, op]]) });
     },
   };
 }

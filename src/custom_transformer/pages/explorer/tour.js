@@ -27,6 +27,12 @@ function largest(app, reference) {
   return place(best, tensor?.shape ?? [1, 1]);
 }
 
+/** The place of a row's largest positive number, which the units let pass. @param {App} app @param {string} reference @param {number} row */
+function largest_of_row(app, reference, row) {
+  const { data, width } = /** @type {import("./tensor.js").Tensor} */ (app.session.tensor(reference)), numbers = data.subarray(row * width, (row + 1) * width);
+  return [row, numbers.indexOf(Math.max(...numbers))];
+}
+
 /** @type {Step[]} */
 export const STEPS = [
   { title: "A text becomes tokens", at: ".strip", go: (app) => { app.stop_backward(); app.focus = Math.min(2, app.session.ids.length - 1); app.tab = "predict"; app.render(); },
@@ -37,7 +43,7 @@ export const STEPS = [
     words: "This is the architecture itself, from the tokens at the bottom to the loss at the top. The line at the left is the residual stream; branches read it and add to it. Here you look at attention, where tokens take something over from earlier ones." },
   { title: "Numbers as colours", at: ".operation .map", go: (app) => app.look_at(widens(app), "forward"),
     words: "A heat map shows a tensor: a row for each token, a column for each channel. Blue is negative, orange positive; the scale stands beneath. Point at it and read; click, and the number opens beside it." },
-  { title: "What made a number", at: "#inspector", go: (app) => { app.look_at(widens(app), "forward"); app.inspect(`y:${widens(app)}`, [Math.min(1, app.session.ids.length - 1), 0]); },
+  { title: "What made a number", at: "#inspector", go: (app) => { app.look_at(widens(app), "forward"); app.inspect(`y:${widens(app)}`, largest_of_row(app, `y:${widens(app)}`, Math.min(1, app.session.ids.length - 1))); },
     words: "This number is a sum of products: inputs times weights. Every factor can be clicked, and shows what made it in turn, down to the table of tokens." },
   { title: "The gradient starts at the loss", at: ".operation", go: (app) => { app.trail = []; app.go_to_step(0); },
     words: "Now the backward. Its question for each number: how fast would the loss change? It begins here: probability minus 1 for the right token, probability for all others." },

@@ -8,7 +8,7 @@
  */
 
 /** @type {Record<string, Words>} */
-export const OPERATIONS = {
+const OPERATIONS = {
   lookup: {
     title: "Token embedding", short: "token table", chapter: "embedding", excerpt: "lookup", saved: ["", "table"],
     forward: "Each token is a whole number. It picks its row of the table: a vector of d_model numbers with which the computation begins.",
@@ -53,9 +53,15 @@ export const OPERATIONS = {
   },
   rms_norm: {
     title: "RMS norm", short: "RMS norm", chapter: "rms_norm", excerpt: "rms_norm", saved: ["x", "weight", "r"],
-    forward: "Each token's vector is divided by its size (root mean square), then scaled by learnt numbers. What follows always sees numbers of a like size.",
+    forward: "Each token's vector is divided by its size, the root mean square of its numbers, then scaled by learnt numbers. What follows always sees numbers of a like size.",
     symbols: "x: a row for each token; the mean runs along it. r: 1 / root mean square. ∘: product number by number. w: the learnt gain. ε: a small number, so that nothing is divided by 0.",
     backward: "Moving one input also moves the row's size, so there are two paths back: the direct one, and one through the size.",
+  },
+  qk_norm: {
+    title: "Norm of queries and keys", short: "QK norm", chapter: "qk_norm", excerpt: "qk_norm", saved: ["qkv", "r", ""],
+    forward: "Each query and each key is divided by its own size, the root mean square of its numbers, and multiplied by one fixed number, the gain g. So only their directions count, and no score can grow beyond 10: softmax stays in the range where attention can learn. Values pass as they are.",
+    symbols: "x: the numbers of one query or key; the mean runs along its K numbers. r: 1 / root mean square. ε: a small number, so that nothing is divided by 0. g: √(10 / √K), the same for all; nothing in it is learnt.",
+    backward: "As in RMS norm there are two paths back, the direct one and one through the size. Together they leave only what turns the vector: its length does not count, so no gradient asks for another. The gradients of values pass.",
   },
   swiglu: {
     title: "SwiGLU", short: "SwiGLU", chapter: "swiglu", excerpt: "swiglu", saved: ["x"],
@@ -63,9 +69,15 @@ export const OPERATIONS = {
     symbols: "a: the gate, the first half of the input. b: the other half. σ: the sigmoid, a curve from 0 to 1. ∘: product number by number.",
     backward: "A product has two factors, so there are two gradients: the gate's is the partner times the gate's slope, the partner's is the open gate.",
   },
+  relu_squared: {
+    title: "Squared ReLU", short: "ReLU²", chapter: "relu_squared", excerpt: "relu_squared", saved: ["x"],
+    forward: "A bend in the road: what is negative is cut off, and what is positive is squared (ReLU is the cut alone). Without a bend two matrices in a row would be no more than one.",
+    symbols: "Each number by itself: x becomes y. max(x, 0): x where it is positive, elsewhere 0. ∘: product number by number.",
+    backward: "Each gradient is multiplied by the slope of the curve at its input: 2x where it is positive, 0 where it was cut off. A unit that is cut off at a token learns nothing from it.",
+  },
   rotary_attention: {
     title: "Rotary attention", short: "attention", chapter: "rotary", excerpt: "rotary_attention", saved: ["qkv", "lse", "", "", "", "", ""],
-    forward: "The only place where tokens exchange something, and where order comes in: queries and keys are turned by an angle that grows with the position, so that a score depends on the distance. By softmax the scores become shares, in which each token takes over values. Groups of heads share their key and value.",
+    forward: "The only place where tokens exchange something, and where order comes in: queries and keys are turned by an angle that grows with the position, so that a score depends on the distance. By softmax the scores become shares, in which each token takes over values. Several heads may share one key and one value.",
     symbols: "Q, K, V: turned queries, turned keys and values of one head, a row for each token. P: the shares. S: the scores Q Kᵀ / √K, in which √K is the root of the head's number of channels. ∘: product number by number. Dropout is for training only; here P̃ = P.",
     backward: "As for any attention; then a shared key's and value's gradients are added over the heads that share it, and queries and keys are turned back. The shares are not kept: they are computed again.",
   },
@@ -83,6 +95,17 @@ export const OPERATIONS = {
   },
 };
 
+/** What is different of an RMS norm without a gain. @type {Partial<Words>} */
+const WITHOUT_GAIN = {
+  forward: "Each token's vector is divided by its size, the root mean square of its numbers. What follows always sees numbers of a like size. This norm has no gain, so nothing in it is learnt.",
+  symbols: "x: a row for each token; the mean runs along it. r: 1 / root mean square. ε: a small number, so that nothing is divided by 0. w: a gain, which this norm has not: y = x̂ and dx̂ = dy.",
+};
+
+/** The words for a layer. @param {import("./layers.js").Layer} layer @returns {Words} */
+export function words_of({ op, parameters }) {
+  return op === "rms_norm" && !parameters.length ? { ...OPERATIONS.rms_norm, ...WITHOUT_GAIN } : OPERATIONS[op];
+}
+
 /** What a linear layer is for, by its name in the block. @type {Record<string, string>} */
 export const PURPOSES = {
   norm_1: "Before attention.", norm_2: "Before the feed-forward network.", final_norm: "Before the head.",
@@ -97,7 +120,7 @@ export const TERMS = {
   block: "Attention and a feed-forward network, each with its norm, added to the residual stream. The model is a stack of them.",
   channel: "One of the d_model numbers in the vector of each token.",
   update: "One step of training: every parameter moves a little against its gradient.",
-  "feed-forward network": "Two matrices with a bend between them (GELU or SwiGLU), applied to each token's vector by itself.",
+  "feed-forward network": "Two matrices with a bend between them (GELU, SwiGLU or squared ReLU), applied to each token's vector by itself.",
   "chain rule": "The gradient of a number is the sum, over all that it flows into, of their gradients times how strongly they depend on it.",
   tensor: "Numbers in rows and columns, or in several such tables.",
   token: "A piece of text that the model reads as one unit: a word, a part of one, or a single byte.",
@@ -112,6 +135,9 @@ export const TERMS = {
   attention: "How much each token takes over from itself and from each earlier one.",
   head: "Of attention: one of several that look at the text side by side, each with its own queries, keys and values. Of the model: the last matrix, which gives the logits.",
   query: "What a token asks with: it is compared with the keys of the tokens before it.",
+  gain: "Of a norm: what its result is multiplied with. In most norms one learnt number for each channel.",
+  ReLU: "Rectified linear unit: max(x, 0). It lets positive numbers pass and cuts off negative ones.",
+  "root mean square": "The usual size of some numbers: the root of the mean of their squares.",
   "finite difference": "A derivative that is measured: move one number a little, run the model again, see how the loss has changed.",
   "heat map": "Numbers as colours. Here blue is negative, orange positive, the middle zero.",
   "tied table": "The table of embeddings is also the head's matrix: one parameter, used twice.",
