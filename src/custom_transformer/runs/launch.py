@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from custom_transformer.errors import UserError, shown
-from custom_transformer.runs.processes import AGAIN, LOST, PATIENCE, PROCESSES, started_by_torchrun
+from custom_transformer.runs.processes import AGAIN, LOST, PATIENCE, PROCESSES, STARTED_BY, started_by_torchrun
 from custom_transformer.runs.shards import run_length
 
 
@@ -41,6 +41,7 @@ def launch(module: str, count: int) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ[STARTED_BY] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.disable(logging.CRITICAL)  # the libraries log much and explain less
