@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks.exchanged: one update by several processes; prints what each has sent."""
+"""python -m tests.benchmarks.exchanged: one update by several processes; prints what each has sent, and its spans."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.timeline import Recorder
 from custom_transformer import CustomTransformer, CustomTransformerConfig
 from custom_transformer.maths.optim import AdamW
 from custom_transformer.runs import distributed
@@ -20,8 +21,8 @@ CONFIG = CustomTransformerConfig(vocab_size=301, max_seq_len=16, n_blocks=2, n_h
 BUCKET, PASSES = 2**13, 2  # several buckets of this small model
 
 
-def update(processes: Processes) -> dict[str, int]:
-    """sent: bytes to others in slices; summed: bytes of what is summed over all"""
+def update(processes: Processes) -> dict[str, Any]:
+    """sent: bytes to others in slices; summed: bytes of what is summed over all; spans: of the step"""
     model = CustomTransformer(CONFIG)
     passes = PASSES * processes.count
     shares = Shares(processes, model.parameters, passes)
@@ -41,10 +42,11 @@ def update(processes: Processes) -> dict[str, int]:
         return add_up(numbers)
 
     dist.all_to_all_single, dist.all_reduce = counted_exchange, counted_sum  # type: ignore[assignment]
+    recorder = Recorder(model, optimizer, shares)
     batches = [(tokens, tokens)] * len(shares.shards(passes))
     shared_step(model, optimizer, batches, [CONFIG.max_seq_len] * passes, 1e-3, 1.0, shares)
     dist.all_to_all_single, dist.all_reduce = exchange, add_up
-    return {"sent": sent, "summed": summed}
+    return {"sent": sent, "summed": summed, "spans": recorder.taken()}
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
-"""The predicted exchange is the one that takes place, and the model of its time is sane."""
+"""The predicted exchange is the one that takes place, the model of its time is sane, and a timeline has all of a step."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.predict import CASES, Cluster, Work, bucket_seconds, critical_batch, limits, predicted, useful
+from benchmarks.timeline import Span, save_timeline
 from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.parameters import count
 from custom_transformer.runs import distributed
@@ -42,6 +45,27 @@ def test_the_bytes_are_those_that_processes_really_send(
     assert len(work.owned) > 2
     assert [update["sent"] for update in updates] == work.sent.tolist()
     assert {update["summed"] for update in updates} == {work.summed}
+
+
+@pytest.mark.processes
+def test_a_timeline_has_all_that_a_step_does(
+    updates: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "BUCKET", BUCKET)
+    buckets = len(Work(CONFIG, len(updates), 1, PASSES).owned)
+    of_each = [[Span(*span) for span in update["spans"]] for update in updates]
+    for spans in of_each:
+        kinds = Counter(span.kind for span in spans)
+        backwards = kinds.pop("backward")
+        waits = {"wait": 2}  # for gradients and for parameters
+        assert kinds == {"forward": PASSES, "norm": 1, "update": 1, "gradients": buckets, "parameters": buckets} | waits
+        labels = [span.label for span in spans if span.kind == "backward"]
+        assert labels == [""] * (PASSES - 1) + labels[PASSES - 1 :]  # only the last pass tells of its blocks
+        assert backwards == len(labels)
+        assert [label for label in labels if label] == ["1", "0"]
+        assert all(span.begin <= span.end for span in spans)
+    save_timeline(of_each, "a step", tmp_path / "step.png")
+    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_gradients_held_are_those_of_the_exchange() -> None:
