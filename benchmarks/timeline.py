@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch.distributed as dist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -60,7 +61,7 @@ class Recorder:
         shares.squares = self._noted(shares.squares, "norm")  # type: ignore[method-assign]
         optimizer.update = self._noted(optimizer.update, "update")  # type: ignore[method-assign]
         shares.send_parameters = self._gathered(shares.send_parameters)  # type: ignore[method-assign]
-        shares.processes.exchange = self._exchanged(shares.processes.exchange)  # type: ignore[method-assign]
+        dist.all_to_all_single = self._exchanged(dist.all_to_all_single)
         model.loss_backward = self._backward(model.loss_backward)  # type: ignore[method-assign]
         shares.sums = self._summed(shares.sums)  # type: ignore[method-assign]
 
@@ -93,12 +94,12 @@ class Recorder:
         return gathered
 
     def _exchanged(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def exchanged(*arguments: Any) -> Any:
+        def exchanged(*arguments: Any, **options: Any) -> Any:
             kind: Kind = "parameters" if self._gathering else "gradients"
             begin = time.perf_counter()
-            received, work = function(*arguments)
+            work = function(*arguments, **options)
             self._on_their_way.append(work.get_future().then(lambda _: self._note(kind, begin)))
-            return received, work
+            return work
 
         return exchanged
 

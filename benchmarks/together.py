@@ -32,7 +32,7 @@ from custom_transformer.errors import run_main
 from custom_transformer.fast.choose import NATIVE
 from custom_transformer.fast.memory import keep_freed_memory
 from custom_transformer.maths.optim import AdamW, Optimizer
-from custom_transformer.runs import distributed, processes
+from custom_transformer.runs import processes
 from custom_transformer.runs.distributed import Shares
 from custom_transformer.runs.processes import Processes, joined, started_by_torchrun
 from custom_transformer.runs.step import shared_step
@@ -79,7 +79,7 @@ def measured(workload: Workload, shards: int, steps: int, together: Processes) -
             yield
         waited[-1] += time.perf_counter() - begin
 
-    processes.lost_others = distributed.lost_others = timed
+    processes.lost_others = timed
     *_, step = training(workload, shards, together)
     seconds, busy = [], []
     for _ in range(WARM_UP + steps):

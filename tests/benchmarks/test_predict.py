@@ -1,9 +1,10 @@
-"""The predicted exchange is the one that takes place, the model of its time is sane, and a timeline has all of a step."""
+"""The predicted exchange is the one that takes place, its time is sane, and a timeline has all that a step does."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,9 @@ def test_the_gradients_held_are_those_of_the_exchange() -> None:
     """What one of two processes holds besides the model, up to the last gradient of its four passes."""
 
     class Received(Processes):
-        def exchange(self, sent: torch.Tensor, sent_sizes: list[int], sizes: list[int]) -> tuple[torch.Tensor, Any]:
-            return torch.empty(sum(sizes)), None
+        def exchange(self, sent: torch.Tensor, sent_sizes: list[int], sizes: list[int]) -> Callable[[], torch.Tensor]:
+            received = torch.empty(sum(sizes))
+            return lambda: received
 
     table = architecture_of(CONFIG).parameters(CONFIG)
     parameters = {name: torch.zeros(shape) for name, (shape, _) in table.items()}

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -104,15 +104,21 @@ class Processes:
             dist.all_gather_object(values, value)
         return values
 
-    def exchange(self, sent: Tensor, sent_sizes: list[int], sizes: list[int]) -> tuple[Tensor, Any]:
-        """The parts of `sent` go to the processes in order; returns what they send here, and the work to wait for.
+    def exchange(self, sent: Tensor, sent_sizes: list[int], sizes: list[int]) -> Callable[[], Tensor]:
+        """The parts of `sent` go to the processes in order; returns a function that waits for what they send here.
 
         sent: (Σ sent_sizes,); sizes: of the parts that come from each process.
         """
         received = torch.empty(sum(sizes), dtype=sent.dtype, device=sent.device)
         with lost_others():
             work = dist.all_to_all_single(received, sent, sizes, sent_sizes, async_op=True)
-        return received, work
+
+        def wait() -> Tensor:
+            with lost_others():
+                work.wait()
+            return received
+
+        return wait
 
     def check_same(self, facts: dict[str, str]) -> None:
         """Raises UserError, naming one that differs, unless these facts are the same in all processes."""
