@@ -107,6 +107,12 @@ def test_every_number_is_owned_once_and_sent_as_often_as_it_must_be(processes: i
     assert work.ready[-1] == 1
 
 
+def test_many_processes_own_about_as_many_numbers_each() -> None:
+    """Slices consist of whole blocks, of which a bucket must have more than there are processes."""
+    own = Work(SMALL, 1024, 1, 1).owned.sum(0)
+    assert own.max() < 1.2 * own.mean()
+
+
 @pytest.mark.parametrize("processes", [8, 64, 200])
 def test_a_better_cluster_is_never_slower(processes: int) -> None:
     work, cluster = Work(SMALL, processes, 1, 2), Cluster()

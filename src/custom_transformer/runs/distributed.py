@@ -24,7 +24,7 @@ from custom_transformer.maths.parameters import Tensors
 from custom_transformer.runs.processes import Processes
 from custom_transformer.runs.shards import Sums, add_term, run_length
 
-BUCKET = 2**19  # numbers, at least, that are sent at once
+BUCKET = 2**19  # numbers, at least, that are sent at once by up to 32 processes; more processes send more
 
 
 class Shares:
@@ -47,8 +47,9 @@ class Shares:
         self._whole = self._shapes.keys() if processes.count == 1 else frozenset(whole)
         self._slices: list[dict[str, slice]] = [{} for _ in range(processes.count)]
         self.buckets: list[list[str]] = [[]]
+        at_once = BUCKET * max(1, processes.count / 32)  # so that each process has blocks of each bucket
         for name in reversed([*parameters]):
-            if sum(self._shapes[other].numel() for other in self.buckets[-1]) >= BUCKET:
+            if sum(self._shapes[other].numel() for other in self.buckets[-1]) >= at_once:
                 self.buckets.append([])
             self.buckets[-1].append(name)
         loads = [0] * processes.count  # by whole parameters
