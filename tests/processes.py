@@ -16,10 +16,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from tests.helpers import ROOT
+from torch.distributed import TCPStore
+
+from tests.helpers import PIPELINE_ENVIRONMENT, ROOT
 
 PATIENCE = 1800.0  # seconds for what takes some, however busy the machine: no more than a way out of a test that hangs
+ENVIRONMENT = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.preload"])
 _READERS = ThreadPoolExecutor(64)  # of what each process says: two at a time for each
@@ -58,6 +62,17 @@ class Process:
         assert code is not None, f"{self.pid} still runs after {timeout} s"
         output, errors = (text.result() for text in self._said)
         return subprocess.CompletedProcess([], code, output, errors)
+
+
+class Group(list[Process]):
+    """The same program in `count` processes, with the variables that torchrun would set, and a store as it has one."""
+
+    def __init__(self, count: int, *arguments: object, env: Mapping[str, str] = ENVIRONMENT, **options: Any):
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": str(count)}
+        of_torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        shared = {**env, **address, **of_torchrun}
+        super().__init__(Process(*arguments, env=shared | {"RANK": str(rank)}, **options) for rank in range(count))
 
 
 def run(

@@ -16,30 +16,16 @@ import psutil
 import pytest
 import torch
 import yaml
-from torch.distributed import TCPStore
 
 from custom_transformer.errors import UserError
 from custom_transformer.runs.launch import wanted_processes
-from custom_transformer.runs.processes import PROCESSES, Processes, joined
+from custom_transformer.runs.processes import LOST, PROCESSES, Processes, joined
 from custom_transformer.runs.seeds import seed_of
 from custom_transformer.runs.shards import Sums, run_length
-from tests.helpers import PIPELINE_ENVIRONMENT
-from tests.processes import Process
+from tests.processes import ENVIRONMENT, Group, Process
 from tests.runs import together
 
-COUNTS = (1, 2, 4)
-ENVIRONMENT = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-
-
-class Group(list[Process]):
-    """The same program in `count` processes, with the variables that torchrun would set, and a store as it has one."""
-
-    def __init__(self, count: int, *arguments: object, **options: Any):
-        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": str(count)}
-        of_torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-        environment = ENVIRONMENT | address | of_torchrun
-        super().__init__(Process(*arguments, env=environment | {"RANK": str(rank)}, **options) for rank in range(count))
+COUNTS = (1, 2, 4, 8)
 
 
 # ------------------------------------------------------------------------------------------------------- the shards
@@ -144,15 +130,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("case", together.CASES)
-def test_any_number_of_processes_leaves_the_same_bytes(case: str, results: dict[int, Any]) -> None:
+@pytest.mark.parametrize(("count", "case"), [(count, case) for count in COUNTS[1:] for case in together.cases(count)])
+def test_any_number_of_processes_leaves_the_same_bytes(count: int, case: str, results: dict[int, Any]) -> None:
     """Also in the middle, where the state that is saved is whole, so that any other number may go on from it."""
     alone = results[1][case]
     assert alone["steps"] == alone["digests.csv"][-1]["step"] == (14 if "seven" in case else 12)
     assert {"best.pt", "custom_transformer_epoch_2.pt", "half-way.pt"} <= alone["files"].keys()
     assert (alone["nan_steps"], "kept.pt" in alone["files"]) == ((2, True) if "NaN" in case else (0, False))
-    for count in COUNTS[1:]:
-        assert results[count][case] == alone
+    assert results[count][case] == alone
 
 
 # -------------------------------------------------------------------------------------------------------- the kills
@@ -227,6 +212,44 @@ def test_whichever_process_is_killed_all_end_with_one_line_and_the_next_run_goes
     last = Process("-m", "stages.train", cwd=repository, env=ENVIRONMENT).wait()
     assert "going on after step" in last.stdout
     assert outputs(repository) == undisturbed
+
+
+# Two that have met; then the second one is sent a signal.
+MET = """
+import os, sys, torch
+from custom_transformer.errors import run_main
+from custom_transformer.runs.processes import joined
+
+def main():
+    with joined() as processes:
+        processes.connect(torch.device("cpu"))
+        processes.of_each("")
+        if processes.rank == 1:
+            os.kill(os.getpid(), int(sys.argv[1]))
+        processes.of_each("")
+
+run_main(main)
+"""
+
+
+@pytest.mark.processes
+def test_a_lost_process_is_reported_by_another_if_no_stage_has_started_them() -> None:
+    """Even if the variable that a stage would read is set: torchrun called by hand starts no such stage."""
+    ended = [
+        process.wait() for process in Group(2, "-c", MET, signal.SIGKILL.value, env=ENVIRONMENT | {PROCESSES: "2"})
+    ]
+    assert [done.returncode for done in ended] == [1, -signal.SIGKILL]
+    assert len(errors(ended)) == 1
+    assert "another process of this training has ended" in errors(ended)[0]
+
+
+@pytest.mark.processes
+def test_a_process_that_torchrun_ends_says_why() -> None:
+    """torchrun sends SIGTERM as soon as another one has ended, often before anybody else could notice that."""
+    ended = [process.wait() for process in Group(2, "-c", MET, signal.SIGTERM.value)]
+    assert [done.returncode for done in ended] == [LOST, 1]
+    assert len(errors(ended)) == 1
+    assert "ended by SIGTERM, which schedulers send, and torchrun once another process has ended" in errors(ended)[0]
 
 
 @pytest.mark.processes

@@ -14,19 +14,17 @@ The rules of the update work element by element. Slices begin at whole blocks, s
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from custom_transformer.maths.optim import BLOCK, Rules, total_of_blocks
 from custom_transformer.maths.parameters import Tensors
-from custom_transformer.runs.processes import Processes, lost_others
+from custom_transformer.runs.processes import Processes
 from custom_transformer.runs.shards import Sums, add_term, run_length
 
-BUCKET = 2**19  # numbers, at least, that are sent at once
+BUCKET = 2**19  # numbers, at least, that are sent at once by up to 32 processes; more processes send more
 
 
 class Shares:
@@ -49,8 +47,9 @@ class Shares:
         self._whole = self._shapes.keys() if processes.count == 1 else frozenset(whole)
         self._slices: list[dict[str, slice]] = [{} for _ in range(processes.count)]
         self.buckets: list[list[str]] = [[]]
+        at_once = BUCKET * max(1, processes.count / 32)  # so that each process has blocks of each bucket
         for name in reversed([*parameters]):
-            if sum(self._shapes[other].numel() for other in self.buckets[-1]) >= BUCKET:
+            if sum(self._shapes[other].numel() for other in self.buckets[-1]) >= at_once:
                 self.buckets.append([])
             self.buckets[-1].append(name)
         loads = [0] * processes.count  # by whole parameters
@@ -172,10 +171,9 @@ class Shares:
             if not gets[processes.rank]:
                 sizes, slices = [0] * processes.count, []
             sent = [len(flat) * get for get in gets]
-            coming.append((slices, *processes.exchange(flat.repeat(sum(gets)), sent, sizes)))
-        for slices, received, work in coming:
-            with lost_others():
-                work.wait()
+            coming.append((slices, processes.exchange(flat.repeat(sum(gets)), sent, sizes)))
+        for slices, wait in coming:
+            received = wait()
             for name, part, place in slices:
                 into[name].view(-1)[part] = received[place]
 
@@ -191,37 +189,31 @@ class Exchange(Sums):
         super().__init__(len(shares.shards(shards)))
         self._shares, self._busy = shares, shares.busy(shards)
         self._missing = [set(bucket) for bucket in shares.buckets]
-        self._sizes: list[list[int]] = []
-        self._sent: list[Tensor] = []
-        self._coming: list[tuple[Tensor, Any]] = []
-        self._places: defaultdict[str, list[tuple[int, slice, slice]]] = defaultdict(list)
-        for i, bucket in enumerate(shares.buckets):
-            sizes, slices = shares.dealt(bucket)
-            self._sizes.append(sizes)
-            self._sent.append(like.new_empty(sum(sizes)))
-            for name, part, place in slices:
-                self._places[name].append((i, part, place))
+        self._dealt = [shares.dealt(bucket) for bucket in shares.buckets]
+        self._sent = [like.new_empty(sum(sizes)) for sizes, _ in self._dealt]
+        self._coming: list[Callable[[], Tensor]] = []
 
     def arrived(self, name: str, total: Tensor) -> None:
-        for i, part, place in self._places[name]:
-            self._sent[i][place] = total.reshape(-1)[part]
-            self._missing[i].discard(name)
-        while len(self._coming) < len(self._missing) and not self._missing[len(self._coming)]:
-            self._send()
+        i = next(i for i, names in enumerate(self._missing) if name in names)
+        for of_name, part, place in self._dealt[i][1]:
+            if of_name == name:
+                self._sent[i][place] = total.reshape(-1)[part]
+        self._missing[i].remove(name)
+        self._send(complete=True)
 
-    def _send(self) -> None:
-        i, processes = len(self._coming), self._shares.processes
-        sizes = self._sizes[i]
-        self._coming.append(processes.exchange(self._sent[i], sizes, [sizes[processes.rank]] * processes.count))
+    def _send(self, complete: bool) -> None:
+        """Sends the buckets that are left, in their order, or only those before one that is not complete."""
+        processes = self._shares.processes
+        while (i := len(self._coming)) < len(self._sent) and not (complete and self._missing[i]):
+            sizes, _ = self._dealt[i]
+            self._coming.append(processes.exchange(self._sent[i], sizes, [sizes[processes.rank]] * processes.count))
 
     def finish(self) -> Tensors:
         """What this process owns of the sums over all shards, by name."""
-        while len(self._coming) < len(self._missing):
-            self._send()
+        self._send(complete=False)
         gradients: Tensors = {}
-        for bucket, (received, work) in zip(self._shares.buckets, self._coming, strict=True):
-            with lost_others():
-                work.wait()
+        for bucket, wait in zip(self._shares.buckets, self._coming, strict=True):
+            received = wait()
             self._sent.pop(0)
             terms = received.chunk(self._shares.processes.count) if len(received) else ()
             partial: list[Tensor] = []

@@ -1,19 +1,25 @@
-"""A stage that starts itself several times, by torchrun."""
+"""A stage that starts itself several times, with the variables that torchrun would set, and waits for all."""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 
 import psutil
 import torch
+from torch.distributed import TCPStore
 
 from custom_transformer.errors import UserError, shown
-from custom_transformer.runs.processes import AGAIN, LOST, PATIENCE, PROCESSES, started_by_torchrun
+from custom_transformer.runs.processes import AGAIN, LOST, PATIENCE, PROCESSES, STARTED_BY, started_by_torchrun
 from custom_transformer.runs.shards import run_length
+
+HOST = "127.0.0.1"  # nobody else can reach the processes
+GRACE = 10.0  # seconds in which the others may end by themselves, once one has ended or all have been interrupted
 
 
 def wanted_processes(shards: int) -> int:
@@ -36,84 +42,53 @@ def launch(module: str, count: int) -> None:
     Each gets its share of the processors, unless OMP_NUM_THREADS is set. Raises UserError if one is killed; if one
     fails, which then has said why, this process exits with its status.
     """
-    # Most processes start no others and have no use for these.
-    from torch.distributed import run as torchrun
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.disable(logging.CRITICAL)  # the libraries log much and explain less
+    with socket.create_server((HOST, 0)) as server:  # the store's own would listen at every address
+        port = server.getsockname()[1]
+        _store = TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    command, environment = [sys.executable, "-m", module, *sys.argv[1:]], _environment(count, port)
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        backend = f"--rdzv-backend={_on_loopback()}"
-        torchrun.run(torchrun.parse_args([backend, f"--nproc-per-node={count}", "-m", module, *sys.argv[1:]]))
-    except SignalException as ended:
-        if ended.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        sys.exit(128 + ended.sigval)
-    except ChildFailedError as error:
-        statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
-    else:
-        return
-    if said := [status for status in statuses.values() if status > 0 and status != LOST]:
-        sys.exit(said[0])
-    if killed := [(rank, signal.Signals(-status).name) for rank, status in statuses.items() if status < 0]:
-        rank, name = killed[0]
-        raise UserError(f"process {rank} of {count} was ended by {name}, and then the others: {AGAIN}")
-    raise UserError(
-        f"a process of {count} has not answered for {PATIENCE.seconds} seconds, and all were ended: {AGAIN}"
-    )
+        for rank in map(str, range(count)):
+            own = environment | {"RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(command, env=own, start_new_session=True))
+        while None in (statuses := [process.poll() for process in processes]) and not any(statuses):
+            time.sleep(0.05)
+        psutil.wait_procs(processes, GRACE)
+        statuses = [process.poll() for process in processes]
+    except KeyboardInterrupt:
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        psutil.wait_procs(processes, GRACE)
+        raise
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    _check(statuses)
 
 
-def _on_loopback() -> str:
-    """The name of a meeting place for torchrun that only this machine can reach, as can what gloo listens at.
-
-    torchrun's own, --standalone included, listens at every address.
-    """
-    from torch.distributed import TCPStore
-    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
-    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry as registry
-    from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
-
-    host, name = "127.0.0.1", "loopback"
-
-    class OnLoopback(RendezvousHandler):
-        """One host, which meets nobody else; see RendezvousHandler for the methods."""
-
-        use_agent_store = True
-
-        def __init__(self, parameters: RendezvousParameters):
-            self.run_id, self.closed = parameters.run_id, False
-            with socket.create_server((host, 0)) as server:
-                self.port = server.getsockname()[1]
-                self.store = TCPStore(
-                    host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach()
-                )
-
-        def get_backend(self) -> str:
-            return name
-
-        def next_rendezvous(self) -> RendezvousInfo:
-            return RendezvousInfo(self.store, 0, 1, RendezvousStoreInfo(host, self.port))
-
-        def is_closed(self) -> bool:
-            return self.closed
-
-        def set_closed(self) -> None:
-            self.closed = True
-
-        def num_nodes_waiting(self) -> int:
-            return 0
-
-        def get_run_id(self) -> str:
-            return self.run_id
-
-        def shutdown(self) -> bool:
-            self.closed = True
-            return True
-
-    registry.register(name, OnLoopback)
+def _environment(count: int, port: int) -> dict[str, str]:
     addresses = psutil.net_if_addrs().items()
-    for interface in (name for name, of_it in addresses if any(address.address == host for address in of_it)):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    return name
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # the libraries log much and explain less
+        "GLOO_SOCKET_IFNAME": next(name for name, of_it in addresses if any(a.address == HOST for a in of_it)),
+    }
+    of_torchrun = {"MASTER_ADDR": HOST, "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    of_torchrun |= {"TORCHELASTIC_RUN_ID": "stage", "TORCHELASTIC_RESTART_COUNT": "0"}
+    of_torchrun |= {"TORCHELASTIC_USE_AGENT_STORE": "True", STARTED_BY: str(os.getpid())}
+    return defaults | os.environ | of_torchrun
+
+
+def _check(statuses: Sequence[int | None]) -> None:
+    """Whether all have ended well. A negative status is a signal's; None is that of a process that did not end."""
+    if said := [status for status in statuses if status and status > 0 and status != LOST]:
+        sys.exit(said[0])
+    for rank, status in enumerate(statuses):
+        if status and status < 0:
+            name = signal.Signals(-status).name
+            raise UserError(f"process {rank} of {len(statuses)} was ended by {name}, and then the others: {AGAIN}")
+    if any(status != 0 for status in statuses):
+        silent = f"a process of {len(statuses)} has not answered for {PATIENCE.seconds} seconds, and all were ended"
+        raise UserError(f"{silent}: {AGAIN}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from custom_transformer.errors import UserError
 
 PROCESSES = "CUSTOM_TRANSFORMER_PROCESSES"  # how many processes the stage starts for one training
+STARTED_BY = "CUSTOM_TRANSFORMER_STARTED_BY"  # is set for these: that stage's process id
 AGAIN = "run the same command again, which goes on from the last saved state"
 PATIENCE = timedelta(minutes=10)  # a process that does not answer for so long is taken for hung
 LOST = 3  # the exit status of a process that ends because another one has
@@ -102,15 +104,21 @@ class Processes:
             dist.all_gather_object(values, value)
         return values
 
-    def exchange(self, sent: Tensor, sent_sizes: list[int], sizes: list[int]) -> tuple[Tensor, Any]:
-        """The parts of `sent` go to the processes in order; returns what they send here, and the work to wait for.
+    def exchange(self, sent: Tensor, sent_sizes: list[int], sizes: list[int]) -> Callable[[], Tensor]:
+        """The parts of `sent` go to the processes in order; returns a function that waits for what they send here.
 
         sent: (Σ sent_sizes,); sizes: of the parts that come from each process.
         """
         received = torch.empty(sum(sizes), dtype=sent.dtype, device=sent.device)
         with lost_others():
             work = dist.all_to_all_single(received, sent, sizes, sent_sizes, async_op=True)
-        return received, work
+
+        def wait() -> Tensor:
+            with lost_others():
+                work.wait()
+            return received
+
+        return wait
 
     def check_same(self, facts: dict[str, str]) -> None:
         """Raises UserError, naming one that differs, unless these facts are the same in all processes."""
@@ -156,6 +164,11 @@ def started_by_torchrun() -> bool:
     return _RANK in os.environ
 
 
+def started_by_stage() -> bool:
+    """Whether a stage has started this process and waits for it; PROCESSES alone may be set for another command."""
+    return os.environ.get(STARTED_BY) == str(os.getppid())
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that torchrun has started, of which only the first one prints; without torchrun this one alone.
@@ -172,24 +185,29 @@ def joined() -> Iterator[Processes]:
         raise UserError(f"{_RANK} is set, but not as torchrun does ({error}): start by torchrun, or unset it") from None
     processes = Processes(rank, count, store)
     try:
+        if not started_by_stage():
+            signal.signal(signal.SIGTERM, _told_to_end)
         with contextlib.nullcontext() if processes.first else _silent():
             yield processes
         if dist.is_initialized():
             dist.destroy_process_group()
-    except Lost:
-        # The stage that has started the processes knows which one ended first, and says so.
-        if PROCESSES in os.environ or not processes.may_speak():
-            time.sleep(1)  # until that one's exit can be seen
-            sys.exit(LOST)
-        raise
-    except KeyboardInterrupt:
-        if PROCESSES in os.environ or not processes.first:
-            sys.exit(130)
-        raise
-    except Exception:
-        if not processes.may_speak():
-            sys.exit(1)
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so that nothing cuts off the last word
+        lost, interrupted = isinstance(error, Lost), isinstance(error, KeyboardInterrupt)
+        # A stage that has started the processes knows which one ended first, and says so.
+        if (lost or interrupted) and started_by_stage():
+            speaks = False
+        else:
+            speaks = processes.first if interrupted else processes.may_speak()
+        if speaks:
+            raise
+        if lost:
+            time.sleep(1)  # until the exit of the one that ended, or the last word of another, can be seen
+        sys.exit(130 if interrupted else LOST if lost else 1)
+
+
+def _told_to_end(number: int, frame: Any) -> None:
+    raise Lost(f"ended by SIGTERM, which schedulers send, and torchrun once another process has ended: {AGAIN}")
 
 
 @contextlib.contextmanager
