@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.peers import FUSED_PEERS, LEARNING_RATE, PEERS, Step
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, training_params
 from custom_transformer import CustomTransformer
-from custom_transformer.config import TrainingParams, load_params
 from custom_transformer.fast import head
 from custom_transformer.fast.choose import FUSED, NATIVE, NATIVE_WITH_LIBRARIES, choose_engine
 from custom_transformer.fast.kernels import library
@@ -50,7 +49,7 @@ def ours_without_compiler(workload: Workload) -> Step:
 def _ours(workload: Workload, engine: Engine) -> Step:
     model = CustomTransformer(workload.config, dtype=getattr(torch, workload.precision), engine=engine)
     model.training = True
-    params = TrainingParams(**load_params().training.model_dump() | UPDATE | {"optimizer": workload.optimizer})
+    params = training_params(**UPDATE, optimizer=workload.optimizer)
     optimizer = build_optimizer(params, model.parameters, model.table, workload.config.head_size, engine.rules)
     batch = workload.batch()
     return lambda: training_step(model, optimizer, [batch], LEARNING_RATE, 1.0).loss

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from benchmarks.peers import Twin
 from benchmarks.variants import VARIANTS
+from benchmarks.workloads import training_params
 from custom_transformer import CustomTransformer, CustomTransformerConfig
-from custom_transformer.config import TrainingParams, load_params
+from custom_transformer.config import TrainingParams
 from custom_transformer.errors import run_main
 from custom_transformer.fast.choose import choose_engine
 from custom_transformer.fast.memory import keep_freed_memory
@@ -80,8 +81,7 @@ class Batches:
 
 
 def params_of(contestant: Contestant, task: Task) -> TrainingParams:
-    given = load_params().training.model_dump() | {"batch_size": task.batch, "max_steps": contestant.steps}
-    return TrainingParams(**given | dict(contestant.training))
+    return training_params(batch_size=task.batch, max_steps=contestant.steps, **contestant.training)
 
 
 def ours(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch, float], float], Callable[..., Any]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from custom_transformer import CustomTransformerConfig
+from custom_transformer.config import TrainingParams, load_params
 
 
 class Sizes(NamedTuple):
@@ -37,6 +38,12 @@ SIZES = {
     "nanogpt": Sizes("gpt2", 65, 128, 4, 4, 512, 64, 12),
     "modern-nanogpt": Sizes("modern", 65, 128, 4, 4, 512, 64, 12),
 }
+def training_params(**changes: Any) -> TrainingParams:
+    """Those of params.yaml with some keys changed; Muon's own keys, unless given, have their defaults."""
+    known = load_params().training.model_dump()
+    return TrainingParams(**{key: value for key, value in known.items() if not key.startswith("muon_")} | changes)
+
+
 DEFAULT = ["small-50k", "10m", "gpt2", "llama-small-50k", "llama-10m"]
 
 

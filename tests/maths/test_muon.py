@@ -18,7 +18,8 @@ from custom_transformer.maths.optim import AdamW, Muon, Rules, build_optimizer, 
 from custom_transformer.runs.summary import memory_bytes
 from tests.helpers import random_model
 
-TRAINING = load_params("params.yaml").training
+ADAMW = Path("configs/smoke.yaml")  # a configuration with AdamW
+TRAINING = load_params(ADAMW).training
 MUON = {"optimizer": "muon"}
 
 
@@ -117,7 +118,7 @@ def test_matrices_are_muon_s_and_everything_else_is_adamw_s() -> None:
 
 
 def test_the_keys_of_muon_may_be_left_out_and_belong_to_it_alone(tmp_path: Path) -> None:
-    text = Path("params.yaml").read_text()
+    text = ADAMW.read_text()
     for optimizer, own, words in (
         ("muon", "", ""),
         ("muon", "\n  muon_learning_rate: 0.03\n  muon_momentum: 0.9", ""),
