@@ -89,7 +89,7 @@ def _without(**readable: Any) -> Callable[[Workload], Step]:
 
 
 def floor(workload: Workload) -> Step:
-    """Only the step's matrix products, at their shapes, in their best layout, into allocated memory."""
+    """Only the products of forward and backward, at their shapes, in their best layout, into allocated memory."""
     config, n = workload.config, workload.tokens
     dtype, time, size = getattr(torch, workload.precision), config.max_seq_len, config.head_size
     table = architecture_of(config).parameters(config)

@@ -187,7 +187,7 @@ def targets(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def table_rows(runs: Sequence[Run], loss: float) -> Iterator[tuple[str, str, str, str, float]]:
-    """Contestant, losses at the end, steps and seconds to the loss in words; and the median seconds, inf where not all
+    """Contestant, losses at the end, steps and seconds to the loss in words; and the median seconds, inf if not all
     reach it."""
     for name in dict.fromkeys(run.contestant for run in runs):
         own = [run for run in runs if run.contestant == name]
@@ -256,7 +256,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--ablate", action="store_true", help="ours with one part changed, in place of the others")
     parser.add_argument("--rate", type=float, help="the tuned learning rate; by default found anew over a grid")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of race.json and race.png")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     return parser.parse_args()
 
 
@@ -264,6 +264,8 @@ def main() -> None:
     args, console = arguments(), Console(width=110)
     if args.rate is not None and not 0 < args.rate < 1:
         raise UserError(f"--rate: {args.rate} is no learning rate; give one between 0 and 1")
+    if args.ablate and args.rate is not None:
+        raise UserError("--rate: no part of --ablate, whose contestants have rates of their own; leave it out")
     if not args.text.is_file():
         raise UserError(f"{args.text}: no such file; name a text with --text")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -278,13 +280,14 @@ def main() -> None:
             for contestant in taking_part:
                 runs.append(train(contestant, task, seed))
                 console.print(f"seed {seed}, {contestant.name}: {runs[-1].end:.3f} in {runs[-1].rows[-1][1]:.1f} s")
+    results = args.out / ("ablations.json" if args.ablate else "race.json")
+    write_json(results, [{"contestant": r.contestant, "seed": r.seed, "rows": r.rows} for r in runs])
     if args.ablate:
         show_ablations(runs, console)
-        return
-    show(runs, console)
-    write_json(args.out / "race.json", [{"contestant": r.contestant, "seed": r.seed, "rows": r.rows} for r in runs])
-    save_curves(runs, task, args.out / "race.png")
-    console.print(f"written: {args.out}/race.json, {args.out}/race.png")
+    else:
+        show(runs, console)
+        save_curves(runs, task, args.out / "race.png")
+    console.print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

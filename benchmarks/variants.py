@@ -182,7 +182,7 @@ VARIANTS = {
         embedding_backward=gpt2.embedding_backward,
     ),
     "projections begin drawn, not 0": _variant(parameters=_roles(_drawn)),
-    "norms with gains": _variant(parameters=_roles(_with_gains)),
+    "blocks' norms with gains": _variant(parameters=_roles(_with_gains)),
     "with a table of pairs of tokens": _variant(
         parameters=_roles(with_pairs), embedding_forward=pairs_forward, embedding_backward=pairs_backward
     ),

@@ -16,9 +16,9 @@ import torch
 
 from book.code import ROOT
 from custom_transformer.config import CustomTransformerConfig
-from custom_transformer.maths.architecture import architecture_of
+from custom_transformer.maths.architecture import ARCHITECTURES, architecture_of
 from custom_transformer.maths.parameters import initial
-from custom_transformer.pages.explorer import ARCHITECTURES, TEXT, page_with
+from custom_transformer.pages.explorer import TEXT, page_with
 from custom_transformer.runs.checkpoint import Checkpoint
 
 EXPLORER = ROOT / "metrics" / "explorer.html"

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from custom_transformer.errors import UserError
 from custom_transformer.maths import ops, optim
+from custom_transformer.maths.architecture import ARCHITECTURES
 from custom_transformer.maths.model import CustomTransformer
 from custom_transformer.maths.parameters import DECAYS, decays
 from custom_transformer.pages.explorer import _tokenizer_data, explorer_page, reason_page, run_checkpoints
@@ -147,9 +148,6 @@ def test_a_run_that_began_from_a_checkpoint_has_no_step_0(
 def test_what_the_script_cannot_run_is_refused(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UserError, match="not valid Unicode"):
         explorer_page(checkpoint, tokenizer, "\ud800")
-    unknown = checkpoint.config.model_copy(update={"architecture": "other"})
-    with pytest.raises(UserError, match="architecture other"):
-        explorer_page(replace(checkpoint, config=unknown), tokenizer)
     large = checkpoint.config.model_copy(update={"vocab_size": 300_000})
     with pytest.raises(UserError, match="parameters"):
         explorer_page(Checkpoint({}, large, torch.float32, {}), tokenizer)
@@ -161,6 +159,12 @@ def test_what_the_script_cannot_run_is_refused(checkpoint: Checkpoint, tokenizer
     with pytest.raises(UserError, match="byte-level BPE"):
         explorer_page(checkpoint, other)
     assert "<b>" not in reason_page("<b>")
+
+
+def test_the_script_has_a_mirror_of_every_architecture() -> None:
+    known = re.search(r"const ARCHITECTURES = {\n(.*?)\n};", (FOLDER / "architecture.js").read_text("utf-8"), re.DOTALL)
+    assert known is not None
+    assert re.findall(r"^  (\w+): {", known[1], re.MULTILINE) == list(ARCHITECTURES)
 
 
 def test_excerpts_are_the_lines_of_ops() -> None:

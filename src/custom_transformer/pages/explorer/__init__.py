@@ -28,7 +28,6 @@ from custom_transformer.runs.snapshots import MAX_PARAMETERS
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
-ARCHITECTURES = ("gpt2", "llama", "modern")  # that the page's script has a mirror of
 TEXT = "Four plus five is nine."
 INITIAL_LEVELS = 2  # on each side of 0, for step 0
 LARGEST_PAGE = 5_000_000  # bytes: other checkpoints are added as far as the page stays smaller
@@ -125,11 +124,6 @@ def _filled(data: Mapping[str, Any]) -> str:
 
 
 def _check(checkpoint: Checkpoint, text: str) -> None:
-    if (name := checkpoint.config.architecture) not in ARCHITECTURES:
-        raise UserError(
-            f"explore: the model has the architecture {name}, and the page's script runs only "
-            f"{', '.join(ARCHITECTURES)}; choose a checkpoint of such a model"
-        )
     if (size := count(architecture_of(checkpoint.config).parameters(checkpoint.config))) > MAX_PARAMETERS:
         raise UserError(
             f"explore: the model has {size:,} parameters, and a page takes at most {MAX_PARAMETERS:,}; choose a "
