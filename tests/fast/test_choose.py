@@ -61,8 +61,8 @@ def test_a_process_is_prepared_for_the_parameters(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Device and engine together, and deterministic from here on."""
-    noted: list[bool] = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", noted.append)
+    noted: list[str] = []
+    monkeypatch.setattr(torch, "set_deterministic_debug_mode", noted.append)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     training = load_params("configs/smoke.yaml").training
@@ -78,7 +78,7 @@ def test_a_process_is_prepared_for_the_parameters(
         assert ("training.portable cannot be kept: the readable engine computes" in said) == (
             portable and engine is READABLE
         )
-    assert noted == [True] * 4
+    assert noted == ["error"] * 4
     assert torch.utils.deterministic.fill_uninitialized_memory is False
     with pytest.raises(UserError, match=r"training\.device"):
         prepare(training.model_copy(update={"device": "cuda"}), 1e20)

@@ -31,3 +31,17 @@ def test_the_ground_floor_does_without_pytorch() -> None:
     program = f"import sys; {imports}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_no_stage_waits_for_the_compiler_of_graphs() -> None:
+    """torch.compile's modules take more than a second to import, and only a GPU needs them."""
+    program = """
+import sys
+import stages.evaluate, stages.export, stages.generate, stages.report, stages.train
+from custom_transformer.config import load_params
+from custom_transformer.fast.choose import prepare
+prepare(load_params("configs/smoke.yaml").training, 0.0)
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

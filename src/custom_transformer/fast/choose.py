@@ -58,10 +58,13 @@ def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engin
     From here on PyTorch computes deterministically in this process. One line says if `training.portable` cannot be
     kept, or that it leaves fast matrix units unused. Raises UserError where there is no such device.
     """
-    torch.use_deterministic_algorithms(True)
+    device = choose_device(training.device)
+    if device.type == "cpu":
+        torch.set_deterministic_debug_mode("error")  # the next line's, without a second to import torch.compile
+    else:
+        torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each is filled anyway
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
-    device = choose_device(training.device)
     engine = choose_engine(training.compile, device, flops, training.portable)
     if training.portable and engine is not NATIVE:
         print(

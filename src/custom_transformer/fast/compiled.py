@@ -25,6 +25,9 @@ from custom_transformer.maths.stack import Stack, readable_stack
 
 @functools.cache
 def compiled_engine() -> Engine:
+    # torch.compile would look into its cache, and into NumPy. A decorator there would import the compiler, which takes
+    # more than a second, in every process.
+    ops.turns = torch.compiler.disable(ops.turns)
     loss = Op(torch.compile(ops.linear_cross_entropy_forward), torch.compile(ops.linear_cross_entropy_backward))
     stacks = {name: _compiled_stack(architecture) for name, architecture in ARCHITECTURES.items()}
     return Engine("compiled", EQUALS, stacks, Head(loss=loss))

@@ -18,7 +18,6 @@ def angles(start: int, time: int, half: int, base: float) -> portable.Array:
     return np.arange(start, start + time, dtype=np.float64)[:, None] * rates
 
 
-@torch.compiler.disable  # it would look into the cache, and into NumPy
 @functools.lru_cache(maxsize=8)
 def turns(
     start: int, time: int, half: int, base: float, dtype: torch.dtype, device: torch.device
