@@ -38,6 +38,8 @@ SIZES = {
     "nanogpt": Sizes("gpt2", 65, 128, 4, 4, 512, 64, 12),
     "modern-nanogpt": Sizes("modern", 65, 128, 4, 4, 512, 64, 12),
 }
+
+
 def training_params(**changes: Any) -> TrainingParams:
     """Those of params.yaml with some keys changed; Muon's own keys, unless given, have their defaults."""
     known = load_params().training.model_dump()
