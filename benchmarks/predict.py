@@ -12,18 +12,18 @@ takes, for the slowest process (the LogGP model: Alexandrov et al. 1995),
 
     latency + overhead · messages + max(bytes inside the host / NVLink, bytes between hosts / network)
 
-One bucket's parameters take as long as its gradients. The sum over all processes takes 2 · log₂ P latencies and its
-bytes. The update itself and copies within a GPU are left out.
+One bucket's parameters take as long as its gradients. The sum over all processes takes 2 ⌈log₂ P⌉ latencies and
+twice its bytes. The update itself and copies within a GPU are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from custom_transformer import CustomTransformerConfig
-from custom_transformer.errors import run_main
+from custom_transformer.errors import ArgumentParser, run_main
 from custom_transformer.maths.architecture import architecture_of, flops_per_token
 from custom_transformer.maths.optim import BLOCK
 from custom_transformer.maths.parameters import IN_PRODUCTS, count
@@ -40,6 +40,7 @@ from custom_transformer.runs.processes import Processes
 from custom_transformer.runs.summary import memory_bytes
 
 WINDOW = 1024
+Number = TypeVar("Number", int, float)
 
 
 class Case(NamedTuple):
@@ -206,14 +207,30 @@ def useful(batch: float, critical: float) -> float:
     return 1 / (1 + batch / critical)
 
 
+def positive(kind: Callable[[Any], Number]) -> Callable[[Any], Number]:
+    """Reads an argument that is to be a number above 0."""
+
+    def read(text: Any) -> Number:
+        if not (number := kind(text)) > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return number
+
+    read.__name__ = kind.__name__  # which argparse names where it is none at all
+    return read
+
+
 def main() -> None:
     cluster = Cluster()
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m benchmarks.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 1024])
-    parser.add_argument("--windows", type=int, default=4, help=f"of {WINDOW} tokens per forward pass (%(default)s)")
-    parser.add_argument("--passes", type=int, default=4, help="per process and update: 1, 2, 4, … (%(default)s)")
+    parser.add_argument("--gpus", type=positive(int), nargs="+", default=[8, 64, 1024])
+    parser.add_argument(
+        "--windows", type=positive(int), default=4, help=f"of {WINDOW} tokens per forward pass (%(default)s)"
+    )
+    parser.add_argument(
+        "--passes", type=positive(int), default=4, help="per process and update: 1, 2, 4, … (%(default)s)"
+    )
     units = {
         "peak": (1e12, "TFLOP/s of one GPU"),
         "utilisation": (1, "of that in forward and backward"),
@@ -226,7 +243,7 @@ def main() -> None:
     }
     for name, (unit, what) in units.items():
         default = getattr(cluster, name) / unit
-        kind = int if name == "per_host" else float
+        kind = float if name in ("latency", "overhead") else positive(int if name == "per_host" else float)
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=kind(default), help=f"{what} ({default:g})"
         )

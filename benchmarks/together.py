@@ -34,7 +34,7 @@ from custom_transformer.fast.memory import keep_freed_memory
 from custom_transformer.maths.optim import AdamW, Optimizer
 from custom_transformer.runs import processes
 from custom_transformer.runs.distributed import Shares
-from custom_transformer.runs.processes import Processes, joined, started_by_torchrun
+from custom_transformer.runs.processes import Processes, joined, one_of_several
 from custom_transformer.runs.step import shared_step
 
 WARM_UP, WORKLOADS = 2, ("10m", "small-50k")
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     workload = Workload(arguments.workload, arguments.precision, "adamw", tied=True)
-    if started_by_torchrun():
+    if one_of_several():
         with joined() as together:
             together.connect(torch.device("cpu"))
             watched = recorded if arguments.timeline else measured

@@ -27,7 +27,9 @@ from custom_transformer.text.tokens import load_tokens
 from custom_transformer.tracking import DatasetVersion, Run, training_run
 from stages.cli import parameters
 
-ORPHANED = "the dvc or torchrun that started this training has ended; its state is saved: run the same command again"
+ORPHANED = (
+    "the dvc, stage or torchrun that started this training has ended; its state is saved: run the same command again"
+)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.predict import CASES, Cluster, Work, bucket_seconds, critical_batch, limits, predicted, useful
+from benchmarks.predict import CASES, Cluster, Work, bucket_seconds, critical_batch, limits, main, predicted, useful
 from benchmarks.timeline import Span, save_timeline
+from custom_transformer.errors import UserError
 from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.parameters import count
 from custom_transformer.runs import distributed
@@ -138,4 +140,20 @@ def test_memory_falls_and_useful_tokens_fall_with_more_processes() -> None:
     assert memory == sorted(memory, reverse=True)
     assert useful(1, 1) == 0.5
     assert useful(1e6, critical_batch(3.0)) < useful(1e6, critical_batch(2.5)) < 1
-    assert all("GPU" in line for line in limits(4, 4, Cluster()))
+
+
+def test_the_limits_are_those_of_the_guide() -> None:
+    small, large, memory = limits(4, 4, Cluster())
+    assert "0.89 million tokens: 54 GPUs of 16,384 tokens each, or 866 of one window each" in small
+    assert "2.28 million tokens: 139 GPUs of 16,384 tokens each, or 2,222 of one window each" in large
+    assert "holds 16 bytes per parameter" in memory
+    assert "80 GB end at 5.0 billion parameters" in memory
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--gpus", "8", "0"], ["--network", "0"], ["--nvlink=-1"], ["--per-host", "0"], ["--peak", "nan"]]
+)
+def test_what_no_cluster_has_is_refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict", *arguments])
+    with pytest.raises(UserError, match=f"argument {arguments[0].split('=')[0]}: .* is not above 0"):
+        main()

@@ -18,7 +18,6 @@ import torch
 import yaml
 
 from custom_transformer.errors import UserError
-from custom_transformer.runs.launch import wanted_processes
 from custom_transformer.runs.processes import LOST, PROCESSES, Processes, joined
 from custom_transformer.runs.seeds import seed_of
 from custom_transformer.runs.shards import Sums, run_length
@@ -72,24 +71,6 @@ def test_a_number_of_processes_that_does_not_fit_is_refused_with_those_that_do(
 ) -> None:
     with pytest.raises(UserError, match=f"^{processes} processes .*grad_accumulation = {shards}.*{which}"):
         run_length(shards, processes)
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ("x", "'x' is not a number of processes"),
-        ("0", "'0' is not"),
-        ("-1", "'-1' is not"),
-        ("99999", "'99999' is not"),
-        ("3", "3 processes cannot share .*take 1, 2 or 4"),
-    ],
-)
-def test_a_variable_that_asks_for_impossible_processes_is_refused(
-    asked: str, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(PROCESSES, asked)
-    with pytest.raises(UserError, match=words):
-        wanted_processes(4)
 
 
 def test_a_rank_that_torchrun_has_not_given_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Whether the dvc, or the torchrun, that started a training still waits for it."""
+"""Whether the dvc, stage or torchrun that started a training still waits for it."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def _pids_up_to_dvc() -> list[int]:
 
 
 _PIDS = _pids_up_to_dvc()
-_BY_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ  # which gives each process a session of its own
+_OWN_SESSION = "TORCHELASTIC_RUN_ID" in os.environ  # that of a process started by torchrun or a stage
 
 
 def orphaned() -> bool:
-    """Whether the dvc or torchrun that started this process has ended, so that nobody waits for the result any more.
+    """Whether the dvc, stage or torchrun that started this process has ended, so that nobody waits for the result.
 
     If dvc ended before this process first looked, the parent seen is whoever adopted the orphan: process 1, or a
     process of another session.
     """
     if "DVC_STAGE" not in os.environ:
-        return _BY_TORCHRUN and os.getppid() != _PIDS[0]
+        return _OWN_SESSION and os.getppid() != _PIDS[0]
     dvc = _PIDS[-1]
     try:
         if [os.getppid(), *(psutil.Process(pid).ppid() for pid in _PIDS[:-1])] != _PIDS:
             return True
-        return (dvc == 1 and not _dvc_is_init()) or os.getsid(dvc) != os.getsid(_PIDS[0] if _BY_TORCHRUN else 0)
+        return (dvc == 1 and not _dvc_is_init()) or os.getsid(dvc) != os.getsid(_PIDS[0] if _OWN_SESSION else 0)
     except (ProcessLookupError, psutil.NoSuchProcess):  # it ended at this moment
         return True
 

@@ -1,4 +1,7 @@
-"""The processes that train one model together, and what they tell each other: by torch.distributed, under torchrun."""
+"""The processes that train one model together, and what they tell each other: by torch.distributed.
+
+torchrun or a stage starts them.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,13 @@ STARTED_BY = "CUSTOM_TRANSFORMER_STARTED_BY"  # is set for these: that stage's p
 AGAIN = "run the same command again, which goes on from the last saved state"
 PATIENCE = timedelta(minutes=10)  # a process that does not answer for so long is taken for hung
 LOST = 3  # the exit status of a process that ends because another one has
+LAST_WORD = 1.0  # seconds for which it waits, so that the other one's exit or last word can be seen
 
-_RANK, _READY, _FAILED = "RANK", "ready", "failed"  # torchrun's variable, and two names in its store
+_RANK, _READY, _FAILED = (
+    "RANK",
+    "ready",
+    "failed",
+)  # a variable of each process started by torchrun or a stage, and two names in their store
 
 
 class Lost(UserError):
@@ -160,7 +168,8 @@ def lost_others() -> Iterator[None]:
         raise Lost(f"another process of this training {how}: {AGAIN}") from error
 
 
-def started_by_torchrun() -> bool:
+def one_of_several() -> bool:
+    """Whether torchrun or a stage has started this process, as one of those that train together."""
     return _RANK in os.environ
 
 
@@ -171,11 +180,11 @@ def started_by_stage() -> bool:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun has started, of which only the first one prints; without torchrun this one alone.
+    """The processes started by torchrun or a stage, of which only the first one prints; otherwise this one alone.
 
     Of errors in several processes one is raised; the others exit.
     """
-    if not started_by_torchrun():
+    if not one_of_several():
         yield ALONE
         return
     try:
@@ -202,7 +211,7 @@ def joined() -> Iterator[Processes]:
         if speaks:
             raise
         if lost:
-            time.sleep(1)  # until the exit of the one that ended, or the last word of another, can be seen
+            time.sleep(LAST_WORD)
         sys.exit(130 if interrupted else LOST if lost else 1)
 
 
