@@ -269,9 +269,13 @@ def check_learn(visit: Visit) -> None:
         "it does not learn the text",
     )
     visit.picture("learnt")
+    before = visit.run("explorer.updates")
     visit.press("100 updates")
-    visit.press("stop")
+    visit.expect("document.querySelector('.learn [data-key=stop]')", "it cannot be stopped")
+    # Playwright's own click would wait for the button to stand still, but the page is drawn after every few updates.
+    visit.run("document.querySelector('.learn [data-key=stop]').click()")
     visit.expect("!document.querySelector('.learn [data-key=stop]')", "it does not stop")
+    assert visit.run("explorer.updates") < before + 100, "it stops only at the end"
     visit.press("restore the checkpoint")
     assert visit.run("explorer.session.loss") == start
 
