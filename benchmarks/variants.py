@@ -167,9 +167,8 @@ def _with_gains(name: str, parameter: Parameter, config: CustomTransformerConfig
     layer_name = name.removesuffix(".weight").rpartition(".")[2]
     if layer_name not in gains:
         return {name: parameter}
-    return layer(f"{name.split(layer_name)[0]}{gains[layer_name]}", False, (config.d_model,), "gain") | {
-        name: parameter
-    }
+    norm = name.split(layer_name)[0] + gains[layer_name]
+    return layer(norm, False, (config.d_model,), "gain") | {name: parameter}
 
 
 VARIANTS = {

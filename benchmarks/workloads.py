@@ -38,15 +38,13 @@ SIZES = {
     "nanogpt": Sizes("gpt2", 65, 128, 4, 4, 512, 64, 12),
     "modern-nanogpt": Sizes("modern", 65, 128, 4, 4, 512, 64, 12),
 }
+DEFAULT = ["small-50k", "10m", "gpt2", "llama-small-50k", "llama-10m"]
 
 
 def training_params(**changes: Any) -> TrainingParams:
     """Those of params.yaml with some keys changed; Muon's own keys, unless given, have their defaults."""
     known = load_params().training.model_dump()
     return TrainingParams(**{key: value for key, value in known.items() if not key.startswith("muon_")} | changes)
-
-
-DEFAULT = ["small-50k", "10m", "gpt2", "llama-small-50k", "llama-10m"]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ def prepare(training: TrainingParams, flops: float) -> tuple[torch.device, Engin
     """
     device = choose_device(training.device)
     if device.type == "cpu":
-        torch.set_deterministic_debug_mode("error")  # the next line's, without a second to import torch.compile
+        # As use_deterministic_algorithms, which for torch.compile's sake takes more than a second of imports.
+        torch.set_deterministic_debug_mode("error")
     else:
         torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each is filled anyway
