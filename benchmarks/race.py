@@ -41,7 +41,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "bpe": {"d_model": 160, "n_blocks": 6, "n_heads": 5, "d_ffn": 640, "max_seq_len": 256, "vocab_size": 2048},
 }
 BATCH = {"bytes": 12, "bpe": 4}
-STEPS = {"bytes": 2000, "bpe": 1400}
+STEPS = {"bytes": 2000, "bpe": 800}
 
 _NANOGPT = {
     "optimizer": "adamw",

@@ -32,7 +32,7 @@ from custom_transformer.runs.step import training_step
 
 Batch = tuple[Tensor, Tensor]
 VALIDATIONS = 20  # of a run
-WINDOWS, WINDOWS_AT_ONCE = 512, 64  # of a validation, at most
+TOKENS, TOKENS_AT_ONCE = 32_768, 4096  # of a validation, at most
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def twin(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch
 
 def validation_loss(mean_loss: Callable[..., Any], tokens: Tensor, length: int) -> float:
     """Of the first windows of the split, one behind the other."""
-    count = min(WINDOWS, (len(tokens) - 1) // length)
+    count = min(TOKENS, len(tokens) - 1) // length
     input_ids, labels = (tokens[i : i + count * length].view(count, length) for i in (0, 1))
-    parts = zip(input_ids.split(WINDOWS_AT_ONCE), labels.split(WINDOWS_AT_ONCE), strict=True)
+    parts = zip(input_ids.split(TOKENS_AT_ONCE // length), labels.split(TOKENS_AT_ONCE // length), strict=True)
     return sum(float(mean_loss(x.contiguous(), y.contiguous())) * len(x) for x, y in parts) / count
 
 

@@ -11,9 +11,8 @@ from stages.cli import parameters
 def main() -> None:
     params = parameters(__doc__)
     facts = download(params.data, params.seed, RAW)
-    print(
-        f"{facts['dataset']}: {facts['train_rows']:,} documents to train on, {facts['validation_rows']:,} to validate"
-    )
+    purpose = "for the tokenizer" if params.data.streaming else "to train on"
+    print(f"{facts['dataset']}: {facts['train_rows']:,} documents {purpose}, {facts['validation_rows']:,} to validate")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from custom_transformer.config import load_params
 from custom_transformer.errors import run_main
-from custom_transformer.paths import RAW, TOKENIZER, TOKENS
+from custom_transformer.paths import ENCODED, RAW, TOKENIZER, TOKENS, project_root
+from custom_transformer.text.packing import Share, tokenize, tokenize_share
 from custom_transformer.text.round_trip import share
-from custom_transformer.text.tokenization import tokenize
-from stages.cli import parameters
+from stages.cli import parser
 
 
 def main() -> None:
-    params = parameters(__doc__)
-    meta = tokenize(params.data, RAW, TOKENIZER, TOKENS)
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--share", metavar="I/N", help="only encode share I (from 0) of N equal ones, for a later run without --share"
+    )
+    given = arguments.parse_args()
+    data, work = load_params(given.config).data, project_root() / ENCODED
+    if given.share is None:
+        _print(tokenize(data, RAW, TOKENIZER, TOKENS, work), data.tokenizer)
+    else:
+        own, all_of_them = tokenize_share(data, RAW, work, Share.of(given.share))
+        print(f"{own:,} of the text's {all_of_them:,} parts are encoded; dvc repro tokenize collects them")
+
+
+def _print(meta: dict[str, Any], tokenizer: str) -> None:
     splits = meta["splits"].values()
     documents, tokens, n_bytes = (sum(split[key] for split in splits) for key in ("documents", "tokens", "bytes"))
     print(
@@ -20,7 +35,7 @@ def main() -> None:
     )
     if "lost" in meta:
         print(
-            f"data.tokenizer {params.data.tokenizer}: loses {share(meta['lost'])} of the bytes, so this run has no "
+            f"data.tokenizer {tokenizer}: loses {share(meta['lost'])} of the bytes, so this run has no "
             "bits_per_byte and never becomes the registry's best"
         )
 

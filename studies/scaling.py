@@ -29,7 +29,7 @@ from custom_transformer.maths.architecture import architecture_of
 from custom_transformer.maths.parameters import count
 from custom_transformer.paths import TOKENS
 from custom_transformer.progress import AS_IS
-from custom_transformer.text.tokens import META
+from custom_transformer.text.manifest import META
 from custom_transformer.tracking import SweepRun, flat_params, sweep_runs, sync
 from stages.dvc import run_dvc
 from studies import queue

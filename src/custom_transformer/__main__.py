@@ -45,8 +45,9 @@ from custom_transformer.runs.summary import memory_bytes
 from custom_transformer.runs.verification import Difference, Record
 from custom_transformer.runs.verify import Recorded, locked_run, run_of_states, verify, with_deciding
 from custom_transformer.schema import params_schema
+from custom_transformer.text.manifest import META
 from custom_transformer.text.saved_tokenizer import load_tokenizer, tokenizer_of, vocabulary_size
-from custom_transformer.text.tokens import META, load_tokens
+from custom_transformer.text.tokens import load_tokens
 
 GPT2_VOCAB_SIZE = 50257
 

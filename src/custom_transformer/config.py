@@ -84,6 +84,8 @@ class DataParams(Section):
     """Documents to train on, of those not kept for validation; null: all of them."""
     val_subset_size: Count | None
     """Documents to validate on; null: all of them."""
+    streaming: bool = False
+    """Whether the training text is read where it is, each file by itself, in place of a copy of it in data/raw."""
     tokenizer: Text
     """bpe (trained on the training split), gpt2, or a path or Hub id of a fast tokenizer."""
     allow_lossy_tokenizer: bool = False
@@ -92,6 +94,15 @@ class DataParams(Section):
     """Entries of a bpe tokenizer, at most: the 256 bytes, the end of text, and what it learns."""
     max_length: Annotated[int, Field(ge=2)]
     """Tokens per training window; at most model.max_seq_len."""
+
+    @model_validator(mode="after")
+    def _streamed_whole(self) -> DataParams:
+        if self.streaming and (self.subset_size is not None or self.val_subset_size is None):
+            raise ValueError(
+                "streaming takes all of the training text and some of it to validate on; set subset_size to null and "
+                "val_subset_size to a number"
+            )
+        return self
 
 
 # The keys that not every architecture has.

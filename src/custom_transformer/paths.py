@@ -21,6 +21,7 @@ EXPORTED = Path("models/huggingface")  # the best checkpoint, as other tools rea
 METRICS = Path("metrics")  # figures, curves, samples, pictures and the report
 DIGESTS = METRICS / "digests.csv"  # of the run's tensors and curves as it went
 EXPLORER = METRICS / "explorer.html"  # the page in which the model runs
+ENCODED = Path("work/tokens")  # under project_root(): the parts of texts whose tokens are not all there yet
 UNFINISHED = Path("work/train")  # under project_root(): saved states of unfinished trainings
 KEPT_STATES = Path("work/states")  # under project_root(): states that a run keeps on request
 SPOOLS = Path("work/tracking")  # under project_root(): what runs have not yet delivered to MLflow

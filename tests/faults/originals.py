@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 FACTS = {"documents": 1, "tokens": 10, "bytes": 30, "sha256": "0" * 64, "text_sha256": "0" * 64}
+SPLITS = {split: FACTS | {"shards": [{"name": f"{split}-00000.bin", **FACTS}]} for split in ("train", "validation")}
 META = {
     "tokenizer": {
         "name": "bpe",
@@ -19,7 +20,7 @@ META = {
         "end_token_id": 0,
     },
     "dtype": "uint16",
-    "splits": {"train": FACTS, "validation": FACTS},
+    "splits": SPLITS,
     "source": {},
 }
 TOKENS = np.arange(10, dtype="<u2").tobytes()

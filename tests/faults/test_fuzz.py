@@ -154,7 +154,7 @@ def test_checkpoints(folder: Path, content: bytes) -> None:
 )
 def test_token_folders(folder: Path, meta: bytes, tokens: bytes) -> None:
     (folder / "meta.json").write_bytes(meta)
-    (folder / "train.bin").write_bytes(tokens)
+    (folder / "train-00000.bin").write_bytes(tokens)
     reads_or_refuses(lambda: load_tokens(folder, "train"))
 
 

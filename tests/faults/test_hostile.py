@@ -256,15 +256,15 @@ def merged(base: Any, changes: Any) -> Any:
 @pytest.mark.parametrize("case", HOSTILE_META)
 def test_hostile_facts_of_tokens(tmp_path: Path, case: str) -> None:
     changes, words = HOSTILE_META[case]
-    (tmp_path / "train.bin").write_bytes(TOKENS)
+    (tmp_path / "train-00000.bin").write_bytes(TOKENS)
     (tmp_path / "meta.json").write_text(json.dumps(merged(META, changes)))
     refused(lambda: load_tokens(tmp_path, "train"), f"damaged.*{words}")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("[" * 100_000, "damaged"), ("[]", "damaged"), ("9" * 5000, "damaged"), (" " * (10 << 20), "larger than")],
-    ids=["deep", "a list", "5,000 digits", "10 MB"],
+    [("[" * 100_000, "damaged"), ("[]", "damaged"), ("9" * 5000, "damaged"), (" " * (33 << 20), "larger than")],
+    ids=["deep", "a list", "5,000 digits", "33 MB"],
 )
 def test_token_facts_that_are_none(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "meta.json").write_text(text)

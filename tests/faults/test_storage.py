@@ -87,7 +87,7 @@ def test_download_on_a_full_disk_and_killed(finished: Path, workspace: Path) -> 
 
 def test_tokenize_on_a_full_disk_and_killed(finished: Path, workspace: Path) -> None:
     fails(workspace, "tokenize", f"data/tokenizer: {FULL}", largest=300)
-    fails(workspace, "tokenize", f"data/tokens/train.bin: {FULL}", largest=50_000)
+    fails(workspace, "tokenize", f"data/tokens/train-00000.bin: {FULL}", largest=50_000)
 
     killed(workspace, "tokenize", when=(workspace / "data/.tokenizer.tmp/tokenizer.json").exists)
     succeeds(workspace, "tokenize")

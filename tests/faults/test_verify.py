@@ -103,7 +103,7 @@ def flipped(place: int) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("path", "place", "words"),
     [
-        ("data/tokens/train.bin", 4000, "not the content that the training read, by dvc.lock"),
+        ("data/tokens/train-00000.bin", 4000, "not the content that the training read, by dvc.lock"),
         ("data/tokenizer/tokenizer.json", 200, "not the content that the training read, by dvc.lock"),
         ("src/custom_transformer/maths/ops.py", 3000, "not the content that the training read, by dvc.lock"),
         ("src/custom_transformer/fast/update.cpp", 30, "not the content that the training read, by dvc.lock"),

@@ -26,7 +26,7 @@ from custom_transformer.interchange.gguf_files import FILE, export_gguf, import_
 from custom_transformer.interchange.gguf_header import read_header
 from custom_transformer.interchange.imported import CHECKPOINT, TOKENIZER
 from custom_transformer.runs.checkpoint import load_checkpoint, save_checkpoint
-from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 from tests.helpers import largest_file, random_model, random_tokens
 from tests.text.making import make
 

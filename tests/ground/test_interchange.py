@@ -33,7 +33,7 @@ from custom_transformer.interchange.imported import CHECKPOINT, TOKENIZER, impor
 from custom_transformer.maths.engine import READABLE
 from custom_transformer.runs.checkpoint import load_checkpoint, save_checkpoint
 from custom_transformer.runs.generation import generate
-from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 from stages import export
 from tests.helpers import MODERN, ROOT, random_model, random_tokens
 from tests.text.making import make

@@ -15,7 +15,7 @@ from custom_transformer.config import SamplingParams
 from custom_transformer.errors import UserError, lines_only
 from custom_transformer.pages.continuation import print_continuation
 from custom_transformer.runs.generation import generate
-from custom_transformer.text.tokenization import load_tokenizer
+from custom_transformer.text.saved_tokenizer import load_tokenizer
 from tests.helpers import random_model
 from tests.text.making import make
 

@@ -22,6 +22,7 @@ DECIDE_NOTHING = {
     "custom_transformer.runs.launch": "starts the stage in several processes",
     "custom_transformer.runs.fingerprint": "whether an unfinished run may go on",
     "custom_transformer.runs.work_folder": "where an unfinished run waits",
+    "custom_transformer.text.workers": "how many processes share work whose result does not depend on that",
     "custom_transformer.tracking": "copies of results",
     "stages.cli": "the command line",
     "stages.generate": "as part of evaluate: samples, which only a person asks for",

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from custom_transformer.config import DataParams, load_params
 from custom_transformer.files import write_json
-from custom_transformer.text.tokenization import tokenize
+from custom_transformer.text.packing import tokenize
 from tests.helpers import ROOT
 
 TEXTS = {
@@ -41,4 +41,5 @@ def make(
         pq.write_table(pa.table({"text": rows} | others), raw / f"{split}.parquet")
     if source is not None:
         write_json(raw / "source.json", source)
-    return tokenize(data(**({"vocab_size": 400} | changes)), raw, folder / "tokenizer", folder / "tokens")
+    params = data(**({"vocab_size": 400} | changes))
+    return tokenize(params, raw, folder / "tokenizer", folder / "tokens", folder / "work")

@@ -12,7 +12,7 @@ import pytest
 
 from custom_transformer.errors import UserError
 from custom_transformer.text.inputs import write_inputs
-from custom_transformer.text.tokenization import tokenize
+from custom_transformer.text.packing import tokenize
 from tests.text.making import data, make
 
 
@@ -135,7 +135,8 @@ def test_a_local_tokenizer_is_found_from_a_temporary_copy(
     (tmp_path / "copy").mkdir()
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path / "copy")
-    meta = tokenize(data(tokenizer="tokenizer"), tmp_path / "raw", Path("data/tokenizer"), Path("data/tokens"))
+    out = Path("data/tokenizer"), Path("data/tokens"), tmp_path / "work"
+    meta = tokenize(data(tokenizer="tokenizer"), tmp_path / "raw", *out)
     assert meta["tokenizer"]["name"] == "tokenizer"
 
 

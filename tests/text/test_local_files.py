@@ -16,7 +16,9 @@ import pytest
 from custom_transformer.errors import UserError
 from custom_transformer.files import sha256_file
 from custom_transformer.text import local_files, plain_text
-from custom_transformer.text.datasets import _documents, digests_of, download, open_source
+from custom_transformer.text.datasets import download, open_source
+from custom_transformer.text.rows import with_text
+from custom_transformer.text.sources import digests_of
 from tests.text.making import data
 
 TEXTS = [f"text number {i}" for i in range(40)]
@@ -28,7 +30,7 @@ def read(dataset: Path | str, out: Path, **changes: Any) -> list[str]:
     download(params, 0, out)
     tables = [pq.read_table(out / f"{split}.parquet") for split in ("train", "validation")]
     assert [table.column_names for table in tables] == [["text"], ["text"]]
-    texts = [row["text"] for row in _documents(open_source(params, 0).train)]
+    texts = [row["text"] for row in with_text(open_source(params, 0, out).train)]
     assert sorted(text for table in tables for text in table["text"].to_pylist()) == sorted(texts)
     return texts
 

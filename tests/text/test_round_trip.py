@@ -134,7 +134,7 @@ def test_the_share_is_that_of_the_bytes_that_come_back() -> None:
     round_trip = RoundTrip(characters("t"))
     texts = ["that", "a cat"]
     round_trip.add(texts, [round_trip._tokenizer.encode(text).ids for text in texts])
-    assert round_trip.lost == 3 / 9
+    assert round_trip.losses.of_all == 3 / 9
     assert round_trip.example == "'that' comes back as 'ha'"
 
 
@@ -143,7 +143,7 @@ def test_of_much_text_a_part_is_measured() -> None:
     round_trip = RoundTrip(tokenizer)
     texts = ["that " * 2000] * 100
     round_trip.add(texts, [encoding.ids for encoding in tokenizer.encode_batch(texts)])
-    assert round_trip.lost == pytest.approx(2 / 5)
+    assert round_trip.losses.of_all == pytest.approx(2 / 5)
 
 
 def test_what_two_sequences_have_in_common() -> None:

@@ -14,9 +14,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from custom_transformer.errors import UserError
+from custom_transformer.text.manifest import token_dtype
 from custom_transformer.text.saved_tokenizer import load_tokenizer
 from custom_transformer.text.tokenization import build_tokenizer
-from custom_transformer.text.tokens import epoch_order, eval_windows, load_tokens, token_dtype
+from custom_transformer.text.tokens import epoch_order, eval_windows, load_tokens
 from tests.hub_server import Fault, HubServer
 from tests.processes import run
 from tests.text.making import TEXTS, data, make
@@ -257,17 +258,17 @@ def test_tokens_are_read_memory_mapped(tmp_path: Path) -> None:
 
 
 def damage_array(folder: Path) -> None:
-    (folder / "train.bin").write_bytes((folder / "train.bin").read_bytes()[:-2])
+    (folder / "train-00000.bin").write_bytes((folder / "train-00000.bin").read_bytes()[:-2])
 
 
 def damage_id(folder: Path, to: int = 9999) -> None:
-    tokens = np.fromfile(folder / "train.bin", "<u2")
+    tokens = np.fromfile(folder / "train-00000.bin", "<u2")
     tokens[5] = to
-    tokens.tofile(folder / "train.bin")
+    tokens.tofile(folder / "train-00000.bin")
 
 
 def change_id(folder: Path) -> None:
-    tokens = np.fromfile(folder / "train.bin", "<u2")
+    tokens = np.fromfile(folder / "train-00000.bin", "<u2")
     damage_id(folder, to=(tokens[5] + 1) % 300)
 
 

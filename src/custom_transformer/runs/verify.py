@@ -26,7 +26,8 @@ from custom_transformer.runs.kept_states import KEEP, states_in
 from custom_transformer.runs.locked import Files, locked_training
 from custom_transformer.runs.results import compare_results
 from custom_transformer.runs.verification import Difference, Record, Replay
-from custom_transformer.text.tokens import META, load_tokens
+from custom_transformer.text.manifest import META
+from custom_transformer.text.tokens import load_tokens
 
 TRAINER = Path("stages/train.py")  # the program whose digest a fingerprint has
 

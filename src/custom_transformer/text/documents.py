@@ -46,14 +46,25 @@ def log2_prob_sum(path: Path) -> float:
     return total
 
 
-def read_pieces(path: Path) -> Iterator[Piece]:
-    """All text in the file, in order, in pieces of at most PIECE_BYTES.
+def runs_of_groups(path: Path, n_bytes: int) -> list[range]:
+    """The file's row groups in runs of about `n_bytes` of content, at least one run; the last may have less.
+
+    Raises UserError if the file is missing or damaged.
+    """
+    with _open(path) as file:
+        sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+    runs = batches(range(len(sizes)), sizes.__getitem__, len(sizes), n_bytes)
+    return [range(run[0], run[-1] + 1) for run in runs] or [range(0)]
+
+
+def read_pieces(path: Path, groups: range | None = None) -> Iterator[Piece]:
+    """All text in the file, or in these row groups of it, in order, in pieces of at most PIECE_BYTES.
 
     A longer document is cut before white space. GPT-2's pattern splits words there anyway, so the tokens stay those of
     the whole. A longer run without white space is cut between two characters. Raises UserError if the file is missing
     or damaged, or a row has no text.
     """
-    for number, buffer in enumerate(_texts(path)):
+    for number, buffer in _texts(path, groups):
         document = memoryview(buffer)
         start = 0
         try:
@@ -102,16 +113,19 @@ def _cut(chunk: bytes) -> int:
     return cut
 
 
-def _texts(path: Path) -> Iterator[pa.Buffer]:
-    """The UTF-8 bytes of each text, in the memory that parquet decoded them to."""
+def _texts(path: Path, groups: range | None) -> Iterator[tuple[int, pa.Buffer]]:
+    """Each document's number in the file, and its text's UTF-8 bytes in the memory that parquet decoded them to."""
     with _open(path) as file, _readable(path):
         names = file.schema_arrow.names
         if "text" not in names or file.schema_arrow.field("text").type not in (pa.string(), pa.large_string()):
             raise UserError(f"{path}: no column 'text' of strings, but {', '.join(names)}; {REMEDY}")
-        for batch in file.iter_batches(rows_at_once(file), columns=["text"]):
+        groups = range(file.num_row_groups) if groups is None else groups
+        number = sum(file.metadata.row_group(i).num_rows for i in range(groups.start))
+        for batch in file.iter_batches(rows_at_once(file), row_groups=groups, columns=["text"]):
             if batch.column(0).null_count:
                 raise UserError(f"{path}: a document without text (null); {REMEDY}")
-            yield from (value.as_buffer() for value in batch.column(0))
+            yield from ((number + i, value.as_buffer()) for i, value in enumerate(batch.column(0)))
+            number += len(batch)
 
 
 def rows_at_once(file: pq.ParquetFile) -> int:

@@ -72,17 +72,17 @@ class Repository:
             raise UserError(f"{self.where}: holds {outside[0]}, a path outside of its folder; choose another")
         return commit, names
 
-    def files(self, commit: str, names: Sequence[str]) -> list[Path]:
-        """The files of these paths, in the cache and verified."""
+    def files(self, commit: str, names: Sequence[str], cache: Path | None = None) -> list[Path]:
+        """The files of these paths, verified, in the folder `cache` or by default in the Hub's cache."""
         from huggingface_hub import HfApi
 
         def get() -> list[Any]:
             return list(HfApi().get_paths_info(self.name, list(names), repo_type=self.kind, revision=commit))
 
         declared = {entry.path: entry for entry in self._ask("its list of files", get)} if names else {}
-        return [self._file(commit, name, declared.get(name)) for name in names]
+        return [self._file(commit, name, declared.get(name), cache) for name in names]
 
-    def _file(self, commit: str, name: str, declared: Any) -> Path:
+    def _file(self, commit: str, name: str, declared: Any, cache: Path | None) -> Path:
         """One file, fetched once more if its bytes do not match the Hub's digest."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import tqdm
@@ -95,7 +95,11 @@ class Repository:
                 return super().update(n)
 
         def get() -> Path:
-            return Path(hf_hub_download(self.name, name, repo_type=self.kind, revision=commit, tqdm_class=Heard))
+            return Path(
+                hf_hub_download(
+                    self.name, name, repo_type=self.kind, revision=commit, cache_dir=cache, tqdm_class=Heard
+                )
+            )
 
         for _ in range(2):
             path = self._ask(name, get)

@@ -12,31 +12,73 @@ from typing import Any
 from custom_transformer.errors import UserError, brief, one_line
 from custom_transformer.files import StorageError, writing
 from custom_transformer.text.hub import Repository, Unreachable, offline
+from custom_transformer.text.local_files import Reading, Row, kind_of, read_rows
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+KINDS = {"parquet": (".parquet",), "json": (".json", ".jsonl", ".ndjson"), "csv": (".csv", ".tsv")}  # read here
 FORMATS = ("parquet", "json", "csv", "text", "arrow")  # formats of `datasets` that hold text
 CARDS = ("README.md", ".huggingface.yaml")  # what may map files to splits
 
 
 @dataclass(frozen=True)
 class HubFiles:
-    """One split's data files, on disk and verified, in the dataset's own order."""
+    """A split's data files, on disk and verified, in the dataset's own order."""
 
     commit: str
     paths: list[Path]
     format: str  # the name by which `datasets` knows how to read them
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One of a split's data files, which is on disk only while it is read. format: as of HubFiles."""
+
+    dataset: str
+    commit: str
+    name: str
+    format: str
     split: str
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row, streamed. Raises UserError if a file is not of the format that its name says."""
-        import datasets
+    def rows(self, reading: Reading, scratch: Path) -> Iterator[Row]:
+        """Its texts, fetched into the folder `scratch` for the time being and verified.
 
-        files = {self.split: [str(path) for path in self.paths]}
+        Raises UserError if it cannot be had complete and unaltered, StorageError for a full disk.
+        """
+        repository = Repository("dataset", self.dataset, self.commit, "data.dataset", "run the same command again")
+        (path,) = repository.files(self.commit, [self.name], scratch)
         try:
-            yield from datasets.load_dataset(self.format, data_files=files, split=self.split, streaming=True)
-        except Exception as error:  # the readers' own, which share no base class
-            names = ", ".join(path.name for path in self.paths)
-            raise UserError(f"{names}: cannot be read as {self.format} ({brief(error)})") from None
+            yield from rows_of(path, self.format, self.split, reading)
+        finally:
+            path.resolve().unlink()
+
+
+def rows_of(path: Path, file_format: str, split: str, reading: Reading) -> Iterator[Row]:
+    """The texts of a file, streamed. Raises UserError if it is not of the format that its name says."""
+    if kind_of(path) in KINDS.get(file_format, ()):
+        yield from read_rows(path, reading)
+        return
+    for row in _rows(path, file_format, split):
+        yield reading.row(row, f"split {split}")
+
+
+def _rows(path: Path, file_format: str, split: str) -> Iterator[Row]:
+    """As `datasets` reads what it alone knows; of other files it would guess the types of all columns."""
+    import datasets
+
+    try:
+        yield from datasets.load_dataset(file_format, data_files={split: str(path)}, split=split, streaming=True)
+    except Exception as error:  # the readers' own, which share no base class
+        raise UserError(f"{path.name}: cannot be read as {file_format} ({brief(error)})") from None
+
+
+def listed(dataset: str, revision: str | None, split: str) -> list[HubFile]:
+    """The files of one split of `dataset` at `revision`, none of them fetched yet.
+
+    Raises UserError if the Hub cannot be reached, or has no such dataset, revision or split.
+    """
+    repository = Repository("dataset", dataset, revision, "data.dataset", "try again")
+    commit, file_format, names = _listed(repository, split)
+    return [HubFile(dataset, commit, name, file_format, split) for name in names]
 
 
 def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
@@ -45,9 +87,6 @@ def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
     Without a network, a full commit hash is served from the cache. Raises UserError if the files cannot be had complete
     and unaltered, StorageError if the cache is full or read-only.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
     remedy = "try again, or set data.revision to a commit that is in the cache"
     repository = Repository("dataset", dataset, revision, "data.dataset", remedy)
     pinned = revision is not None and COMMIT.fullmatch(revision) is not None
@@ -62,14 +101,22 @@ def fetch(dataset: str, revision: str | None, split: str) -> HubFiles:
 
 
 def _fetched(repository: Repository, split: str) -> HubFiles:
+    commit, file_format, wanted = _listed(repository, split)
+    return HubFiles(commit, repository.files(commit, wanted), file_format)
+
+
+def _listed(repository: Repository, split: str) -> tuple[str, str, list[str]]:
+    """The commit, and the format and paths of the split's files."""
+    import datasets
+
+    datasets.disable_progress_bars()
     commit, names = repository.listing()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve() / "dataset"
         cards = repository.files(commit, [name for name in CARDS if name in names])
         _imitate(folder, names, cards)
         file_format, found = _split_files(repository, commit, folder, split)
-        wanted = [path.relative_to(folder).as_posix() for path in found]
-    return HubFiles(commit, repository.files(commit, wanted), file_format, split)
+        return commit, file_format, [path.relative_to(folder).as_posix() for path in found]
 
 
 def _imitate(folder: Path, names: list[str], cards: list[Path]) -> None:
@@ -136,4 +183,4 @@ def _cached(repository: Repository, split: str) -> HubFiles:
     if split not in files:
         raise missing
     paths = [repository.intact(Path(str(path))) for path in files[split]]
-    return HubFiles(commit, paths, _format(builder, repository), split)
+    return HubFiles(commit, paths, _format(builder, repository))

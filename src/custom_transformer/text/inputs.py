@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from custom_transformer.errors import NoFiles
 from custom_transformer.files import check_regular, sha256_file, write_json
 from custom_transformer.paths import initial_checkpoint
-from custom_transformer.text.datasets import dataset_files
+from custom_transformer.text.sources import dataset_files
 from custom_transformer.text.tokenizer_files import tokenizer_files
 
 _Value = TypeVar("_Value", str, str | None)

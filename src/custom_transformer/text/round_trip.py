@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from custom_transformer.errors import escaped
 
@@ -14,6 +14,20 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 SLICE = 1000  # characters compared at once
 SAMPLE_BYTES = 2**18  # of the text that comes back changed: more of it would cost minutes and tell the same
+
+
+class Losses(NamedTuple):
+    """Bytes of all texts, of those that come back changed, of the sample of these, and those of it that are lost."""
+
+    all: int = 0
+    changed: int = 0
+    sampled: int = 0
+    lost: int = 0
+
+    @property
+    def of_all(self) -> float | None:
+        """The share of all bytes that do not come back, 0 where something is only added; None if nothing changes."""
+        return self.lost / max(1, self.sampled) * self.changed / self.all if self.changed else None
 
 
 class RoundTrip:
@@ -39,11 +53,8 @@ class RoundTrip:
                 self._measure(text)
 
     @property
-    def lost(self) -> float | None:
-        """The share of all bytes that do not come back, 0 where something is only added; None if nothing changes."""
-        if not self._changed_bytes:
-            return None
-        return self._lost_bytes / max(1, self._sampled_bytes) * self._changed_bytes / self._bytes
+    def losses(self) -> Losses:
+        return Losses(self._bytes, self._changed_bytes, self._sampled_bytes, self._lost_bytes)
 
     def _measure(self, text: str) -> None:
         for start in range(0, len(text), SLICE):
@@ -54,6 +65,11 @@ class RoundTrip:
             back = self._tokenizer.decode(ids, skip_special_tokens=False)
             self._sampled_bytes += len(part.encode())
             self._lost_bytes += len(part.encode()) - in_common(part.encode(), back.encode())
+
+
+def added(losses: Iterable[Losses]) -> Losses:
+    """Of several sets of texts together."""
+    return Losses(*map(sum, zip(*losses, strict=True)))
 
 
 def in_common(a: bytes, b: bytes) -> int:

@@ -8,66 +8,44 @@ Shapes: B batch, T time (the length of a window).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from custom_transformer.config import Count, Section, validated
-from custom_transformer.errors import UserError, one_line
-from custom_transformer.files import check_regular, read_text, sha256_file
+from custom_transformer.errors import UserError
+from custom_transformer.files import check_regular, sha256_file
+from custom_transformer.text.manifest import META, REMEDY, Manifest, ShardFacts, read_manifest, token_dtype
 
-META = "meta.json"
-REMEDY = "run dvc repro --force tokenize"
 CHECKED_AT_ONCE = 2**22  # tokens
-MAX_META_BYTES = 8 << 20  # it lists the files of a source, perhaps many thousands
-
-Amount = Annotated[int, Field(ge=0, lt=2**63)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _TokenizerFacts(Section):
-    name: str
-    sha256: Digest
-    vocab_size: Count
-    requested_vocab_size: Count | None
-    end_token: str
-    end_token_id: Amount
+class Joined:
+    """Arrays one behind the other, (n,) of one dtype, read as if they were one; they are not copied into one."""
 
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self._arrays = arrays
+        self._ends = np.cumsum([len(array) for array in arrays])
 
-class _SplitFacts(Section):
-    documents: Amount
-    tokens: Amount
-    bytes: Annotated[int, Field(ge=1, lt=2**63)]
-    sha256: Digest
-    text_sha256: Digest
-    log2_prob: float = 0.0  # may be absent, but not null
+    def __len__(self) -> int:
+        return int(self._ends[-1])
 
-
-class _Splits(Section):
-    train: _SplitFacts
-    validation: _SplitFacts
-
-
-class _Meta(Section):
-    """What `tokenize` writes to meta.json."""
-
-    tokenizer: _TokenizerFacts
-    dtype: Literal["uint16", "uint32"]
-    splits: _Splits
-    lost: Annotated[float, Field(ge=0, le=1)] = 0.0  # absent where every text comes back from its tokens
-    source: dict[str, Any]
-
-
-def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The little-endian type that a vocabulary's ids are stored in: uint16 if they fit, else uint32."""
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+    def __getitem__(self, places: slice | np.ndarray) -> np.ndarray:
+        """A copy of a slice, or of the numbers at these places, in their shape; IndexError for one that is outside."""
+        if isinstance(places, slice):
+            places = np.arange(*places.indices(len(self)))
+        if places.size and not 0 <= places.min() <= places.max() < len(self):
+            raise IndexError(f"places from {places.min()} to {places.max()}, of {len(self)}")
+        found = np.empty(places.shape, self._arrays[0].dtype)
+        of_array = np.searchsorted(self._ends, places, side="right")
+        for i in np.unique(of_array):
+            here = of_array == i
+            found[here] = self._arrays[i][places[here] - (self._ends[i] - len(self._arrays[i]))]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +53,11 @@ class TokenSplit:
     """One split's stream of tokens, memory-mapped.
 
     tokens: (n_tokens,) uint16 or uint32
-    meta: the whole meta.json, with this split's own entries (documents, tokens, bytes, sha256, text_sha256 and, if the
-        source knows it, log2_prob) added at the top level.
+    meta: the whole meta.json, with this split's own entries (documents, tokens, bytes, sha256, text_sha256, shards and,
+        if the source knows it, log2_prob) added at the top level.
     """
 
-    tokens: np.ndarray
+    tokens: np.ndarray | Joined
     meta: dict[str, Any]
 
     @property
@@ -136,44 +114,39 @@ def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def load_tokens(folder: Path | str, split: str) -> TokenSplit:
-    """The stream of "train" or "validation"; raises UserError if folder, meta.json and array do not agree."""
+    """The stream of "train" or "validation"; raises UserError if folder, meta.json and arrays do not agree."""
     folder = Path(folder)
-    meta, vocab_size, n_tokens, dtype = _read_meta(folder / META, split)
-    path = folder / f"{split}.bin"
+    meta, facts = read_manifest(folder / META)
+    shards = getattr(facts.splits, split).shards
+    arrays = [_array(folder / shard.name, shard, facts) for shard in shards]
+    tokens = arrays[0] if len(arrays) == 1 else Joined(arrays)
+    if len(tokens) < 2:
+        raise UserError(f"{folder}: {len(tokens)} tokens, nothing to predict; give the {split} split some text")
+    end_id = facts.tokenizer.end_token_id
+    for array, place, shard in ((arrays[0], 0, shards[0]), (arrays[-1], -1, shards[-1])):
+        if array[place] != end_id:
+            where = f"{folder / shard.name}: the {split} split"
+            raise UserError(f"{where} does not begin and end with the end token, {end_id}; {REMEDY}")
+    for shard in shards:
+        if sha256_file(folder / shard.name) != shard.sha256:
+            raise UserError(f"{folder / shard.name}: changed since it was made (its SHA-256 is not {META}'s); {REMEDY}")
+    return TokenSplit(tokens, meta | meta["splits"][split])
+
+
+def _array(path: Path, shard: ShardFacts, facts: Manifest) -> np.ndarray:
+    vocab_size, dtype = facts.tokenizer.vocab_size, token_dtype(facts.tokenizer.vocab_size)
     try:
         check_regular(path)
         size = path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {REMEDY}") from None
-    if size != n_tokens * dtype.itemsize:
-        raise UserError(f"{path}: {size:,} bytes, where {META} says {n_tokens:,} tokens of {dtype.itemsize}; {REMEDY}")
-    if n_tokens < 2:
-        raise UserError(f"{path}: {n_tokens} tokens, nothing to predict; give the {split} split some text")
+    if size != shard.tokens * dtype.itemsize:
+        raise UserError(
+            f"{path}: {size:,} bytes, where {META} says {shard.tokens:,} tokens of {dtype.itemsize}; {REMEDY}"
+        )
     tokens = np.memmap(path, dtype=dtype, mode="r")
     _check_ids(tokens, vocab_size, path)
-    end_id = meta["tokenizer"]["end_token_id"]
-    if tokens[0] != end_id or tokens[-1] != end_id:
-        raise UserError(f"{path}: does not begin and end with the end token, {end_id}; {REMEDY}")
-    if sha256_file(path) != meta["splits"][split]["sha256"]:
-        raise UserError(f"{path}: changed since it was made (its SHA-256 is not {META}'s); {REMEDY}")
-    return TokenSplit(tokens, meta | meta["splits"][split])
-
-
-def _read_meta(path: Path, split: str) -> tuple[dict[str, Any], int, int, np.dtype[Any]]:
-    """The content of meta.json, its vocabulary's size, and the length and type of the split's array."""
-    try:
-        meta = json.loads(read_text(path, MAX_META_BYTES))
-        if not isinstance(meta, dict):
-            raise ValueError("no JSON object")
-        facts = validated(_Meta, meta, f"{path}: damaged, {REMEDY}")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run dvc repro tokenize") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({one_line(error)[:100]}); {REMEDY}") from None
-    vocab_size, dtype = facts.tokenizer.vocab_size, token_dtype(facts.tokenizer.vocab_size)
-    if facts.dtype != dtype.name:
-        raise UserError(f"{path}: damaged ({vocab_size} entries are not stored as {facts.dtype}); {REMEDY}")
-    return meta, vocab_size, getattr(facts.splits, split).tokens, dtype
+    return tokens
 
 
 def _check_ids(tokens: np.ndarray, vocab_size: int, path: Path) -> None:

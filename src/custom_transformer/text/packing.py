@@ -1,0 +1,237 @@
+"""Text packed into shards of tokens: by several processes, so that neither their number nor a kill changes a byte.
+
+What is done stays in a work folder, whose name follows from everything that decides the result, until all is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from custom_transformer.config import DataParams
+from custom_transformer.errors import UserError, shown
+from custom_transformer.files import link_or_copy, sha256_file, staged_folders, write_json, writing
+from custom_transformer.progress import ProgressBar
+from custom_transformer.text.documents import document_count, log2_prob_sum, read_pieces
+from custom_transformer.text.manifest import META, SPLITS, token_dtype
+from custom_transformer.text.parts import Encoded, Encoding, Part, encode, encoded, parts_of, tokens_file
+from custom_transformer.text.round_trip import added
+from custom_transformer.text.rows import TOKENIZER_BYTES
+from custom_transformer.text.saved_tokenizer import load_tokenizer, vocabulary_size
+from custom_transformer.text.sources import reading_of, streamed_files
+from custom_transformer.text.streaming import Streamed
+from custom_transformer.text.tokenization import build_tokenizer
+from custom_transformer.text.tokenizer_files import local_tokenizer
+from custom_transformer.text.workers import shared_out
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerFast
+
+_DECIDING_PACKAGES = ("tokenizers", "transformers", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several equal shares of the parts, counted from 0."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def of(cls, text: str) -> Share:
+        """From "3/64"; raises UserError for anything else."""
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count) < 2**31):
+            raise UserError(f"--share: {shown(text)} is no share; write 0/4, 1/4, 2/4 or 3/4 for the quarters")
+        return cls(int(index), int(count))
+
+    def among(self, parts: Sequence[Part]) -> Sequence[Part]:
+        first, end = (i * len(parts) // self.count for i in (self.index, self.index + 1))
+        return parts[first:end]
+
+
+def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path, work: Path) -> dict[str, Any]:
+    """Makes a tokenizer and packed tokens of the text in `raw` (train.parquet, validation.parquet, source.json).
+
+    Writes the tokenizer's files, and in `tokens_out` the shards and meta.json, whose content it returns. Both folders
+    are moved into place when everything is written. Memory use does not grow with the text, except that one document
+    is read whole. work: the folder of work folders. Raises UserError on damaged input, on a split without text, and on
+    a tokenizer that loses text unless data.allow_lossy_tokenizer is set.
+    """
+    text = _Text(data, raw, work)
+    with text.locked(), staged_folders(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
+        tokenizer = text.tokenizer()
+        shards, done = text.encode(tokenizer, text.parts)
+        shutil.copytree(text.tokenizer_folder, tokenizer_folder, dirs_exist_ok=True)
+        meta: dict[str, Any] = {
+            "tokenizer": {
+                "name": Path(data.tokenizer).name if local_tokenizer(data.tokenizer) else data.tokenizer,
+                "sha256": sha256_file(tokenizer_folder / "tokenizer.json"),
+                "vocab_size": vocabulary_size(tokenizer),
+                "requested_vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,
+                "end_token": tokenizer.eos_token,
+                "end_token_id": tokenizer.eos_token_id,
+            },
+            "dtype": token_dtype(vocabulary_size(tokenizer)).name,
+            "splits": {split: _collected(split, done, shards, tokens_folder) for split in SPLITS},
+            "source": text.source,
+        }
+        if text.source.get("kind") == "primer":  # a column of the same name in other text may hold anything
+            for split, path in text.paths.items():
+                meta["splits"][split]["log2_prob"] = log2_prob_sum(path)
+        if (lost := added(facts.losses for facts in done.values()).of_all) is not None:
+            meta["lost"] = lost
+        write_json(tokens_folder / META, meta)
+    shutil.rmtree(text.folder, ignore_errors=True)
+    return meta
+
+
+def tokenize_share(data: DataParams, raw: Path, work: Path, share: Share) -> tuple[int, int]:
+    """Encodes one share of the text into its work folder, where `tokenize` finds it; returns the number of the share's
+    parts, and of all. Raises UserError as `tokenize`."""
+    text = _Text(data, raw, work)
+    own = share.among(text.parts)
+    text.encode(text.tokenizer(), own)
+    return len(own), len(text.parts)
+
+
+class _Text:
+    """The text in `raw`, its parts, and the work folder of what is made of it."""
+
+    def __init__(self, data: DataParams, raw: Path, work: Path):
+        self._data, self.source = data, _source(raw / "source.json")
+        self.paths = {split: raw / f"{split}.parquet" for split in SPLITS}
+        self.parts = [part for split in SPLITS for part in self._parts(split)]
+        self.folder = work / self._key()
+        self.tokenizer_folder = self.folder / "tokenizer"
+
+    def _parts(self, split: str) -> list[Part]:
+        path = self.paths[split]
+        stored = parts_of(split, path)  # finds a missing file before a tokenizer is trained
+        if split == "validation" or "streamed" not in self.source:
+            return stored
+        reading, below = reading_of(self._data), self.source.get("validation_below", 0)
+        column, alone = reading.column, reading.alone
+        texts = [Streamed(file, column, alone, below) for file in streamed_files(self._data, self.source)]
+        return [Part(split, number, text) for number, text in enumerate(texts)]
+
+    def _key(self) -> str:
+        """Of everything that decides the result, except the content of a tokenizer that is not trained here."""
+        deciding = {
+            "code": [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
+            "versions": [version(package) for package in _DECIDING_PACKAGES],
+            "data": self._data.model_dump(mode="json"),
+            "source": self.source,
+            "text": [sha256_file(path) for path in self.paths.values()],
+        }
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Waits until no other process on this machine makes the same, as experiments at the same time may."""
+        lock = self.folder.with_suffix(".lock")
+        with writing(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+        with FileLock(lock):
+            yield
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """That of an earlier process, if it is one that is trained here; else a new one."""
+        folder = self.tokenizer_folder
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # shares of one text begin at the same time
+            if self._data.tokenizer != "bpe" or not folder.exists():
+                with staged_folders(folder) as (made,), writing(made):
+                    build_tokenizer(self._data, self._training_texts()).save_pretrained(made)
+        return load_tokenizer(folder)
+
+    def _training_texts(self) -> Iterator[str]:
+        path = self.paths["train"]
+        documents = n_bytes = 0
+        with ProgressBar("read for the tokenizer", document_count(path), "documents") as progress:
+            for piece in read_pieces(path):
+                yield piece.text
+                n_bytes += piece.n_bytes
+                documents += piece.ends_document
+                if piece.ends_document and n_bytes >= TOKENIZER_BYTES:
+                    break
+                if documents % 1000 == 0:
+                    progress.update(documents)
+            progress.update(documents)
+
+    def encode(self, tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part]) -> tuple[Path, dict[Part, Encoded]]:
+        """The folder of the encoded parts, and what is in it of these: what an earlier process has left, and the rest,
+        encoded now."""
+        definition = self.tokenizer_folder / "tokenizer.json"
+        folder = self.folder / sha256_file(definition)[:16]  # with another tokenizer there is nothing to go on with
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        encoding = Encoding(
+            definition,
+            self._data.tokenizer,
+            tokenizer.eos_token,
+            tokenizer.eos_token_id,
+            token_dtype(vocabulary_size(tokenizer)).str,
+            self._data.allow_lossy_tokenizer,
+        )
+        done = {part: facts for part in parts if (facts := encoded(part, folder)) is not None}
+        if done:
+            print(f"{len(done):,} of {len(parts):,} parts of the text are there from before")
+        rest = [part for part in parts if part not in done]
+        n_bytes = 0
+        with ProgressBar("tokenize", len(rest), "parts") as progress:
+            for number, (part, facts) in enumerate(shared_out(partial(_encoded, encoding, folder), rest), 1):
+                done[part] = facts
+                n_bytes += facts.bytes
+                progress.update(number, f"{n_bytes / 1e6:,.0f} MB")
+        return folder, done
+
+
+def _encoded(encoding: Encoding, folder: Path, part: Part) -> tuple[Part, Encoded]:
+    return part, encode(part, encoding, folder)
+
+
+def _collected(split: str, done: Mapping[Part, Encoded], folder: Path, out: Path) -> dict[str, Any]:
+    """Puts those parts of a split that hold tokens into `out` as shards; returns the split's entries in meta.json."""
+    shards: list[dict[str, Any]] = []
+    for part in sorted((part for part in done if part.split == split), key=lambda part: part.number):
+        facts = asdict(done[part])
+        del facts["losses"]
+        if facts["tokens"]:
+            name = f"{split}-{len(shards):05}.bin"
+            link_or_copy(tokens_file(part, folder), out / name)
+            shards.append({"name": name, **facts})
+    sums = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens", "bytes")}
+    if sums["bytes"] == 0:
+        raise UserError(f"the {split} split has {sums['documents']} documents and no text in them; give it some text")
+    digests = {key: _digest([shard[key] for shard in shards]) for key in ("sha256", "text_sha256")}
+    return {**sums, **digests, "shards": shards}
+
+
+def _digest(digests: Sequence[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """The download stage's record of the text's origin; empty for text that it did not write."""
+    try:
+        source = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run dvc repro --force download") from None
+    if not isinstance(source, dict):
+        raise UserError(f"{path}: not a JSON object; run dvc repro --force download")
+    return source

@@ -1,0 +1,72 @@
+"""Tasks shared out to processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from custom_transformer.errors import UserError, shown
+
+WORKERS = "CUSTOM_TRANSFORMER_WORKERS"  # how many processes; by default one per processor
+PARENT_CHECKED_EVERY = 0.5  # seconds
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+def shared_out(run: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Iterator[_Result]:
+    """`run` of each task, in the order in which they end, computed by as many processes as WORKERS says.
+
+    With one process, or one task, this process computes them, with as many threads as there are processors. Raises the
+    error of the first task that fails, and UserError if a process is killed; then the others have been ended.
+    """
+    from joblib import Parallel, cpu_count, delayed
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    count = min(_wanted() or cpu_count(), len(tasks))
+    if count <= 1:
+        yield from map(run, tasks)
+        return
+    pool = Parallel(count, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", max_nbytes=None)
+    threads = max(1, cpu_count() // count)
+    try:
+        yield from pool(delayed(_run)(run, task, threads, os.getpid()) for task in tasks)
+    except TerminatedWorkerError:
+        raise UserError(
+            "a process that encoded text was killed, perhaps because memory ran out: run the same command again, "
+            f"which keeps what is done, perhaps with {WORKERS} below {count}"
+        ) from None
+    finally:
+        get_reusable_executor().shutdown(kill_workers=True)  # they would wait for more
+
+
+def _wanted() -> int:
+    asked = os.environ.get(WORKERS, "")
+    if not asked:
+        return 0
+    if not asked.isdecimal() or not 0 < int(asked) < 2**10:
+        raise UserError(f"{WORKERS}: {shown(asked)} is not a number of processes; give one from 1 to 1023")
+    return int(asked)
+
+
+def _run(run: Callable[[_Task], _Result], task: _Task, threads: int, parent: int) -> _Result:
+    _end_with(parent)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizer
+    return run(task)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after the one that started it is gone: joblib's processes would wait for more tasks."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECKED_EVERY)
+        os._exit(1)
+
+    name = "watch-parent"
+    if all(thread.name != name for thread in threading.enumerate()):
+        threading.Thread(target=watch, name=name, daemon=True).start()
