@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from custom_transformer.errors import UserError, shown
 
-WORKERS = "CUSTOM_TRANSFORMER_WORKERS"  # how many processes; by default one per processor
+WORKERS = "CUSTOM_TRANSFORMER_WORKERS"  # how many processes
 PARENT_CHECKED_EVERY = 0.5  # seconds
 
 _Task = TypeVar("_Task")
@@ -20,14 +20,15 @@ _Result = TypeVar("_Result")
 def shared_out(run: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Iterator[_Result]:
     """`run` of each task, in the order in which they end, computed by as many processes as WORKERS says.
 
-    With one process, or one task, this process computes them, with as many threads as there are processors. Raises the
-    error of the first task that fails, and UserError if a process is killed; then the others have been ended.
+    By default there is one per processor. But if there are not more tasks than that, this process computes them, with
+    as many threads as there are processors. Raises the error of the first task that fails, and UserError if a process
+    is killed; then the others have been ended.
     """
     from joblib import Parallel, cpu_count, delayed
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    count = min(_wanted() or cpu_count(), len(tasks))
+    count = min(_wanted() or (cpu_count() if len(tasks) > cpu_count() else 1), len(tasks))
     if count <= 1:
         yield from map(run, tasks)
         return
