@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import torch
 import yaml
 
 from custom_transformer.errors import UserError
+from custom_transformer.runs import processes
 from custom_transformer.runs.processes import LOST, PROCESSES, Processes, joined
 from custom_transformer.runs.seeds import seed_of
 from custom_transformer.runs.shards import Sums, run_length
@@ -25,6 +29,30 @@ from tests.processes import ENVIRONMENT, Group, Process
 from tests.runs import together
 
 COUNTS = (1, 2, 4, 8)
+
+
+class Store:
+    """`add` counts, or fails, or waits as if the store's host were silent."""
+
+    def __init__(self, add: Callable[[], int]):
+        self._add = add
+
+    def add(self, key: str, amount: int) -> int:
+        return self._add()
+
+
+def test_the_first_that_fails_speaks_and_one_whose_store_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "ASKING", 0.1)
+    failed, never = itertools.count(1), threading.Event()
+    store = Store(lambda: next(failed))
+    assert [Processes(rank, 3, store).may_speak() for rank in (2, 0, 1)] == [True, False, False]
+    assert Processes(1, 3, Store(lambda: int(never.wait()))).may_speak()
+
+    def gone() -> int:
+        raise RuntimeError("connection reset")
+
+    assert Processes(1, 3, Store(gone)).may_speak()
+    never.set()
 
 
 # ------------------------------------------------------------------------------------------------------- the shards

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -26,6 +28,7 @@ STARTED_BY = "CUSTOM_TRANSFORMER_STARTED_BY"  # is set for these: that stage's p
 AGAIN = "run the same command again, which goes on from the last saved state"
 PATIENCE = timedelta(minutes=10)  # a process that does not answer for so long is taken for hung
 LOST = 3  # the exit status of a process that ends because another one has
+ASKING = 10.0  # seconds for which a process that has failed asks whether another one did before
 LAST_WORD = 1.0  # seconds for which it waits, so that the other one's exit or last word can be seen
 
 _RANK, _READY, _FAILED = (
@@ -146,13 +149,20 @@ class Processes:
                 self._store.wait([_READY], timedelta(days=365))
 
     def may_speak(self) -> bool:
-        """Whether this is the first process that has failed, whose word is the one to print."""
-        if self._store is None:
+        """Whether this is the first process that has failed, whose word is the one to print, as far as can be known."""
+        store, answers = self._store, queue.SimpleQueue[bool]()
+        if store is None:
             return True
-        try:
-            return bool(self._store.add(_FAILED, 1) == 1)
-        except RuntimeError:  # the store is gone, too
-            return True
+
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError):  # the store is gone, too
+                answers.put(store.add(_FAILED, 1) == 1)
+
+        # If the store's host is silent, this call would wait as long as TCP does, a quarter of an hour.
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(ASKING)
+        return answers.empty() or answers.get()
 
 
 ALONE = Processes()
