@@ -21,7 +21,6 @@ import torch
 import yaml
 
 from custom_transformer.errors import UserError
-from custom_transformer.runs import processes
 from custom_transformer.runs.processes import LOST, PROCESSES, Processes, joined
 from custom_transformer.runs.seeds import seed_of
 from custom_transformer.runs.shards import Sums, run_length
@@ -42,7 +41,7 @@ class Store:
 
 
 def test_the_first_that_fails_speaks_and_one_whose_store_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "ASKING", 0.1)
+    monkeypatch.setattr("custom_transformer.runs.processes.ASKING", 0.1)
     failed, never = itertools.count(1), threading.Event()
     store = Store(lambda: next(failed))
     assert [Processes(rank, 3, store).may_speak() for rank in (2, 0, 1)] == [True, False, False]
