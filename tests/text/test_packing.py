@@ -311,7 +311,7 @@ def test_files_of_the_hub_are_here_only_while_they_are_read(
         ("streamed", {"val_split": val_split, "streaming": True}),
     ):
         done = from_hub(hub, tmp_path / name, **changes)
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stderr) == (0, "")
     assert_the_same(tmp_path / "copied", tmp_path / "streamed")
     fetched = {path.resolve().name for path in (tmp_path / "copied/home").rglob("*.parquet")}
     assert len(fetched) == (4 if val_split is None else 6)

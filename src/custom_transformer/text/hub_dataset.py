@@ -49,7 +49,7 @@ class HubFile:
         try:
             yield from rows_of(path, self.format, self.split, reading)
         finally:
-            path.resolve().unlink()
+            path.resolve().unlink(missing_ok=True)  # the folder may be gone, if not all rows were wanted
 
 
 def rows_of(path: Path, file_format: str, split: str, reading: Reading) -> Iterator[Row]:
