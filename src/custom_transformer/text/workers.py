@@ -24,25 +24,25 @@ def shared_out(run: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Itera
     as many threads as there are processors. Raises the error of the first task that fails, and UserError if a process
     is killed; then the others have been ended.
     """
-    from joblib import Parallel, cpu_count, delayed
-    from joblib.externals.loky import get_reusable_executor
+    from joblib import cpu_count
+    from joblib.externals.loky import as_completed, get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     count = min(_wanted() or (cpu_count() if len(tasks) > cpu_count() else 1), len(tasks))
     if count <= 1:
         yield from map(run, tasks)
         return
-    pool = Parallel(count, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", max_nbytes=None)
-    threads = max(1, cpu_count() // count)
+    pool, threads = get_reusable_executor(count), max(1, cpu_count() // count)
     try:
-        yield from pool(delayed(_run)(run, task, threads, os.getpid()) for task in tasks)
+        for future in as_completed([pool.submit(_run, run, task, threads, os.getpid()) for task in tasks]):
+            yield future.result()
     except TerminatedWorkerError:
         raise UserError(
             "a process that encoded text was killed, perhaps because memory ran out: run the same command again, "
             f"which keeps what is done, perhaps with {WORKERS} below {count}"
         ) from None
     finally:
-        get_reusable_executor().shutdown(kill_workers=True)  # they would wait for more
+        pool.shutdown(kill_workers=True)  # they would wait for more
 
 
 def _wanted() -> int:
