@@ -86,12 +86,20 @@ def test_download_on_a_full_disk_and_killed(finished: Path, workspace: Path) -> 
 
 
 def test_tokenize_on_a_full_disk_and_killed(finished: Path, workspace: Path) -> None:
-    fails(workspace, "tokenize", f"data/tokenizer: {FULL}", largest=300)
-    fails(workspace, "tokenize", f"data/tokens/train-00000.bin: {FULL}", largest=50_000)
+    for name, largest in (("tokenizer", 300), ("train-00000.bin", 50_000)):
+        before = outputs(workspace)
+        done = start(workspace, "tokenize", largest=largest).wait()
+        *_, line = done.stderr.splitlines()
+        assert line.startswith(f"error: {workspace.resolve()}/work/tokens/")
+        assert line.endswith(f"/{name}: {FULL}")
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 1
+        assert outputs(workspace) == before
 
-    killed(workspace, "tokenize", when=(workspace / "data/.tokenizer.tmp/tokenizer.json").exists)
+    killed(workspace, "tokenize", when=lambda: any(workspace.glob("work/tokens/*/*/train-00000.json")))
     succeeds(workspace, "tokenize")
     assert outputs(workspace) == outputs(finished)
+    assert not [path for path in workspace.glob("work/tokens/*") if path.is_dir()]
 
 
 def test_training_on_a_disk_too_full_for_its_state(finished: Path, workspace: Path) -> None:
