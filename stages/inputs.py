@@ -10,7 +10,8 @@ from stages.cli import parameters
 
 def main() -> None:
     params = parameters(__doc__)
-    for line in write_inputs(params.data.dataset, params.data.tokenizer, params.training.init_from, INPUTS):
+    data = params.data
+    for line in write_inputs(data.dataset, data.tokenizer, params.training.init_from, INPUTS, data.streaming):
         print(line)
 
 

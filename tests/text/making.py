@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from custom_transformer.config import DataParams, load_params
 from custom_transformer.files import write_json
+from custom_transformer.text.datasets import download
 from custom_transformer.text.packing import tokenize
 from tests.helpers import ROOT
 
@@ -43,3 +44,10 @@ def make(
         write_json(raw / "source.json", source)
     params = data(**({"vocab_size": 400} | changes))
     return tokenize(params, raw, folder / "tokenizer", folder / "tokens", folder / "work")
+
+
+def made(out: Path, **changes: Any) -> dict[str, Any]:
+    """What download and tokenize make of a dataset."""
+    wanted = data(**{"vocab_size": 300, "val_subset_size": 8, "val_fraction": 0.1, **changes})
+    download(wanted, 0, out / "raw")
+    return tokenize(wanted, out / "raw", out / "tokenizer", out / "tokens", out / "work")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,13 +29,13 @@ from custom_transformer.text.workers import WORKERS
 from tests.helpers import ROOT
 from tests.hub_server import Fault, HubServer
 from tests.processes import run
-from tests.text.making import data
+from tests.text.making import data, made
 
 TEXTS = {
     "train": [f"The {i}th text, naïve and 素朴, of {'many ' * (i % 9)}words." for i in range(200)],
     "validation": [f"A short one, the {i}th." for i in range(30)],
 }
-PARTS = 10 + 2
+PARTS = 10 + 1
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +70,14 @@ def test_the_parts_are_the_shards_of_one_stream(raw: Path, tmp_path: Path, monke
     meta = packed(raw, tmp_path / "parts")
     monkeypatch.setattr(parts, "PART_BYTES", 2**26)
     whole = packed(raw, tmp_path / "whole")
-    for split, count in (("train", 10), ("validation", 2)):
+    for split, count in (("train", 10), ("validation", 1)):
         facts = meta["splits"][split]
         assert [shard["name"] for shard in facts["shards"]] == [f"{split}-{i:05}.bin" for i in range(count)]
         assert stream(tmp_path / "parts", split) == stream(tmp_path / "whole", split)
         for key in ("documents", "tokens", "bytes"):
             assert sum(shard[key] for shard in facts["shards"]) == facts[key] == whole["splits"][split][key]
+    for key in ("sha256", "text_sha256"):  # of what is validated on, however the text lies in its file
+        assert meta["splits"]["validation"][key] == whole["splits"]["validation"][key]
     assert not [path for path in (tmp_path / "work").iterdir() if path.is_dir()]
 
 
@@ -94,7 +97,7 @@ def test_shares_of_several_hosts_are_collected(raw: Path, tmp_path: Path, capsys
     capsys.readouterr()
     work = tmp_path / "work"
     done = [tokenize_share(data(vocab_size=300), raw, work, Share.of(f"{i}/5")) for i in range(5)]
-    assert done == [(2, PARTS), (2, PARTS), (3, PARTS), (2, PARTS), (3, PARTS)]
+    assert done == [(2, PARTS), (2, PARTS), (2, PARTS), (2, PARTS), (3, PARTS)]
     assert "parts of the text are there" not in capsys.readouterr().out
     packed(raw, tmp_path / "shares")
     assert f"{PARTS} of {PARTS} parts of the text are there from before" in capsys.readouterr().out
@@ -149,6 +152,50 @@ def test_what_was_done_for_another_result_is_not_taken(
     pq.write_table(pa.table({"text": text}), raw / "validation.parquet", row_group_size=20)
     packed(raw, tmp_path / "other")
     assert "from before" not in capsys.readouterr().out
+
+
+def test_a_kept_tokenizer_that_is_damaged_is_trained_anew(raw: Path, tmp_path: Path) -> None:
+    packed(raw, tmp_path / "whole")
+    tokenize_share(data(vocab_size=300), raw, tmp_path / "work", Share(0, 2))
+    (kept,) = (tmp_path / "work").glob("*/tokenizer/tokenizer.json")
+    kept.unlink()
+    kept.write_text("{")
+    packed(raw, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
+def test_a_tokenizer_that_changes_in_place_is_loaded_anew(raw: Path, tmp_path: Path) -> None:
+    for vocab_size in (300, 270):
+        packed(raw, tmp_path / str(vocab_size), vocab_size=vocab_size)
+        shutil.copytree(tmp_path / f"{vocab_size}/tokenizer", tmp_path / "given", dirs_exist_ok=True)
+        packed(raw, tmp_path / "by-given", tokenizer=str(tmp_path / "given"))
+        for split in TEXTS:
+            assert stream(tmp_path / "by-given", split) == stream(tmp_path / str(vocab_size), split)
+
+
+@pytest.mark.parametrize(
+    "source", [{"streamed": ["a"]}, {"streamed": ["a"], "files": []}, {"streamed": 3, "files": {}}, []]
+)
+def test_a_damaged_record_of_the_source(raw: Path, tmp_path: Path, source: Any) -> None:
+    (raw / "source.json").write_text(json.dumps(source))
+    with pytest.raises(UserError, match=r"source\.json: .*run dvc repro --force download"):
+        packed(raw, tmp_path / "out")
+
+
+@pytest.mark.processes
+def test_more_shards_than_open_files_are_allowed(raw: Path, tmp_path: Path) -> None:
+    packed(raw, tmp_path)
+    program = f"""
+import resource
+from custom_transformer.text import tokens
+tokens.OTHER_FILES = 200
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+splits = [tokens.load_tokens({str(tmp_path / "tokens")!r}, "train") for _ in range(8)]
+print(splits[-1].n_tokens)
+"""
+    done = run("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(stream(tmp_path, "train"))
 
 
 # ------------------------------------------------------------------------------------------ processes
@@ -208,12 +255,6 @@ def local_texts(folder: Path) -> str:
     pq.write_table(pa.table({"text": texts[150:]}), folder / "c.parquet")
     (folder / "d.jsonl").write_text('{"text": ""}\n')
     return str(folder)
-
-
-def made(out: Path, **changes: Any) -> dict[str, Any]:
-    wanted = data(**{"vocab_size": 300, "val_subset_size": 8, "val_fraction": 0.1, **changes})
-    download(wanted, 0, out / "raw")
-    return tokenize(wanted, out / "raw", out / "tokenizer", out / "tokens", out / "work")
 
 
 def assert_the_same(one: Path, other: Path) -> None:
@@ -293,7 +334,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from custom_transformer.errors import run_main
 from custom_transformer.text import hub
-from tests.text.test_packing import made
+from tests.text.making import made
 hub.time = SimpleNamespace(sleep=lambda seconds: None)  # between two attempts
 hub.PATIENCE = 4
 run_main(lambda: made(Path({str(out)!r}), **{ ({"dataset": "some/texts"} | changes)!r}))

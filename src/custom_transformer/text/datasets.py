@@ -74,7 +74,7 @@ def open_source(data: DataParams, seed: int, scratch: Path) -> Source:
     if data.dataset == "primer":
         return _primer(data, seed)
     if paths := dataset_files(data.dataset):
-        reading = reading_of(data)
+        reading = reading_of(data, len(paths))
         rows = (row for path in paths for row in read_rows(path, reading))
         return Source(rows, None, reading, {"kind": "files"}, paths)
     return _streamed_from_hub(data, scratch) if data.streaming else _from_hub(data)

@@ -65,17 +65,21 @@ def read_pieces(path: Path, groups: range | None = None) -> Iterator[Piece]:
     or damaged, or a row has no text.
     """
     for number, buffer in _texts(path, groups):
-        document = memoryview(buffer)
-        start = 0
         try:
-            while len(document) - start > PIECE_BYTES:
-                chunk = bytes(document[start : start + PIECE_BYTES])
-                cut = _cut(chunk)
-                yield Piece(chunk[:cut].decode(), cut, False)
-                start += cut
-            yield Piece(str(document[start:], "utf-8"), len(document) - start, True)
+            yield from pieces_of(memoryview(buffer))
         except UnicodeDecodeError:
             raise UserError(f"{path}: document {number} is not UTF-8 text; mend the source, then dvc repro") from None
+
+
+def pieces_of(document: memoryview) -> Iterator[Piece]:
+    """The pieces of a document's UTF-8 bytes."""
+    start = 0
+    while len(document) - start > PIECE_BYTES:
+        chunk = bytes(document[start : start + PIECE_BYTES])
+        cut = _cut(chunk)
+        yield Piece(chunk[:cut].decode(), cut, False)
+        start += cut
+    yield Piece(str(document[start:], "utf-8"), len(document) - start, True)
 
 
 def read_documents(path: Path) -> Iterator[str]:

@@ -84,7 +84,7 @@ class Repository:
 
     def _file(self, commit: str, name: str, declared: Any, cache: Path | None) -> Path:
         """One file, fetched once more if its bytes do not match the Hub's digest."""
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.utils import tqdm
 
         repository = self
@@ -95,11 +95,11 @@ class Repository:
                 return super().update(n)
 
         def get() -> Path:
-            return Path(
-                hf_hub_download(
+            with writing(cache or constants.HF_HUB_CACHE):
+                path = hf_hub_download(
                     self.name, name, repo_type=self.kind, revision=commit, cache_dir=cache, tqdm_class=Heard
                 )
-            )
+            return Path(path)
 
         for _ in range(2):
             path = self._ask(name, get)

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from custom_transformer.config import DataParams
+from custom_transformer.config import DataParams, validated
 from custom_transformer.errors import UserError, shown
-from custom_transformer.files import link_or_copy, sha256_file, staged_folders, write_json, writing
+from custom_transformer.files import atomic_write, link_or_copy, sha256_file, staged_folders, write_json, writing
 from custom_transformer.progress import ProgressBar
 from custom_transformer.text.documents import document_count, log2_prob_sum, read_pieces
 from custom_transformer.text.manifest import META, SPLITS, token_dtype
-from custom_transformer.text.parts import Encoded, Encoding, Part, encode, encoded, parts_of, tokens_file
+from custom_transformer.text.parts import Encoded, Encoding, Part, Stored, encode, encoded, parts_of, tokens_file
 from custom_transformer.text.round_trip import added
 from custom_transformer.text.rows import TOKENIZER_BYTES
 from custom_transformer.text.saved_tokenizer import load_tokenizer, vocabulary_size
-from custom_transformer.text.sources import reading_of, streamed_files
+from custom_transformer.text.sources import Recorded, reading_of, streamed_files
 from custom_transformer.text.streaming import Streamed
 from custom_transformer.text.tokenization import build_tokenizer
 from custom_transformer.text.tokenizer_files import local_tokenizer
@@ -37,7 +37,7 @@ from custom_transformer.text.workers import shared_out
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerFast
 
-_DECIDING_PACKAGES = ("tokenizers", "transformers", "pyarrow")
+_DECIDING_PACKAGES = ("tokenizers", "transformers", "datasets", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -69,30 +69,31 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path,
     a tokenizer that loses text unless data.allow_lossy_tokenizer is set.
     """
     text = _Text(data, raw, work)
-    with text.locked(), staged_folders(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
-        tokenizer = text.tokenizer()
-        shards, done = text.encode(tokenizer, text.parts)
-        shutil.copytree(text.tokenizer_folder, tokenizer_folder, dirs_exist_ok=True)
-        meta: dict[str, Any] = {
-            "tokenizer": {
-                "name": Path(data.tokenizer).name if local_tokenizer(data.tokenizer) else data.tokenizer,
-                "sha256": sha256_file(tokenizer_folder / "tokenizer.json"),
-                "vocab_size": vocabulary_size(tokenizer),
-                "requested_vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,
-                "end_token": tokenizer.eos_token,
-                "end_token_id": tokenizer.eos_token_id,
-            },
-            "dtype": token_dtype(vocabulary_size(tokenizer)).name,
-            "splits": {split: _collected(split, done, shards, tokens_folder) for split in SPLITS},
-            "source": text.source,
-        }
-        if text.source.get("kind") == "primer":  # a column of the same name in other text may hold anything
-            for split, path in text.paths.items():
-                meta["splits"][split]["log2_prob"] = log2_prob_sum(path)
-        if (lost := added(facts.losses for facts in done.values()).of_all) is not None:
-            meta["lost"] = lost
-        write_json(tokens_folder / META, meta)
-    shutil.rmtree(text.folder, ignore_errors=True)
+    with text.locked():
+        with staged_folders(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
+            tokenizer, made = text.tokenizer()
+            done = text.encode(tokenizer, made, text.parts)
+            shutil.copytree(text.tokenizer_folder, tokenizer_folder, dirs_exist_ok=True)
+            meta: dict[str, Any] = {
+                "tokenizer": {
+                    "name": Path(data.tokenizer).name if local_tokenizer(data.tokenizer) else data.tokenizer,
+                    "sha256": sha256_file(tokenizer_folder / "tokenizer.json"),
+                    "vocab_size": vocabulary_size(tokenizer),
+                    "requested_vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,
+                    "end_token": tokenizer.eos_token,
+                    "end_token_id": tokenizer.eos_token_id,
+                },
+                "dtype": token_dtype(vocabulary_size(tokenizer)).name,
+                "splits": {split: _collected(split, done, made, tokens_folder) for split in SPLITS},
+                "source": text.source,
+            }
+            if text.source.get("kind") == "primer":  # a column of the same name in other text may hold anything
+                for split, path in text.paths.items():
+                    meta["splits"][split]["log2_prob"] = log2_prob_sum(path)
+            if (lost := added(facts.losses for facts in done.values()).of_all) is not None:
+                meta["lost"] = lost
+            write_json(tokens_folder / META, meta)
+        shutil.rmtree(text.folder, ignore_errors=True)
     return meta
 
 
@@ -101,7 +102,7 @@ def tokenize_share(data: DataParams, raw: Path, work: Path, share: Share) -> tup
     parts, and of all. Raises UserError as `tokenize`."""
     text = _Text(data, raw, work)
     own = share.among(text.parts)
-    text.encode(text.tokenizer(), own)
+    text.encode(*text.tokenizer(), own)
     return len(own), len(text.parts)
 
 
@@ -116,13 +117,15 @@ class _Text:
         self.tokenizer_folder = self.folder / "tokenizer"
 
     def _parts(self, split: str) -> list[Part]:
-        path = self.paths[split]
-        stored = parts_of(split, path)  # finds a missing file before a tokenizer is trained
-        if split == "validation" or "streamed" not in self.source:
+        stored = parts_of(split, self.paths[split])  # finds a missing file before a tokenizer is trained
+        if split == "validation":  # whole, so that the digest of its text does not depend on how the file is cut
+            return [Part(split, 0, Stored(self.paths[split], None))]
+        if "streamed" not in self.source:
             return stored
-        reading, below = reading_of(self._data), self.source.get("validation_below", 0)
-        column, alone = reading.column, reading.alone
-        texts = [Streamed(file, column, alone, below) for file in streamed_files(self._data, self.source)]
+        source = Recorded.model_validate(self.source)
+        reading = reading_of(self._data, len(source.files))
+        column, alone, below = reading.column, reading.alone, source.validation_below
+        texts = [Streamed(file, column, alone, below) for file in streamed_files(self._data, source)]
         return [Part(split, number, text) for number, text in enumerate(texts)]
 
     def _key(self) -> str:
@@ -146,16 +149,26 @@ class _Text:
         with FileLock(lock):
             yield
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """That of an earlier process, if it is one that is trained here; else a new one."""
-        folder = self.tokenizer_folder
+    def tokenizer(self) -> tuple[PreTrainedTokenizerFast, Path]:
+        """The tokenizer, and the folder of the parts that it encodes, named by its digest and with its tokenizer.json.
+
+        It is that of an earlier process, if it is one that is trained here and is whole; else a new one.
+        """
+        folder, digest_file = self.tokenizer_folder, self.folder / "tokenizer.sha256"
         with writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # shares of one text begin at the same time
-            if self._data.tokenizer != "bpe" or not folder.exists():
+            definition = folder / "tokenizer.json"
+            if self._data.tokenizer != "bpe" or not _is(definition, digest_file):
                 with staged_folders(folder) as (made,), writing(made):
                     build_tokenizer(self._data, self._training_texts()).save_pretrained(made)
-        return load_tokenizer(folder)
+                with atomic_write(digest_file, "w") as file:
+                    file.write(sha256_file(definition))
+            parts = self.folder / sha256_file(definition)[:16]
+            with writing(parts):
+                parts.mkdir(exist_ok=True)
+            link_or_copy(definition, parts / definition.name)
+            return load_tokenizer(folder), parts
 
     def _training_texts(self) -> Iterator[str]:
         path = self.paths["train"]
@@ -171,15 +184,10 @@ class _Text:
                     progress.update(documents)
             progress.update(documents)
 
-    def encode(self, tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part]) -> tuple[Path, dict[Part, Encoded]]:
-        """The folder of the encoded parts, and what is in it of these: what an earlier process has left, and the rest,
-        encoded now."""
-        definition = self.tokenizer_folder / "tokenizer.json"
-        folder = self.folder / sha256_file(definition)[:16]  # with another tokenizer there is nothing to go on with
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
+    def encode(self, tokenizer: PreTrainedTokenizerFast, folder: Path, parts: Sequence[Part]) -> dict[Part, Encoded]:
+        """What is in `folder` of these parts: what an earlier process has left, and the rest, encoded now."""
         encoding = Encoding(
-            definition,
+            folder / "tokenizer.json",
             self._data.tokenizer,
             tokenizer.eos_token,
             tokenizer.eos_token_id,
@@ -196,7 +204,15 @@ class _Text:
                 done[part] = facts
                 n_bytes += facts.bytes
                 progress.update(number, f"{n_bytes / 1e6:,.0f} MB")
-        return folder, done
+        return done
+
+
+def _is(file: Path, digest_file: Path) -> bool:
+    """Whether the file is the one whose digest was written."""
+    try:
+        return sha256_file(file) == digest_file.read_text("utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def _encoded(encoding: Encoding, folder: Path, part: Part) -> tuple[Part, Encoded]:
@@ -234,4 +250,6 @@ def _source(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}); run dvc repro --force download") from None
     if not isinstance(source, dict):
         raise UserError(f"{path}: not a JSON object; run dvc repro --force download")
+    if "streamed" in source:
+        validated(Recorded, source, f"{path}: damaged, run dvc repro --force download")
     return source

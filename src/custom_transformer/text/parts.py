@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 
 from custom_transformer.errors import UserError, brief, shown
 from custom_transformer.files import atomic_write, sha256_file, write_json, writing
@@ -31,10 +32,10 @@ BATCH_PIECES, BATCH_BYTES = 1000, 2**21  # given to the encoder at once
 
 @dataclass(frozen=True)
 class Stored:
-    """The documents in some row groups of a parquet file."""
+    """The documents in some row groups of a parquet file; None: in all of it."""
 
     path: Path
-    groups: range
+    groups: range | None
 
     def pieces(self, scratch: Path) -> Iterator[Piece]:
         """Their text, in order."""
@@ -102,6 +103,11 @@ def encode(part: Part, encoding: Encoding, folder: Path) -> Encoded:
 
     Raises UserError for damaged text, and for text that the tokenizer cannot encode or, unless that is allowed, loses.
     """
+    with FileLock(folder / f"{part.name}.lock"):  # another share, or the run that collects them, may have begun it
+        return encoded(part, folder) or _encode_alone(part, encoding, folder)
+
+
+def _encode_alone(part: Part, encoding: Encoding, folder: Path) -> Encoded:
     scratch = folder / f"{part.name}.tmp"  # of this name, so that the next process removes what a killed one left
     with writing(folder, scratch):
         shutil.rmtree(scratch, ignore_errors=True)

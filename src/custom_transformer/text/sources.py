@@ -6,7 +6,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from custom_transformer.config import DataParams
 from custom_transformer.errors import UserError
@@ -34,6 +36,16 @@ REGISTERED = {
 }
 
 
+class Recorded(BaseModel, frozen=True, strict=True):
+    """Of source.json what `data.streaming` needs: the names of the training text's files, the digests of those that are
+    local, the commit of those on the Hub, and below which digest a document is to validate on."""
+
+    streamed: list[str]
+    files: dict[str, str]
+    commit: str = ""
+    validation_below: int = 0
+
+
 def dataset_files(dataset: str) -> list[Path]:
     """The local files that `data.dataset` names, in the order in which they are read; none for the primer and the Hub.
 
@@ -42,14 +54,14 @@ def dataset_files(dataset: str) -> list[Path]:
     return [] if dataset == "primer" or dataset in REGISTERED else local_files(dataset)
 
 
-def reading_of(data: DataParams) -> Reading:
-    """How the files that `data.dataset` names are read."""
+def reading_of(data: DataParams, files: int = 0) -> Reading:
+    """How the files that `data.dataset` names are read; files: how many of them are local."""
     known = REGISTERED.get(data.dataset)
     column = data.text_column or (known.text_column if known else "text")
-    return Reading(column, alone=len(dataset_files(data.dataset)) == 1)
+    return Reading(column, alone=files == 1)
 
 
-def streamed_files(data: DataParams, source: dict[str, Any]) -> list[LocalFile | HubFile]:
+def streamed_files(data: DataParams, source: Recorded) -> list[LocalFile | HubFile]:
     """The files of the training text that source.json lists, as `data.streaming` reads them.
 
     Raises UserError if they are not the ones that the parameters name now.
@@ -57,11 +69,11 @@ def streamed_files(data: DataParams, source: dict[str, Any]) -> list[LocalFile |
     files: list[LocalFile | HubFile]
     if paths := dataset_files(data.dataset):
         names = names_in_folder(paths)
-        files = [LocalFile(path, source["files"].get(name)) for path, name in zip(paths, names, strict=True)]
+        files = [LocalFile(path, source.files.get(name)) for path, name in zip(paths, names, strict=True)]
     else:
-        listed = hub_files(data.model_copy(update={"revision": source["commit"]}), data.train_split)
+        listed = hub_files(data.model_copy(update={"revision": source.commit}), data.train_split)
         files, names = list(listed), [file.name for file in listed]
-    if names != source["streamed"]:
+    if names != source.streamed:
         raise UserError(f"data.dataset {data.dataset}: has other files than the stage download found; run dvc repro")
     return files
 

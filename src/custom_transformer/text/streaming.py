@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from custom_transformer.errors import UserError
 from custom_transformer.files import sha256_file
-from custom_transformer.text.documents import Piece, read_pieces
+from custom_transformer.text.documents import Piece, pieces_of
 from custom_transformer.text.local_files import Reading, Row, read_rows
-from custom_transformer.text.rows import digest, with_text, write_rows
+from custom_transformer.text.rows import digest, with_text
 
 if TYPE_CHECKING:
     from custom_transformer.text.hub_dataset import HubFile
@@ -44,8 +44,8 @@ class Streamed:
     below: int
 
     def pieces(self, scratch: Path) -> Iterator[Piece]:
-        """Their text, in order. scratch: an empty folder for files that are needed meanwhile."""
+        """Their text, in order. scratch: a folder for the file while it is read."""
         rows = with_text(self.file.rows(Reading(self.column, self.alone), scratch))
-        copy = scratch / "text.parquet"
-        if write_rows(copy, (row for row in rows if digest(row["text"]) >= self.below)):
-            yield from read_pieces(copy)
+        for row in rows:
+            if digest(row["text"]) >= self.below:
+                yield from pieces_of(memoryview(row["text"].encode()))

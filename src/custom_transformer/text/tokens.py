@@ -8,6 +8,7 @@ Shapes: B batch, T time (the length of a window).
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from custom_transformer.files import check_regular, sha256_file
 from custom_transformer.text.manifest import META, REMEDY, Manifest, ShardFacts, read_manifest, token_dtype
 
 CHECKED_AT_ONCE = 2**22  # tokens
+OTHER_FILES = 1024  # besides the shards, that a process may have open
 
 
 class Joined:
@@ -118,6 +120,7 @@ def load_tokens(folder: Path | str, split: str) -> TokenSplit:
     folder = Path(folder)
     meta, facts = read_manifest(folder / META)
     shards = getattr(facts.splits, split).shards
+    _allow_open_files(len(shards))
     arrays = [_array(folder / shard.name, shard, facts) for shard in shards]
     tokens = arrays[0] if len(arrays) == 1 else Joined(arrays)
     if len(tokens) < 2:
@@ -131,6 +134,15 @@ def load_tokens(folder: Path | str, split: str) -> TokenSplit:
         if sha256_file(folder / shard.name) != shard.sha256:
             raise UserError(f"{folder / shard.name}: changed since it was made (its SHA-256 is not {META}'s); {REMEDY}")
     return TokenSplit(tokens, meta | meta["splits"][split])
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises this process's limit as far as it may: each memory map holds its file open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, possible), hard))
 
 
 def _array(path: Path, shard: ShardFacts, facts: Manifest) -> np.ndarray:
