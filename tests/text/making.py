@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,16 @@ def made(out: Path, **changes: Any) -> dict[str, Any]:
     wanted = data(**{"vocab_size": 300, "val_subset_size": 8, "val_fraction": 0.1, **changes})
     download(wanted, 0, out / "raw")
     return tokenize(wanted, out / "raw", out / "tokenizer", out / "tokens", out / "work")
+
+
+def parquet(**columns: Sequence[Any]) -> bytes:
+    """A parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def card(**paths: str) -> bytes:
+    """The card of a dataset on the Hub that says which files make up each split."""
+    files = "".join(f"  - {{split: {split}, path: {path}}}\n" for split, path in paths.items())
+    return f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n".encode()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,17 +16,11 @@ from custom_transformer.errors import UserError
 from custom_transformer.text.datasets import download
 from tests.hub_server import TOKEN, Fault, HubServer
 from tests.processes import run
-from tests.text.making import data
+from tests.text.making import card, data, parquet
 
 
 def texts(path: Path) -> list[str]:
     return pq.read_table(path)["text"].to_pylist()
-
-
-def parquet(**columns: list[Any]) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    return buffer.getvalue()
 
 
 # ------------------------------------------------------------------------------------------- local files
@@ -157,16 +149,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- Hub
 
 NAME = "datasets/nampdn-ai/tiny-textbooks"
-CARD = b"""---
-configs:
-- config_name: default
-  data_files:
-  - {split: train, path: train*}
-  - {split: test, path: test*}
----
-"""
 FILES = {
-    "README.md": CARD,
+    "README.md": card(train="train*", test="test*"),
     "train-0.parquet": parquet(textbook=DOCUMENTS[:20], idx=list(range(20))),
     "train-1.parquet": parquet(textbook=DOCUMENTS[20:30], idx=list(range(10))),
     "test-0.parquet": parquet(textbook=DOCUMENTS[30:], idx=list(range(10))),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import io
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +18,7 @@ from custom_transformer.text import local_files, plain_text
 from custom_transformer.text.datasets import download, open_source
 from custom_transformer.text.rows import with_text
 from custom_transformer.text.sources import digests_of
-from tests.text.making import data
+from tests.text.making import data, parquet
 
 TEXTS = [f"text number {i}" for i in range(40)]
 
@@ -38,10 +37,8 @@ def read(dataset: Path | str, out: Path, **changes: Any) -> list[str]:
 # ------------------------------------------------------------------------------------- columns beside the text
 
 
-def parquet(**columns: Any) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"text": TEXTS} | columns), buffer)
-    return buffer.getvalue()
+def beside_text(**columns: Any) -> bytes:
+    return parquet(text=TEXTS, **columns)
 
 
 def json_lines(first: str, then: str) -> bytes:
@@ -66,17 +63,17 @@ OTHER_COLUMNS: dict[str, tuple[str, bytes]] = {
     "lists 900 deep": ("a.jsonl", json_lines('"x": ' + "[" * 900 + "]" * 900, '"x": 1')),
     "20,000 columns": ("a.jsonl", json_lines('"x": 1', ", ".join(f'"{i}": 1' for i in range(20_000)))),
     "a column's name of a megabyte": ("a.jsonl", json_lines(f'"{"x" * (1 << 20)}": 1', '"x": 1')),
-    "decimals": ("a.parquet", parquet(x=[Decimal(i) / 4 for i in range(40)])),
-    "decimals that grow": ("a.parquet", parquet(x=[Decimal(10) ** (i % 30) for i in range(40)])),
-    "nulls in parquet": ("a.parquet", parquet(x=pa.array([None] * 39 + ["x"], pa.string()))),
-    "a column of null's type": ("a.parquet", parquet(x=pa.nulls(40))),
-    "a date beyond the calendar": ("a.parquet", parquet(x=pa.array([2**31 - 1] * 40, pa.date32()))),
-    "nanoseconds": ("a.parquet", parquet(x=pa.array([1] * 40, pa.timestamp("ns")))),
-    "an unsigned integer of 64 bits": ("a.parquet", parquet(x=pa.array([2**64 - 1] * 40, pa.uint64()))),
-    "a time of day": ("a.parquet", parquet(x=[datetime.time(1)] * 40)),
-    "a map": ("a.parquet", parquet(x=pa.array([[("a", 1)]] * 40, pa.map_(pa.string(), pa.int8())))),
-    "bytes": ("a.parquet", parquet(x=[b"\xff"] * 40)),
-    "a column named as part of the text's": ("a.parquet", parquet(**{"text.x": [1] * 40, "x": [1] * 40})),
+    "decimals": ("a.parquet", beside_text(x=[Decimal(i) / 4 for i in range(40)])),
+    "decimals that grow": ("a.parquet", beside_text(x=[Decimal(10) ** (i % 30) for i in range(40)])),
+    "nulls in parquet": ("a.parquet", beside_text(x=pa.array([None] * 39 + ["x"], pa.string()))),
+    "a column of null's type": ("a.parquet", beside_text(x=pa.nulls(40))),
+    "a date beyond the calendar": ("a.parquet", beside_text(x=pa.array([2**31 - 1] * 40, pa.date32()))),
+    "nanoseconds": ("a.parquet", beside_text(x=pa.array([1] * 40, pa.timestamp("ns")))),
+    "an unsigned integer of 64 bits": ("a.parquet", beside_text(x=pa.array([2**64 - 1] * 40, pa.uint64()))),
+    "a time of day": ("a.parquet", beside_text(x=[datetime.time(1)] * 40)),
+    "a map": ("a.parquet", beside_text(x=pa.array([[("a", 1)]] * 40, pa.map_(pa.string(), pa.int8())))),
+    "bytes": ("a.parquet", beside_text(x=[b"\xff"] * 40)),
+    "a column named as part of the text's": ("a.parquet", beside_text(**{"text.x": [1] * 40, "x": [1] * 40})),
     "a field beside the text": ("a.csv", ("text,x\n" + "".join(f"{text},\n" for text in TEXTS)).encode()),
 }
 
@@ -92,7 +89,7 @@ def test_no_other_column_decides_whether_the_text_is_read(
 
 
 def test_files_of_different_columns_are_read_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.parquet").write_bytes(parquet(year=[1] * 40))
+    (tmp_path / "a.parquet").write_bytes(beside_text(year=[1] * 40))
     (tmp_path / "b.jsonl").write_text('{"text": "of JSON", "year": "MCMXC", "page": 3}\n')
     (tmp_path / "c.csv").write_text("text\nof CSV\n")
     assert read(tmp_path / "*.*", tmp_path / "raw") == [*TEXTS, "of JSON", "of CSV"]

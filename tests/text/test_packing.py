@@ -28,8 +28,8 @@ from custom_transformer.text.tokens import Joined, load_tokens
 from custom_transformer.text.workers import WORKERS
 from tests.helpers import ROOT
 from tests.hub_server import Fault, HubServer
-from tests.processes import run
-from tests.text.making import data, made
+from tests.processes import Process, run
+from tests.text.making import card, data, made, parquet
 
 TEXTS = {
     "train": [f"The {i}th text, naïve and 素朴, of {'many ' * (i % 9)}words." for i in range(200)],
@@ -141,6 +141,40 @@ def test_a_killed_run_goes_on_where_it_was(raw: Path, tmp_path: Path, capsys: py
     packed(raw, tmp_path / "killed")
     assert f"7 of {PARTS} parts of the text are there from before" in capsys.readouterr().out
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+AT_ONCE = """
+from pathlib import Path
+from custom_transformer.errors import run_main
+from custom_transformer.text import packing, parts
+from tests.text.making import data
+parts.PART_BYTES = 1
+raw = Path({raw!r})
+out, work = raw.parent / "{out}", raw.parent / "work"
+wanted = data(vocab_size=300)
+if "{share}":
+    run_main(lambda: packing.tokenize_share(wanted, raw, work, packing.Share.of("{share}")))
+run_main(lambda: packing.tokenize(wanted, raw, out / "tokenizer", out / "tokens", work))
+"""
+
+
+@pytest.mark.processes
+def test_equal_runs_and_shares_at_the_same_time(raw: Path, tmp_path: Path) -> None:
+    packed(raw, tmp_path / "alone")
+
+    def begun(share: str = "", out: str = "") -> Process:
+        return Process("-c", AT_ONCE.format(raw=str(raw), share=share, out=out))
+
+    for process in [begun(share) for share in ("0/2", "0/2", "1/2", "0/1")]:
+        done = process.wait()
+        assert (done.returncode, done.stderr) == (0, "")
+    # A share that is still running may find its folder collected and removed; the runs that collect must not.
+    *runs, share = [begun(out="one"), begun(out="two"), begun("0/1")]
+    for process in runs:
+        done = process.wait()
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "Traceback" not in share.wait().stderr
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "alone")
 
 
 def test_what_was_done_for_another_result_is_not_taken(
@@ -303,32 +337,19 @@ def test_what_cannot_be_streamed(tmp_path: Path) -> None:
             data(streaming=True, **changes)
 
 
-def parquet(texts: list[str]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"text": texts}), sink)
-    return bytes(sink.getvalue())
-
-
 NAME = "datasets/some/texts"
-CARD = b"""---
-configs:
-- config_name: default
-  data_files:
-  - {split: train, path: train*}
-  - {split: validation, path: held-out*}
----
-"""
 
 
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
-    files = {f"train-{i}.parquet": parquet(TEXTS["train"][i::4]) for i in range(4)}
-    held_out = {f"held-out-{i}.parquet": parquet(TEXTS["validation"][i::2]) for i in range(2)}
-    with HubServer({NAME: {"README.md": CARD, **files, **held_out}}) as server:
+    files = {f"train-{i}.parquet": parquet(text=TEXTS["train"][i::4]) for i in range(4)}
+    held_out = {f"held-out-{i}.parquet": parquet(text=TEXTS["validation"][i::2]) for i in range(2)}
+    with HubServer({NAME: {"README.md": card(train="train*", validation="held-out*"), **files, **held_out}}) as server:
         yield server
 
 
 def from_hub(hub: HubServer, out: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+    wanted = {"dataset": "some/texts", **changes}
     program = f"""
 from pathlib import Path
 from types import SimpleNamespace
@@ -337,7 +358,7 @@ from custom_transformer.text import hub
 from tests.text.making import made
 hub.time = SimpleNamespace(sleep=lambda seconds: None)  # between two attempts
 hub.PATIENCE = 4
-run_main(lambda: made(Path({str(out)!r}), **{ ({"dataset": "some/texts"} | changes)!r}))
+run_main(lambda: made(Path({str(out)!r}), **{wanted!r}))
 """
     return run("-c", program, env=hub.environment(out / "home", CUSTOM_TRANSFORMER_WORKERS="2"))
 
@@ -347,11 +368,8 @@ run_main(lambda: made(Path({str(out)!r}), **{ ({"dataset": "some/texts"} | chang
 def test_files_of_the_hub_are_here_only_while_they_are_read(
     hub: HubServer, tmp_path: Path, val_split: str | None
 ) -> None:
-    for name, changes in (
-        ("copied", {"val_split": val_split}),
-        ("streamed", {"val_split": val_split, "streaming": True}),
-    ):
-        done = from_hub(hub, tmp_path / name, **changes)
+    for name, streaming in (("copied", False), ("streamed", True)):
+        done = from_hub(hub, tmp_path / name, val_split=val_split, streaming=streaming)
         assert (done.returncode, done.stderr) == (0, "")
     assert_the_same(tmp_path / "copied", tmp_path / "streamed")
     fetched = {path.resolve().name for path in (tmp_path / "copied/home").rglob("*.parquet")}

@@ -15,7 +15,7 @@ from custom_transformer.files import staged_folders, write_json
 from custom_transformer.progress import ProgressBar
 from custom_transformer.text.local_files import Reading, Row, read_parquet, read_rows
 from custom_transformer.text.rows import TOKENIZER_BYTES, digest, up_to, with_text, write_rows
-from custom_transformer.text.sources import dataset_files, digests_of, hub_files, hub_id, reading_of
+from custom_transformer.text.sources import dataset_files, digests_of, hub_files, hub_id, names_in_folder, reading_of
 
 if TYPE_CHECKING:
     from custom_transformer.text.hub_dataset import HubFiles
@@ -61,8 +61,6 @@ def download(data: DataParams, seed: int, out: Path) -> dict[str, Any]:
                 raise UserError(f"data.dataset {data.dataset}: no text for the {split} split; is the source empty?")
         shutil.rmtree(scratch, ignore_errors=True)
         facts["files"] = digests_of(source.files)
-        if data.streaming:
-            facts["streamed"] = facts.get("streamed") or list(facts["files"])
         write_json(folder / "source.json", facts)
     for note in source.reading.notes():
         print(note)
@@ -76,7 +74,8 @@ def open_source(data: DataParams, seed: int, scratch: Path) -> Source:
     if paths := dataset_files(data.dataset):
         reading = reading_of(data, len(paths))
         rows = (row for path in paths for row in read_rows(path, reading))
-        return Source(rows, None, reading, {"kind": "files"}, paths)
+        streamed = {"streamed": names_in_folder(paths)} if data.streaming else {}
+        return Source(rows, None, reading, {"kind": "files", **streamed}, paths)
     return _streamed_from_hub(data, scratch) if data.streaming else _from_hub(data)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +28,9 @@ def write_inputs(dataset: str, tokenizer: str, init_from: str | None, out: Path,
     be read.
     """
     lines = (
-        _write(out / "dataset.json", "data.dataset", dataset, dataset_files, {"streaming": True} if streaming else {}),
+        _write(
+            out / "dataset.json", "data.dataset", dataset, dataset_files, **({"streaming": True} if streaming else {})
+        ),
         _write(out / "tokenizer.json", "data.tokenizer", tokenizer, tokenizer_files),
         _write(out / "init_from.json", "training.init_from", init_from, _checkpoint_files),
     )
@@ -44,11 +45,7 @@ def _checkpoint_files(name: str | None) -> list[Path]:
 
 
 def _write(
-    manifest: Path,
-    parameter: str,
-    value: _Value,
-    files: Callable[[_Value], list[Path]],
-    others: Mapping[str, bool] = types.MappingProxyType({}),
+    manifest: Path, parameter: str, value: _Value, files: Callable[[_Value], list[Path]], **others: bool
 ) -> str | None:
     missing = None
     try:

@@ -25,7 +25,7 @@ from custom_transformer.progress import ProgressBar
 from custom_transformer.text.documents import document_count, log2_prob_sum, read_pieces
 from custom_transformer.text.manifest import META, SPLITS, token_dtype
 from custom_transformer.text.parts import Encoded, Encoding, Part, Stored, encode, encoded, parts_of, tokens_file
-from custom_transformer.text.round_trip import added
+from custom_transformer.text.round_trip import Losses, added
 from custom_transformer.text.rows import TOKENIZER_BYTES
 from custom_transformer.text.saved_tokenizer import load_tokenizer, vocabulary_size
 from custom_transformer.text.sources import Recorded, reading_of, streamed_files
@@ -74,24 +74,8 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path,
             tokenizer, made = text.tokenizer()
             done = text.encode(tokenizer, made, text.parts)
             shutil.copytree(text.tokenizer_folder, tokenizer_folder, dirs_exist_ok=True)
-            meta: dict[str, Any] = {
-                "tokenizer": {
-                    "name": Path(data.tokenizer).name if local_tokenizer(data.tokenizer) else data.tokenizer,
-                    "sha256": sha256_file(tokenizer_folder / "tokenizer.json"),
-                    "vocab_size": vocabulary_size(tokenizer),
-                    "requested_vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,
-                    "end_token": tokenizer.eos_token,
-                    "end_token_id": tokenizer.eos_token_id,
-                },
-                "dtype": token_dtype(vocabulary_size(tokenizer)).name,
-                "splits": {split: _collected(split, done, made, tokens_folder) for split in SPLITS},
-                "source": text.source,
-            }
-            if text.source.get("kind") == "primer":  # a column of the same name in other text may hold anything
-                for split, path in text.paths.items():
-                    meta["splits"][split]["log2_prob"] = log2_prob_sum(path)
-            if (lost := added(facts.losses for facts in done.values()).of_all) is not None:
-                meta["lost"] = lost
+            splits = {split: _collected(split, done, made, tokens_folder) for split in SPLITS}
+            meta = text.manifest(tokenizer, splits, added(facts.losses for facts in done.values()))
             write_json(tokens_folder / META, meta)
         shutil.rmtree(text.folder, ignore_errors=True)
     return meta
@@ -112,21 +96,22 @@ class _Text:
     def __init__(self, data: DataParams, raw: Path, work: Path):
         self._data, self.source = data, _source(raw / "source.json")
         self.paths = {split: raw / f"{split}.parquet" for split in SPLITS}
-        self.parts = [part for split in SPLITS for part in self._parts(split)]
+        for path in self.paths.values():
+            document_count(path)  # finds a missing file before a tokenizer is trained
+        # What is validated on is whole, so that the digest of its text does not depend on how the file is cut.
+        validation = Part("validation", 0, Stored(self.paths["validation"], None))
+        self.parts = [*self._training_parts(), validation]
         self.folder = work / self._key()
         self.tokenizer_folder = self.folder / "tokenizer"
 
-    def _parts(self, split: str) -> list[Part]:
-        stored = parts_of(split, self.paths[split])  # finds a missing file before a tokenizer is trained
-        if split == "validation":  # whole, so that the digest of its text does not depend on how the file is cut
-            return [Part(split, 0, Stored(self.paths[split], None))]
+    def _training_parts(self) -> list[Part]:
         if "streamed" not in self.source:
-            return stored
+            return parts_of("train", self.paths["train"])
         source = Recorded.model_validate(self.source)
         reading = reading_of(self._data, len(source.files))
         column, alone, below = reading.column, reading.alone, source.validation_below
         texts = [Streamed(file, column, alone, below) for file in streamed_files(self._data, source)]
-        return [Part(split, number, text) for number, text in enumerate(texts)]
+        return [Part("train", number, text) for number, text in enumerate(texts)]
 
     def _key(self) -> str:
         """Of everything that decides the result, except the content of a tokenizer that is not trained here."""
@@ -205,6 +190,28 @@ class _Text:
                 n_bytes += facts.bytes
                 progress.update(number, f"{n_bytes / 1e6:,.0f} MB")
         return done
+
+    def manifest(
+        self, tokenizer: PreTrainedTokenizerFast, splits: dict[str, dict[str, Any]], losses: Losses
+    ) -> dict[str, Any]:
+        """The content of meta.json; splits: what `_collected` returns for each."""
+        name, trained = self._data.tokenizer, self._data.tokenizer == "bpe"
+        if self.source.get("kind") == "primer":  # a column of the same name in other text may hold anything
+            splits = {split: facts | {"log2_prob": log2_prob_sum(self.paths[split])} for split, facts in splits.items()}
+        meta: dict[str, Any] = {
+            "tokenizer": {
+                "name": Path(name).name if local_tokenizer(name) else name,
+                "sha256": sha256_file(self.tokenizer_folder / "tokenizer.json"),
+                "vocab_size": vocabulary_size(tokenizer),
+                "requested_vocab_size": self._data.vocab_size if trained else None,
+                "end_token": tokenizer.eos_token,
+                "end_token_id": tokenizer.eos_token_id,
+            },
+            "dtype": token_dtype(vocabulary_size(tokenizer)).name,
+            "splits": splits,
+            "source": self.source,
+        }
+        return meta if losses.of_all is None else meta | {"lost": losses.of_all}
 
 
 def _is(file: Path, digest_file: Path) -> bool:

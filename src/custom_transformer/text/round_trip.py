@@ -19,10 +19,10 @@ SAMPLE_BYTES = 2**18  # of the text that comes back changed: more of it would co
 class Losses(NamedTuple):
     """Bytes of all texts, of those that come back changed, of the sample of these, and those of it that are lost."""
 
-    all: int = 0
-    changed: int = 0
-    sampled: int = 0
-    lost: int = 0
+    all: int
+    changed: int
+    sampled: int
+    lost: int
 
     @property
     def of_all(self) -> float | None:

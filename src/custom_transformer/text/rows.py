@@ -49,7 +49,7 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
-def write_rows(path: Path, rows: Iterable[Row], progress: ProgressBar | None = None) -> int:
+def write_rows(path: Path, rows: Iterable[Row], progress: ProgressBar) -> int:
     """Streams rows into a parquet file, the same bytes for the same rows; returns how many there were."""
     count = 0
     writer = None
@@ -60,8 +60,7 @@ def write_rows(path: Path, rows: Iterable[Row], progress: ProgressBar | None = N
                 writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
                 writer.write_table(table)
             count += len(batch)
-            if progress:
-                progress.update(count)
+            progress.update(count)
     finally:
         if writer:
             with writing(path):
