@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from custom_transformer.config import GenerationParams
+from custom_transformer.errors import one_line
 from custom_transformer.pages.markdown import code_span, fenced
 from custom_transformer.runs.generation import Sample
 
@@ -25,7 +26,7 @@ def samples_markdown(samples: Sequence[Sample], params: GenerationParams) -> str
     settings += f", top-p {params.top_p:g}" if params.top_p is not None else ""
     lines = ["# Samples", "", f"{settings}, at most {params.max_new_tokens} tokens after the prompt."]
     for prompt in dict.fromkeys(sample.prompt for sample in samples):
-        lines += ["", f"## {code_span(prompt) if prompt.strip() else '(no prompt)'}"]
+        lines += ["", f"## {code_span(prompt) if one_line(prompt) else '(no prompt)'}"]
         for sample in samples:
             if sample.prompt == prompt:
                 lines += ["", fenced(sample.text + ("" if sample.ended else " …"))]

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, ReadWriteLock, Timeout
 
 from custom_transformer.config import DataParams, validated
 from custom_transformer.errors import UserError, shown
@@ -69,7 +69,7 @@ def tokenize(data: DataParams, raw: Path, tokenizer_out: Path, tokens_out: Path,
     a tokenizer that loses text unless data.allow_lossy_tokenizer is set.
     """
     text = _Text(data, raw, work)
-    with text.locked():
+    with text.locked(alone=True):
         with staged_folders(tokenizer_out, tokens_out) as (tokenizer_folder, tokens_folder):
             tokenizer, made = text.tokenizer()
             done = text.encode(tokenizer, made, text.parts)
@@ -86,7 +86,8 @@ def tokenize_share(data: DataParams, raw: Path, work: Path, share: Share) -> tup
     parts, and of all. Raises UserError as `tokenize`."""
     text = _Text(data, raw, work)
     own = share.among(text.parts)
-    text.encode(*text.tokenizer(), own)
+    with text.locked(alone=False):
+        text.encode(*text.tokenizer(), own)
     return len(own), len(text.parts)
 
 
@@ -125,14 +126,21 @@ class _Text:
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Waits until no other process on this machine makes the same, as experiments at the same time may."""
-        lock = self.folder.with_suffix(".lock")
-        with writing(lock):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            lock.touch()
-        with FileLock(lock):
+    def locked(self, alone: bool) -> Iterator[None]:
+        """Shares work at the same time. A run that collects and removes the folder waits until it is alone."""
+        with writing(self.folder):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = ReadWriteLock(self.folder.with_suffix(".lock"))
+        acquire = lock.acquire_write if alone else lock.acquire_read
+        try:
+            acquire(blocking=False)
+        except Timeout:
+            print("another process encodes the same text: waiting for its end", flush=True)
+            acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def tokenizer(self) -> tuple[PreTrainedTokenizerFast, Path]:
         """The tokenizer, and the folder of the parts that it encodes, named by its digest and with its tokenizer.json.
