@@ -167,15 +167,31 @@ template <int WIDTH, typename T> void pack(Matrix<T> rows, Index count, Index de
     for (int w = 0; w < WIDTH; w++) to[k / P * WIDTH + w] = w < count ? cell_at(w, k) : Wide<T>(0);
 }
 
-// All `count` rows, by panels of WIDTH: to[panel][k / PER][w]
-template <int WIDTH, typename T> void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
+// All `count` rows, by panels of WIDTH: to[panel][k / PER][w]; of the k from `first` to `end`
+template <int WIDTH, typename T>
+void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to, Index first, Index end) {
   const Index panel = cells<T>(depth) * WIDTH;
   // Rows that lie side by side: as many k at a time as have their lines in the cache until the last panel has read them.
-  const Index stretch = rows.row == 1 ? 8 : depth;
-  for (Index k = 0; k < depth; k += stretch)
+  const Index stretch = rows.row == 1 ? 8 : end - first;
+  for (Index k = first; k < end; k += stretch)
     for (Index p = 0; p * WIDTH < count; p++)
-      pack<WIDTH>(rows.from(p * WIDTH, k), std::min<Index>(WIDTH, count - p * WIDTH), std::min(stretch, depth - k),
+      pack<WIDTH>(rows.from(p * WIDTH, k), std::min<Index>(WIDTH, count - p * WIDTH), std::min(stretch, end - k),
                   to + p * panel + k / PER<T> * WIDTH);
+}
+template <int WIDTH, typename T> void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
+  pack_panels<WIDTH>(rows, count, depth, to, 0, depth);
+}
+
+// The same by all threads of a parallel region, each of which reads what lies together. Does not wait for them.
+template <int WIDTH, typename T> void pack_together(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
+  if (rows.row == 1) {
+#pragma omp for schedule(dynamic) nowait
+    for (Index k = 0; k < depth; k += 32) pack_panels<WIDTH>(rows, count, depth, to, k, std::min(k + 32, depth));
+  } else {
+#pragma omp for schedule(dynamic) nowait
+    for (Index i = 0; i < count; i += WIDTH)
+      pack<WIDTH>(rows.from(i, 0), std::min<Index>(WIDTH, count - i), depth, to + i * cells<T>(depth));
+  }
 }
 
 // What a tile's sums begin with, and what becomes of them.
@@ -237,65 +253,77 @@ void tile_of_chunks(const Wide<T>* a, const Wide<T>* b, Index depth, Wide<T>* to
 
 // C (M, N), its rows `ld` apart, = A (M, K) · B (K, N), rounded to C's type. Called outside of parallel regions.
 //
-// C is computed in strips of STRIP columns, each chunk by chunk. B's part of a chunk is packed once for all threads, and each thread
-// packs A's part for its blocks of C.
+// C is computed in strips of STRIP columns. B's part of some chunks is packed once for all threads, which then share out
+// the blocks of C. A block packs its part of A; but where A has few rows, it is packed once for all, too.
 template <typename T, typename To>
 void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {
   using W = Wide<T>;
-  constexpr Index NR = COLUMNS<W>, STRIP = 4096 / NR * NR;
+  constexpr Index NR = COLUMNS<W>, STRIP = 4096 / NR * NR, FEW_ROWS = 1536, BLOCKS_PER_THREAD = 12, PACKED = 1 << 20;
   constexpr bool SUMS_IN_C = std::is_same_v<To, W>;
   if (M == 0 || N == 0) return;
-  const Index threads = omp_get_max_threads(), panels = ceil_div(std::min(N, STRIP), NR);
-  // A block of C: small enough for its part of A to stay in the cache, and for each thread to have some blocks.
-  Index rows = std::min<Index>(192 / ROWS, ceil_div(M, ROWS)) * ROWS, columns = std::min<Index>(512 / NR, panels) * NR;
-  auto blocks = [&] { return ceil_div(M, rows) * ceil_div(panels * NR, columns); };
-  while (blocks() < 4 * threads && columns > 4 * NR) columns = ceil_div(columns / 2, NR) * NR;
-  while (blocks() < 4 * threads && rows > ROWS) rows = ceil_div(rows / 2, ROWS) * ROWS;
-  const Index blocks_m = ceil_div(M, rows), chunk_cells = cells<T>(std::min(K, CHUNK)), ld_sums = panels * NR;
-  const Buffer<W> packed_b = buffer<W>(panels * NR * chunk_cells);
-  const Buffer<W> sums = buffer<W>(!SUMS_IN_C && K > CHUNK ? ceil_div(M, ROWS) * ROWS * ld_sums : 0);
+  const Index enough = BLOCKS_PER_THREAD * omp_get_max_threads(), width = ceil_div(std::min(N, STRIP), NR) * NR;
+  // A block of C: small enough for its part of A to stay in the cache, and for all threads to end at about the same time.
+  Index rows = 96, columns = 1024;
+  auto blocks = [&] { return ceil_div(M, rows) * ceil_div(width, columns); };
+  while (blocks() < enough && columns > 2 * NR) columns = ceil_div(columns / 2, NR) * NR;
+  while (blocks() < enough && rows > 2 * ROWS) rows = ceil_div(rows / 2, ROWS) * ROWS;
+  const Index shared_rows = M <= FEW_ROWS ? ceil_div(M, ROWS) * ROWS : 0;
+  // The chunks that are packed together have about PACKED numbers, which a cache of all threads holds.
+  const Index together = std::max<Index>(PACKED / ((width + shared_rows) * CHUNK), 1) * CHUNK;
+  const Index deepest = cells<T>(std::min(K, together));
+  const Buffer<W> packed_b = buffer<W>(width * deepest), shared_a = buffer<W>(shared_rows * deepest);
+  const Buffer<W> sums = buffer<W>(!SUMS_IN_C && K > CHUNK ? ceil_div(M, ROWS) * ROWS * width : 0);
+
+  // Chunk k of the tile at (i, j) of the strip: its chains, of packed a and b, are added to those before.
+  auto add_chunk = [&](Index strip, Index i, Index j, Index k, const W* a, const W* b) {
+    alignas(64) W out[ROWS * NR];
+    const Index steps = cells<T>(std::min(CHUNK, K - k)), here = std::min<Index>(ROWS, M - i), wide = std::min(NR, N - j);
+    W *before = nullptr, *to = out;
+    Index ld_before = width, ld_to = NR;
+    if constexpr (SUMS_IN_C) {
+      if (here == ROWS && wide == NR) to = before = C + i * ld + j, ld_to = ld_before = ld;
+    } else {
+      before = sums.get() + i * width + j - strip;
+      if (k + CHUNK < K) to = before, ld_to = width;
+    }
+    if (k == 0 || !before)
+      tile<T, Sums::NEW>(a, b, steps, nullptr, 0, to, ld_to);
+    else
+      tile<T, Sums::ADDED>(a, b, steps, before, ld_before, to, ld_to);
+    if (to == out)
+      for (Index r = 0; r < here; r++) {
+        To* row = C + (i + r) * ld + j;
+        const bool adds = !before && k > 0;  // a tile at the edge of C
+        for (Index c = 0; c < wide; c++) store(&row[c], adds ? load(row[c]) + out[r * NR + c] : out[r * NR + c]);
+      }
+  };
+
 #pragma omp parallel if (M * N * K >= 32768)
   {
     arithmetic_as_defined();
-    const Buffer<W> packed_a = buffer<W>(rows * chunk_cells);
-    alignas(64) W out[ROWS * NR];
+    const Buffer<W> own_a = buffer<W>(shared_rows ? 0 : rows * cells<T>(std::min(K, CHUNK)));
     for (Index strip = 0; strip < N; strip += STRIP)
-      for (Index k = 0; k < K || k == 0; k += CHUNK) {
-        const Index depth = std::min(CHUNK, K - k), steps = cells<T>(depth), strip_end = std::min(strip + STRIP, N);
-        const bool last = k + CHUNK >= K;
-#pragma omp for schedule(static)
-        for (Index j = strip; j < strip_end; j += NR)
-          pack<NR>(B.from(k, j).transposed(), std::min(NR, N - j), depth, packed_b.get() + (j - strip) * steps);
+      for (Index begin = 0; begin < K || begin == 0; begin += together) {
+        const Index strip_end = std::min(strip + STRIP, N), end = std::min(begin + together, K);
+        auto depth = [&](Index k) { return std::min(CHUNK, K - k); };
+        auto chunk_of_b = [&](Index k) { return packed_b.get() + cells<T>(k - begin) * width; };
+        auto chunk_of_a = [&](Index k) { return shared_a.get() + cells<T>(k - begin) * shared_rows; };
+        for (Index k = begin; k < end; k += CHUNK) {
+          pack_together<NR>(B.from(k, strip).transposed(), strip_end - strip, depth(k), chunk_of_b(k));
+          if (shared_rows) pack_together<ROWS>(A.from(0, k), M, depth(k), chunk_of_a(k));
+        }
+#pragma omp barrier
 #pragma omp for schedule(dynamic) collapse(2)
         for (Index j0 = strip; j0 < strip_end; j0 += columns)
-          for (Index block_m = 0; block_m < blocks_m; block_m++) {
-            const Index i0 = block_m * rows, i1 = std::min(i0 + rows, M), j1 = std::min(j0 + columns, strip_end);
-            pack_panels<ROWS>(A.from(i0, k), i1 - i0, depth, packed_a.get());
-            for (Index i = i0; i < i1; i += ROWS)
-              for (Index j = j0; j < j1; j += NR) {
-                const W *a = packed_a.get() + (i - i0) * steps, *b = packed_b.get() + (j - strip) * steps;
-                const Index here = std::min<Index>(ROWS, M - i), wide = std::min(NR, N - j);
-                W *before = nullptr, *to = out;
-                Index ld_before = ld_sums, ld_to = NR;
-                if constexpr (SUMS_IN_C) {
-                  if (here == ROWS && wide == NR) to = before = C + i * ld + j, ld_to = ld_before = ld;
-                } else {
-                  before = sums.get() + i * ld_sums + j - strip;
-                  if (!last) to = before, ld_to = ld_sums;
-                }
-                if (k == 0 || !before)
-                  tile<T, Sums::NEW>(a, b, steps, nullptr, 0, to, ld_to);
-                else
-                  tile<T, Sums::ADDED>(a, b, steps, before, ld_before, to, ld_to);
-                if (to == out)
-                  for (Index r = 0; r < here; r++) {
-                    To* row = C + (i + r) * ld + j;
-                    const bool adds = !before && k > 0;  // a tile at the edge of C
-                    for (Index c = 0; c < wide; c++)
-                      store(&row[c], adds ? load(row[c]) + out[r * NR + c] : out[r * NR + c]);
-                  }
-              }
-          }
+          for (Index i0 = 0; i0 < M; i0 += rows)
+            for (Index k = begin; k < end || k == 0; k += CHUNK) {
+              const Index steps = cells<T>(depth(k));
+              const W *b = chunk_of_b(k), *a = shared_rows ? chunk_of_a(k) + i0 * steps : own_a.get();
+              if (!shared_rows) pack_panels<ROWS>(A.from(i0, k), std::min(rows, M - i0), depth(k), own_a.get());
+              for (Index i = i0; i < std::min(i0 + rows, M); i += ROWS)
+                for (Index j = j0; j < std::min(j0 + columns, strip_end); j += NR)
+                  add_chunk(strip, i, j, k, a + (i - i0) * steps, b + (j - strip) * steps);
+            }
       }
   }
 }
