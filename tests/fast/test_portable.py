@@ -17,7 +17,7 @@ from torch import Tensor
 
 from custom_transformer.fast.choose import NATIVE
 from custom_transformer.fast.kernels import MARCH, kernel
-from custom_transformer.fast.products import matmul
+from custom_transformer.fast.products import matmul, weight_gradient
 
 # Instructions by g++'s name for them, threads, ATen's capability if it is not to choose itself.
 ANY = [("native", 1, "default"), ("native", 5, "")]
@@ -113,6 +113,24 @@ def test_a_logit_that_is_not_a_number_makes_a_loss_that_is_none(dtype: torch.dty
         loss, _ = NATIVE.head.loss.forward(x, weight.to(dtype), labels)
     assert losses.isnan().all()
     assert loss.isnan()
+
+
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(1600, 40, 1100), (20, 4200, 600), (1300, 800, 1100)])
+def test_an_element_is_the_same_in_a_product_of_any_size(
+    sizes: tuple[int, int, int], dtype: torch.dtype, transposed: tuple[bool, bool]
+) -> None:
+    """Of many rows, of more columns than a strip has, and of operands that are not packed at once."""
+    m, n, k = sizes
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(m, k, generator=generator).to(dtype), torch.randn(k, n, generator=generator).to(dtype)
+    rows, columns = [0, 11, 12, m // 2, m - 1], [0, 31, 32, n // 2, n - 1]
+    with NATIVE.products():
+        few = weight_gradient(a[rows].T, b[:, columns])
+        a, b = (x.T.contiguous().T if turned else x for x, turned in zip((a, b), transposed, strict=True))
+        assert torch.equal(weight_gradient(a.T, b)[rows][:, columns], few)
+        assert torch.equal(matmul(a, b)[rows][:, columns], few.to(dtype))
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(0, 4, 2), (3, 4, 0), (3, 0, 2)])
