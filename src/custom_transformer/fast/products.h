@@ -18,9 +18,11 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 #include "vectors.h"
 
@@ -167,31 +169,15 @@ template <int WIDTH, typename T> void pack(Matrix<T> rows, Index count, Index de
     for (int w = 0; w < WIDTH; w++) to[k / P * WIDTH + w] = w < count ? cell_at(w, k) : Wide<T>(0);
 }
 
-// All `count` rows, by panels of WIDTH: to[panel][k / PER][w]; of the k from `first` to `end`
-template <int WIDTH, typename T>
-void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to, Index first, Index end) {
+// All `count` rows, by panels of WIDTH: to[panel][k / PER][w]
+template <int WIDTH, typename T> void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
   const Index panel = cells<T>(depth) * WIDTH;
   // Rows that lie side by side: as many k at a time as have their lines in the cache until the last panel has read them.
-  const Index stretch = rows.row == 1 ? 8 : end - first;
-  for (Index k = first; k < end; k += stretch)
+  const Index stretch = rows.row == 1 ? 8 : depth;
+  for (Index k = 0; k < depth; k += stretch)
     for (Index p = 0; p * WIDTH < count; p++)
-      pack<WIDTH>(rows.from(p * WIDTH, k), std::min<Index>(WIDTH, count - p * WIDTH), std::min(stretch, end - k),
+      pack<WIDTH>(rows.from(p * WIDTH, k), std::min<Index>(WIDTH, count - p * WIDTH), std::min(stretch, depth - k),
                   to + p * panel + k / PER<T> * WIDTH);
-}
-template <int WIDTH, typename T> void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
-  pack_panels<WIDTH>(rows, count, depth, to, 0, depth);
-}
-
-// The same by all threads of a parallel region, each of which reads what lies together. Does not wait for them.
-template <int WIDTH, typename T> void pack_together(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
-  if (rows.row == 1) {
-#pragma omp for schedule(dynamic) nowait
-    for (Index k = 0; k < depth; k += 32) pack_panels<WIDTH>(rows, count, depth, to, k, std::min(k + 32, depth));
-  } else {
-#pragma omp for schedule(dynamic) nowait
-    for (Index i = 0; i < count; i += WIDTH)
-      pack<WIDTH>(rows.from(i, 0), std::min<Index>(WIDTH, count - i), depth, to + i * cells<T>(depth));
-  }
 }
 
 // What a tile's sums begin with, and what becomes of them.
@@ -251,79 +237,117 @@ void tile_of_chunks(const Wide<T>* a, const Wide<T>* b, Index depth, Wide<T>* to
   }
 }
 
+// Shares out tasks among the threads of a parallel region. Each begins with its own part of them, so that it finds in
+// its caches what it had there before, and then takes over what others have not begun.
+class Tasks {
+ public:
+  explicit Tasks(Index threads) : begun_(threads) {}
+  // do_task(n) for n from 0 to `count`; called by all threads
+  template <typename Do> void share_out(Index count, Do do_task) {
+    const Index threads = omp_get_num_threads();
+    for (Index t = 0; t < threads; t++) {
+      const Index part = (omp_get_thread_num() + t) % threads, first = count * part / threads;
+      const Index end = count * (part + 1) / threads;
+      for (Index n; (n = first + begun_[part].count++) < end;) do_task(n);
+    }
+  }
+  // By each thread, between two calls of share_out, when all have left the first
+  void begin_again() { begun_[omp_get_thread_num()].count = 0; }
+
+ private:
+  struct alignas(64) Begun {
+    std::atomic<Index> count{0};
+  };
+  std::vector<Begun> begun_;
+};
+
 // C (M, N), its rows `ld` apart, = A (M, K) · B (K, N), rounded to C's type. Called outside of parallel regions.
 //
-// C is computed in strips of STRIP columns. B's part of some chunks is packed once for all threads, which then share out
-// the blocks of C. A block packs its part of A; but where A has few rows, it is packed once for all, too.
+// The smaller operand is shared: it is packed once for all threads, strip by strip, some chunks of a strip at a time. A
+// task is a part of the other operand, which it packs itself, and of C. So a thread seldom reads what another has
+// written, which takes long where they have no cache in common.
 template <typename T, typename To>
 void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {
   using W = Wide<T>;
-  constexpr Index NR = COLUMNS<W>, STRIP = 4096 / NR * NR, FEW_ROWS = 1536, BLOCKS_PER_THREAD = 12, PACKED = 1 << 20;
+  constexpr Index NR = COLUMNS<W>, STRIP = 4096, PACKED = 1 << 20, TASKS_PER_THREAD = 12, WIDEST_TASK = 96;
   constexpr bool SUMS_IN_C = std::is_same_v<To, W>;
   if (M == 0 || N == 0) return;
-  const Index enough = BLOCKS_PER_THREAD * omp_get_max_threads(), width = ceil_div(std::min(N, STRIP), NR) * NR;
-  // A block of C: small enough for its part of A to stay in the cache, and for all threads to end at about the same time.
-  Index rows = 96, columns = 1024;
-  auto blocks = [&] { return ceil_div(M, rows) * ceil_div(width, columns); };
-  while (blocks() < enough && columns > 2 * NR) columns = ceil_div(columns / 2, NR) * NR;
-  while (blocks() < enough && rows > 2 * ROWS) rows = ceil_div(rows / 2, ROWS) * ROWS;
-  const Index shared_rows = M <= FEW_ROWS ? ceil_div(M, ROWS) * ROWS : 0;
-  // The chunks that are packed together have about PACKED numbers, which a cache of all threads holds.
-  const Index together = std::max<Index>(PACKED / ((width + shared_rows) * CHUNK), 1) * CHUNK;
-  const Index deepest = cells<T>(std::min(K, together));
-  const Buffer<W> packed_b = buffer<W>(width * deepest), shared_a = buffer<W>(shared_rows * deepest);
-  const Buffer<W> sums = buffer<W>(!SUMS_IN_C && K > CHUNK ? ceil_div(M, ROWS) * ROWS * width : 0);
+  const bool by_rows = M >= N;  // a task has rows of A; otherwise columns of B
+  const Index shared_extent = by_rows ? N : M, own_extent = by_rows ? M : N;
+  const Index shared_panel = by_rows ? NR : ROWS, own_panel = by_rows ? ROWS : NR;
+  // The chunks that are packed together: about PACKED numbers; all of them where C cannot hold the sums so far.
+  const Index whole_depth = ceil_div(std::max<Index>(K, 1), CHUNK) * CHUNK;
+  const Index widest = SUMS_IN_C ? STRIP : std::clamp(4 * PACKED / whole_depth, shared_panel, STRIP);
+  const Index strip = std::min(widest / shared_panel, ceil_div(shared_extent, shared_panel)) * shared_panel;
+  const Index together = SUMS_IN_C ? std::max<Index>(PACKED / (strip * CHUNK), 1) * CHUNK : whole_depth;
+  // A task: small enough for its operand to stay in the cache, and for all threads to end at about the same time.
+  const Index threads = omp_get_max_threads(), tasks = threads == 1 ? 1 : TASKS_PER_THREAD * threads;
+  const Index panels = ceil_div(own_extent, own_panel);
+  const Index own = std::clamp<Index>(panels / tasks, 1, WIDEST_TASK / own_panel) * own_panel;
 
-  // Chunk k of the tile at (i, j) of the strip: its chains, of packed a and b, are added to those before.
-  auto add_chunk = [&](Index strip, Index i, Index j, Index k, const W* a, const W* b) {
+  const Buffer<W> shared = buffer<W>(strip * cells<T>(std::min(whole_depth, together)));
+  Tasks packing(threads), computing(threads);
+#pragma omp parallel if (M * N * K >= 32768)
+  {
+    arithmetic_as_defined();
+    const Buffer<W> part = buffer<W>(own * cells<T>(CHUNK)), sums = buffer<W>(SUMS_IN_C ? 0 : own * strip);
     alignas(64) W out[ROWS * NR];
-    const Index steps = cells<T>(std::min(CHUNK, K - k)), here = std::min<Index>(ROWS, M - i), wide = std::min(NR, N - j);
-    W *before = nullptr, *to = out;
-    Index ld_before = width, ld_to = NR;
-    if constexpr (SUMS_IN_C) {
-      if (here == ROWS && wide == NR) to = before = C + i * ld + j, ld_to = ld_before = ld;
-    } else {
-      before = sums.get() + i * width + j - strip;
-      if (k + CHUNK < K) to = before, ld_to = width;
-    }
-    if (k == 0 || !before)
-      tile<T, Sums::NEW>(a, b, steps, nullptr, 0, to, ld_to);
-    else
-      tile<T, Sums::ADDED>(a, b, steps, before, ld_before, to, ld_to);
-    if (to == out)
+    // Chunk k of the tile (i, j): the chains of packed a and b are added to sums_so_far, its rows ld_sums apart.
+    auto add_chunk = [&](Index i, Index j, Index k, const W* a, const W* b, W* sums_so_far, Index ld_sums) {
+      const Index steps = cells<T>(std::min(CHUNK, K - k));
+      const Index here = std::min<Index>(ROWS, M - i), wide = std::min(NR, N - j);
+      W *before = sums_so_far, *to = k + CHUNK < K ? before : out;
+      if constexpr (SUMS_IN_C) {
+        const bool whole = here == ROWS && wide == NR;
+        before = whole ? C + i * ld + j : nullptr, to = whole ? before : out, ld_sums = ld;
+      }
+      const Index ld_to = to == out ? NR : ld_sums;
+      if (k == 0 || !before)
+        tile<T, Sums::NEW>(a, b, steps, nullptr, 0, to, ld_to);
+      else
+        tile<T, Sums::ADDED>(a, b, steps, before, ld_sums, to, ld_to);
+      if (to != out) return;
       for (Index r = 0; r < here; r++) {
         To* row = C + (i + r) * ld + j;
         const bool adds = !before && k > 0;  // a tile at the edge of C
         for (Index c = 0; c < wide; c++) store(&row[c], adds ? load(row[c]) + out[r * NR + c] : out[r * NR + c]);
       }
-  };
+    };
+    auto pack_part = [&](bool of_a, Index at, Index count, Index k, W* to) {
+      const Index depth = std::min(CHUNK, K - k);
+      if (of_a)
+        pack_panels<ROWS>(A.from(at, k), count, depth, to);
+      else
+        pack_panels<NR>(B.from(k, at).transposed(), count, depth, to);
+    };
 
-#pragma omp parallel if (M * N * K >= 32768)
-  {
-    arithmetic_as_defined();
-    const Buffer<W> own_a = buffer<W>(shared_rows ? 0 : rows * cells<T>(std::min(K, CHUNK)));
-    for (Index strip = 0; strip < N; strip += STRIP)
+    for (Index first = 0; first < shared_extent; first += strip)
       for (Index begin = 0; begin < K || begin == 0; begin += together) {
-        const Index strip_end = std::min(strip + STRIP, N), end = std::min(begin + together, K);
-        auto depth = [&](Index k) { return std::min(CHUNK, K - k); };
-        auto chunk_of_b = [&](Index k) { return packed_b.get() + cells<T>(k - begin) * width; };
-        auto chunk_of_a = [&](Index k) { return shared_a.get() + cells<T>(k - begin) * shared_rows; };
-        for (Index k = begin; k < end; k += CHUNK) {
-          pack_together<NR>(B.from(k, strip).transposed(), strip_end - strip, depth(k), chunk_of_b(k));
-          if (shared_rows) pack_together<ROWS>(A.from(0, k), M, depth(k), chunk_of_a(k));
-        }
+        const Index last = std::min(first + strip, shared_extent), end = std::min(begin + together, K);
+        auto steps = [&](Index k) { return cells<T>(std::min(CHUNK, K - k)); };
+        auto chunk = [&](Index k) { return shared.get() + cells<T>(k - begin) * strip; };
+        packing.share_out(ceil_div(last - first, 2 * shared_panel), [&](Index n) {
+          const Index at = 2 * shared_panel * n, count = std::min(2 * shared_panel, last - first - at);
+          for (Index k = begin; k < end; k += CHUNK)
+            pack_part(!by_rows, first + at, count, k, chunk(k) + at * steps(k));
+        });
 #pragma omp barrier
-#pragma omp for schedule(dynamic) collapse(2)
-        for (Index j0 = strip; j0 < strip_end; j0 += columns)
-          for (Index i0 = 0; i0 < M; i0 += rows)
-            for (Index k = begin; k < end || k == 0; k += CHUNK) {
-              const Index steps = cells<T>(depth(k));
-              const W *b = chunk_of_b(k), *a = shared_rows ? chunk_of_a(k) + i0 * steps : own_a.get();
-              if (!shared_rows) pack_panels<ROWS>(A.from(i0, k), std::min(rows, M - i0), depth(k), own_a.get());
-              for (Index i = i0; i < std::min(i0 + rows, M); i += ROWS)
-                for (Index j = j0; j < std::min(j0 + columns, strip_end); j += NR)
-                  add_chunk(strip, i, j, k, a + (i - i0) * steps, b + (j - strip) * steps);
-            }
+        packing.begin_again();
+        computing.share_out(ceil_div(own_extent, own), [&](Index n) {
+          const Index at = n * own, count = std::min(own, own_extent - at);
+          const Index i0 = by_rows ? at : first, i1 = by_rows ? at + count : last;
+          const Index j0 = by_rows ? first : at, j1 = by_rows ? last : at + count, ld_sums = by_rows ? strip : own;
+          for (Index k = begin; k < end || k == 0; k += CHUNK) {
+            pack_part(by_rows, at, count, k, part.get());
+            const W *a = by_rows ? part.get() : chunk(k), *b = by_rows ? chunk(k) : part.get();
+            for (Index i = i0; i < i1; i += ROWS)
+              for (Index j = j0; j < j1; j += NR)
+                add_chunk(i, j, k, a + (i - i0) * steps(k), b + (j - j0) * steps(k),
+                          sums.get() + (i - i0) * ld_sums + j - j0, ld_sums);
+          }
+        });
+#pragma omp barrier
+        computing.begin_again();
       }
   }
 }
