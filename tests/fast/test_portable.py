@@ -117,11 +117,13 @@ def test_a_logit_that_is_not_a_number_makes_a_loss_that_is_none(dtype: torch.dty
 
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sizes", [(1600, 40, 1100), (20, 4200, 600), (1300, 800, 1100)])
+@pytest.mark.parametrize(
+    "sizes", [(1600, 40, 1100), (1300, 800, 1100), (90, 100, 50_000), (100, 90, 50_000), (4110, 4100, 8)]
+)
 def test_an_element_is_the_same_in_a_product_of_any_size(
     sizes: tuple[int, int, int], dtype: torch.dtype, transposed: tuple[bool, bool]
 ) -> None:
-    """Of many rows, of more columns than a strip has, and of operands that are not packed at once."""
+    """Tasks have rows or columns; strips are several with sums in C and without; chunks are packed at once or not."""
     m, n, k = sizes
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(m, k, generator=generator).to(dtype), torch.randn(k, n, generator=generator).to(dtype)

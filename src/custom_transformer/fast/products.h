@@ -237,21 +237,21 @@ void tile_of_chunks(const Wide<T>* a, const Wide<T>* b, Index depth, Wide<T>* to
   }
 }
 
-// Shares out tasks among the threads of a parallel region. Each begins with its own part of them, so that it finds in
+// Shares out tasks among the threads of a parallel region. Each begins with its own share of them, so that it finds in
 // its caches what it had there before, and then takes over what others have not begun.
 class Tasks {
  public:
   explicit Tasks(Index threads) : begun_(threads) {}
-  // do_task(n) for n from 0 to `count`; called by all threads
+  // do_task(n) for each n in [0, count); called by all threads
   template <typename Do> void share_out(Index count, Do do_task) {
     const Index threads = omp_get_num_threads();
     for (Index t = 0; t < threads; t++) {
-      const Index part = (omp_get_thread_num() + t) % threads, first = count * part / threads;
-      const Index end = count * (part + 1) / threads;
-      for (Index n; (n = first + begun_[part].count++) < end;) do_task(n);
+      const Index share = (omp_get_thread_num() + t) % threads, first = count * share / threads;
+      const Index end = count * (share + 1) / threads;
+      for (Index n; (n = first + begun_[share].count++) < end;) do_task(n);
     }
   }
-  // By each thread, between two calls of share_out, when all have left the first
+  // By each thread, with a barrier before it and another before the next share_out
   void begin_again() { begun_[omp_get_thread_num()].count = 0; }
 
  private:
@@ -263,49 +263,61 @@ class Tasks {
 
 // C (M, N), its rows `ld` apart, = A (M, K) · B (K, N), rounded to C's type. Called outside of parallel regions.
 //
-// The smaller operand is shared: it is packed once for all threads, strip by strip, some chunks of a strip at a time. A
-// task is a part of the other operand, which it packs itself, and of C. So a thread seldom reads what another has
-// written, which takes long where they have no cache in common.
+// The operand with fewer rows or columns in C is shared: it is packed once for all threads, strip by strip, some chunks of
+// a strip at a time. A task is a part of the other operand, which it packs itself, and of C. So a thread seldom reads what
+// another has written, which takes long where they have no cache in common.
 template <typename T, typename To>
 void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {
   using W = Wide<T>;
   constexpr Index NR = COLUMNS<W>, STRIP = 4096, PACKED = 1 << 20, TASKS_PER_THREAD = 12, WIDEST_TASK = 96;
   constexpr bool SUMS_IN_C = std::is_same_v<To, W>;
   if (M == 0 || N == 0) return;
-  const bool by_rows = M >= N;  // a task has rows of A; otherwise columns of B
-  const Index shared_extent = by_rows ? N : M, own_extent = by_rows ? M : N;
-  const Index shared_panel = by_rows ? NR : ROWS, own_panel = by_rows ? ROWS : NR;
-  // The chunks that are packed together: about PACKED numbers; all of them where C cannot hold the sums so far.
+  const Index threads = omp_get_max_threads();
+  const bool by_rows = M >= N || ceil_div(N, NR) < threads;  // a task has rows of A; otherwise columns of B
+  const Index shared_panel = by_rows ? NR : ROWS, shared_panels = ceil_div(by_rows ? N : M, shared_panel);
+  const Index own_panel = by_rows ? ROWS : NR, own_panels = ceil_div(by_rows ? M : N, own_panel);
+  // Strips of about the same size. The chunks packed at once have some PACKED numbers. Where C cannot hold the sums so far,
+  // they are all chunks, and strips are narrower for it.
   const Index whole_depth = ceil_div(std::max<Index>(K, 1), CHUNK) * CHUNK;
   const Index widest = SUMS_IN_C ? STRIP : std::clamp(4 * PACKED / whole_depth, shared_panel, STRIP);
-  const Index strip = std::min(widest / shared_panel, ceil_div(shared_extent, shared_panel)) * shared_panel;
+  const Index strip = ceil_div(shared_panels, ceil_div(shared_panels, widest / shared_panel)) * shared_panel;
   const Index together = SUMS_IN_C ? std::max<Index>(PACKED / (strip * CHUNK), 1) * CHUNK : whole_depth;
   // A task: small enough for its operand to stay in the cache, and for all threads to end at about the same time.
-  const Index threads = omp_get_max_threads(), tasks = threads == 1 ? 1 : TASKS_PER_THREAD * threads;
-  const Index panels = ceil_div(own_extent, own_panel);
-  const Index own = std::clamp<Index>(panels / tasks, 1, WIDEST_TASK / own_panel) * own_panel;
+  const Index wanted = threads == 1 ? 1 : TASKS_PER_THREAD * threads;
+  const Index own = std::clamp<Index>(own_panels / wanted, 1, WIDEST_TASK / own_panel) * own_panel;
 
-  const Buffer<W> shared = buffer<W>(strip * cells<T>(std::min(whole_depth, together)));
+  const Index shared_extent = by_rows ? N : M, own_extent = by_rows ? M : N;
+  const Buffer<W> shared = buffer<W>(strip * cells<T>(std::min(K, together)));
   Tasks packing(threads), computing(threads);
 #pragma omp parallel if (M * N * K >= 32768)
   {
     arithmetic_as_defined();
-    const Buffer<W> part = buffer<W>(own * cells<T>(CHUNK)), sums = buffer<W>(SUMS_IN_C ? 0 : own * strip);
+    const Buffer<W> own_packed = buffer<W>(own * cells<T>(std::min(K, CHUNK)));
+    const Buffer<W> sums = buffer<W>(SUMS_IN_C || K <= CHUNK ? 0 : own * strip);
     alignas(64) W out[ROWS * NR];
-    // Chunk k of the tile (i, j): the chains of packed a and b are added to sums_so_far, its rows ld_sums apart.
-    auto add_chunk = [&](Index i, Index j, Index k, const W* a, const W* b, W* sums_so_far, Index ld_sums) {
-      const Index steps = cells<T>(std::min(CHUNK, K - k));
+    auto depth = [&](Index k) { return std::min(CHUNK, K - k); };
+    auto steps = [&](Index k) { return cells<T>(depth(k)); };
+    auto pack_operand = [&](bool is_a, Index at, Index count, Index k, W* to) {
+      if (is_a)
+        pack_panels<ROWS>(A.from(at, k), count, depth(k), to);
+      else
+        pack_panels<NR>(B.from(k, at).transposed(), count, depth(k), to);
+    };
+    // Chunk k of the tile (i, j), of packed a and b; `place` is the tile's in sums, whose rows are ld_sums apart.
+    auto add_chunk = [&](Index i, Index j, Index k, const W* a, const W* b, Index place, Index ld_sums) {
       const Index here = std::min<Index>(ROWS, M - i), wide = std::min(NR, N - j);
-      W *before = sums_so_far, *to = k + CHUNK < K ? before : out;
+      W *before = nullptr, *to = out;
       if constexpr (SUMS_IN_C) {
-        const bool whole = here == ROWS && wide == NR;
-        before = whole ? C + i * ld + j : nullptr, to = whole ? before : out, ld_sums = ld;
+        if (here == ROWS && wide == NR) to = before = C + i * ld + j, ld_sums = ld;
+      } else if (K > CHUNK) {
+        before = sums.get() + place;
+        if (k + CHUNK < K) to = before;
       }
       const Index ld_to = to == out ? NR : ld_sums;
       if (k == 0 || !before)
-        tile<T, Sums::NEW>(a, b, steps, nullptr, 0, to, ld_to);
+        tile<T, Sums::NEW>(a, b, steps(k), nullptr, 0, to, ld_to);
       else
-        tile<T, Sums::ADDED>(a, b, steps, before, ld_sums, to, ld_to);
+        tile<T, Sums::ADDED>(a, b, steps(k), before, ld_sums, to, ld_to);
       if (to != out) return;
       for (Index r = 0; r < here; r++) {
         To* row = C + (i + r) * ld + j;
@@ -313,23 +325,16 @@ void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index l
         for (Index c = 0; c < wide; c++) store(&row[c], adds ? load(row[c]) + out[r * NR + c] : out[r * NR + c]);
       }
     };
-    auto pack_part = [&](bool of_a, Index at, Index count, Index k, W* to) {
-      const Index depth = std::min(CHUNK, K - k);
-      if (of_a)
-        pack_panels<ROWS>(A.from(at, k), count, depth, to);
-      else
-        pack_panels<NR>(B.from(k, at).transposed(), count, depth, to);
-    };
 
     for (Index first = 0; first < shared_extent; first += strip)
       for (Index begin = 0; begin < K || begin == 0; begin += together) {
         const Index last = std::min(first + strip, shared_extent), end = std::min(begin + together, K);
-        auto steps = [&](Index k) { return cells<T>(std::min(CHUNK, K - k)); };
+        const Index lines = by_rows ? NR : 4 * ROWS;  // neighbouring columns or rows that fill lines of the cache
         auto chunk = [&](Index k) { return shared.get() + cells<T>(k - begin) * strip; };
-        packing.share_out(ceil_div(last - first, 2 * shared_panel), [&](Index n) {
-          const Index at = 2 * shared_panel * n, count = std::min(2 * shared_panel, last - first - at);
+        packing.share_out(ceil_div(last - first, lines), [&](Index n) {
+          const Index at = n * lines, count = std::min(lines, last - first - at);
           for (Index k = begin; k < end; k += CHUNK)
-            pack_part(!by_rows, first + at, count, k, chunk(k) + at * steps(k));
+            pack_operand(!by_rows, first + at, count, k, chunk(k) + at * steps(k));
         });
 #pragma omp barrier
         packing.begin_again();
@@ -338,12 +343,12 @@ void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index l
           const Index i0 = by_rows ? at : first, i1 = by_rows ? at + count : last;
           const Index j0 = by_rows ? first : at, j1 = by_rows ? last : at + count, ld_sums = by_rows ? strip : own;
           for (Index k = begin; k < end || k == 0; k += CHUNK) {
-            pack_part(by_rows, at, count, k, part.get());
-            const W *a = by_rows ? part.get() : chunk(k), *b = by_rows ? chunk(k) : part.get();
+            pack_operand(by_rows, at, count, k, own_packed.get());
+            const W *a = by_rows ? own_packed.get() : chunk(k), *b = by_rows ? chunk(k) : own_packed.get();
             for (Index i = i0; i < i1; i += ROWS)
               for (Index j = j0; j < j1; j += NR)
-                add_chunk(i, j, k, a + (i - i0) * steps(k), b + (j - j0) * steps(k),
-                          sums.get() + (i - i0) * ld_sums + j - j0, ld_sums);
+                add_chunk(i, j, k, a + (i - i0) * steps(k), b + (j - j0) * steps(k), (i - i0) * ld_sums + j - j0,
+                          ld_sums);
           }
         });
 #pragma omp barrier
