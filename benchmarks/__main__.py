@@ -154,7 +154,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
     parser.add_argument("--optimizers", nargs="+", choices=["sgd", "adamw", "muon"], default=["adamw"])
     parser.add_argument("--untied", action="store_true", help="a head of its own in place of the token table")
-    parser.add_argument("--ablate", action="store_true", help="ours with one technique left out, in place of the peers")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--ablate", action="store_true", help="ours with one technique left out, in place of the peers")
+    names = [name for name, _ in [*WITH_AUTOGRAD, *OTHERS_OF_OURS]]
+    who.add_argument("--beside", nargs="+", choices=dict.fromkeys(names), help="only these, ours and the floor")
     parser.add_argument("--steps", type=int, default=9, help="timed steps of each contestant (default: 9)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results.json and .png")
     return parser.parse_args()
@@ -174,6 +177,8 @@ def main() -> None:
             for optimizer in args.optimizers:
                 workload = Workload(name, precision, optimizer, tied=not args.untied)
                 contestants = contestants_of(workload, args.ablate)
+                if args.beside:
+                    contestants = [c for c in contestants if c in (OURS, FLOOR) or c[0] in args.beside]
                 found = [r for group in groups(workload, contestants) for r in compare(workload, group, args.steps)]
                 show(workload, found, console)
                 results += found
