@@ -93,7 +93,12 @@ def rows(numbers: Numbers, dtype: torch.dtype) -> Iterator[Tensor | None]:
 
 
 def attention(numbers: Numbers, dtype: torch.dtype) -> Iterator[Tensor]:
-    for batch, time, n_heads, n_kv_heads, size in [(2, 61, 3, 3, 14), (1, 201, 4, 2, 32), (2, 1, 2, 1, 8)]:
+    for batch, time, n_heads, n_kv_heads, size in [
+        (2, 61, 3, 3, 14),
+        (1, 201, 4, 2, 32),
+        (2, 1, 2, 1, 8),
+        (1, 61, 2, 1, 68),
+    ]:
         qkv = numbers(batch, time, (n_heads + 2 * n_kv_heads) * size, spread=1, dtype=dtype)
         dy = numbers(batch, time, n_heads * size, dtype=dtype)
         keep = numbers.ids(10, batch, n_heads, time, time) > 0

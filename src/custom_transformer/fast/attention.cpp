@@ -3,7 +3,7 @@
 // neighbouring rows of one product: row n is query head n mod R at the time n / R.
 //
 // A tile of QUERIES rows stands transposed, the scores of a key next to each other. So softmax and its gradient go over
-// keys in order, in vectors of queries, and the tile is an operand of the next product as it lies. Products are those of
+// keys in order, in vectors of queries, and a tile is an operand of the next product as it lies. Products are those of
 // products.h. Exception: the gradients of keys and values are one chain over all queries. Scores of the future are not
 // computed, or are zeros at the beginning or the end of a chain. How many zeros there are depends on the tiles' sizes. Of
 // a chain of finite numbers they change nothing but −0 to 0, so 0 is added to each result, which does so everywhere.
@@ -54,11 +54,14 @@ template <typename T, typename W> struct Pair {
         const Index head = s.head(g, r);
         const T* from = qkv + ((b * s.time + t) * s.heads() + head) * K;
         T* to = r < R ? &q[(t * R + r) * K] : r == R ? &k[t * K] : &v[t * K];
-        if (bias)
+        if (bias) {
           for (Index i = 0; i < K; i++) store(&to[i], load(from[i]) + bias[head * K + i]);
-        else
+          from = to;
+        }
+        if (turns && r <= R)
+          turn(from, turns + t * K, W(1), K, to);
+        else if (!bias)
           std::memcpy(to, from, K * sizeof(T));
-        if (turns && r <= R) turn(to, turns + t * K, W(1), K);
       }
   }
 };
@@ -74,30 +77,15 @@ template <typename T> void pack_columns(const T* from, Index count, Index K, Ind
     pack<NR>(Matrix<T>{from + i, 1, K}, std::min(NR, K - i), count, to + i * cells<T>(depth));
 }
 
-// Whether a tile of cells is an operand as it lies; otherwise cells first have to be paired, by keys or by queries.
-template <typename T> constexpr bool AS_IT_LIES = PER<T> == 1;
-
-inline void pair_keys(const float* s, Index keys, float* to) {
-  for (Index t = 0; t < keys; t += 2)
-    for (Index c = 0; c < QUERIES; c++) {
-      const std::uint32_t second = t + 1 < keys ? bits_of(s[(t + 1) * QUERIES + c]) : 0;
-      to[t / 2 * QUERIES + c] = float_of(bits_of(s[t * QUERIES + c]) | second >> 16);
-    }
-}
-inline void pair_queries(const float* s, Index keys, float* to) {
-  for (Index i = 0; i < keys * QUERIES / 2; i++) to[i] = float_of(bits_of(s[2 * i]) | bits_of(s[2 * i + 1]) >> 16);
-}
-
-// What a thread computes a tile in: scores (keys, QUERIES) and their like, and rows of results.
+// What a thread computes tiles with: scores (keys, QUERIES) and their like, and rows of results.
 template <typename T> struct Room {
   using W = Wide<T>;
   static constexpr Index NR = COLUMNS<W>;
   const Index K, time, ld;  // ld: K by whole panels
-  Buffer<W> paired, out;
+  Buffer<W> out;
 
-  Room(Sizes s)
-      : K(s.K), time(s.time), ld(ceil_div(K, NR) * NR), paired(tile_buffer()), out(buffer<W>(ROWS * ld)) {}
-  Buffer<W> tile_buffer() const { return buffer<W>((time + ROWS) * QUERIES); }
+  explicit Room(Sizes s) : K(s.K), time(s.time), ld(ceil_div(K, NR) * NR), out(buffer<W>(ROWS * ld)) {}
+  Index tile_size() const { return (time + ROWS) * QUERIES; }
   Buffer<W> row_panels() const { return buffer<W>((time + ROWS) * cells<T>(K)); }
   Buffer<W> column_panels(Index depth) const { return buffer<W>(ld * cells<T>(depth)); }
 
@@ -108,28 +96,35 @@ template <typename T> struct Room {
       tile_of_chunks<T>(left + t * deep, queries + c * deep, K, to + t * QUERIES + c, QUERIES);
   }
 
-  // put(c, sums): row c of sᵀ · right, with s (keys, QUERIES) and right's columns packed, (time, K)
-  template <typename Put> void times_keys(const W* s, const W* right, Tile tile, Put put) {
-    if constexpr (!AS_IT_LIES<T>) pair_keys(s, tile.keys, paired.get()), s = paired.get();
+  // put(c, sums): row c of sᵀ · right, with s (keys, QUERIES) by keys and right's columns packed, (time, K)
+  template <typename Put> void times_keys(const W* s, const W* right, Tile tile, Put put) const {
     for (Index c = 0; c < tile.count; c += ROWS) {
       const Index end = std::min<Index>(c + ROWS, tile.count), seen = tile.seen(end);
-      for (Index i = 0; i < K; i += NR)
-        tile_of_chunks<T, 1, QUERIES>(s + c, right + i * cells<T>(time), seen, out.get() + i, ld);
+      for (Index i = 0; i < K; i += NR) {
+        const W* columns = right + i * cells<T>(time);
+        W* sums = out.get() + i;
+        if (K - i > LANES<W>)
+          tile_of_chunks<T, 1, QUERIES>(s + c, columns, seen, sums, ld);
+        else
+          tile_of_chunks<T, 1, QUERIES, 1>(s + c, columns, seen, sums, ld);
+      }
       for (Index n = c; n < end; n++) put(n, out.get() + (n - c) * ld);
     }
   }
 
-  // The chains in to (keys, ld) go on with s · right, right (QUERIES, K) by packed columns; each key meets only the
-  // queries that see it.
-  void add_times_queries(const W* s, const W* right, Tile tile, W* to) {
-    constexpr Index P = PER<T>, ROW = QUERIES / P;
-    if constexpr (!AS_IT_LIES<T>) pair_queries(s, tile.key_rows(), paired.get()), s = paired.get();
+  // The chains in to (keys, ld) go on with s · right, s (keys, QUERIES) by queries and right (QUERIES, K) by packed
+  // columns; each key meets only the queries that see it.
+  void add_times_queries(const W* s, const W* right, Tile tile, W* to) const {
+    constexpr Index ROW = cells<T>(QUERIES);
     for (Index t = 0; t < tile.keys; t += ROWS) {
-      const Index first = std::max<Index>(0, t * tile.shared - tile.first) / P;
+      const Index first = std::max<Index>(0, t * tile.shared - tile.first) / PER<T>, steps = cells<T>(tile.count) - first;
       for (Index i = 0; i < K; i += NR) {
+        const W *rows = s + t * ROW + first, *columns = right + i * ROW + first * NR;
         W* sums = to + t * ld + i;
-        ::tile<T, Sums::CONTINUED, ROW, 1>(s + t * ROW + first, right + i * ROW + first * NR,
-                                           cells<T>(tile.count) - first, sums, ld, sums, ld);
+        if (K - i > LANES<W>)
+          ::tile<T, Sums::CONTINUED, ROW, 1>(rows, columns, steps, sums, ld, sums, ld);
+        else
+          ::tile<T, Sums::CONTINUED, ROW, 1, 1>(rows, columns, steps, sums, ld, sums, ld);
       }
     }
   }
@@ -138,22 +133,63 @@ template <typename T> struct Room {
 // COLUMNS queries side by side, of a tile at column c, and the keys that any of them sees.
 template <typename W> struct Panel {
   static constexpr Index NR = COLUMNS<W>;
-  Index at, seen, seen_by_all;
+  Index at, seen;
   std::int32_t own[NR];  // each query's time; what lies beyond the rows sees nothing
-  Panel(Tile tile, Index c) : at(c), seen(tile.seen(c + NR)), seen_by_all(c + NR <= tile.count ? tile.time(c) + 1 : 0) {
+  Panel(Tile tile, Index c) : at(c), seen(c < tile.count ? tile.seen(c + NR) : 0) {
     for (Index i = 0; i < NR; i++) own[i] = c + i < tile.count ? static_cast<std::int32_t>(tile.time(c + i)) : -1;
   }
 
-  // each(t, i, whether query i sees the key t), of the keys from 0 to `end`
-  template <typename Each> void keys(Index end, Each each) const {
-    Index t = 0;
-    for (; t < std::min(seen_by_all, end); t++)
+  // each(place in the tile, i, whether query i sees the key t) of one key
+  template <typename Each> void key(Index t, Each each) const {
 #pragma omp simd
-      for (Index i = 0; i < NR; i++) each(t * QUERIES + at + i, i, true);
-    for (; t < end; t++)
-#pragma omp simd
-      for (Index i = 0; i < NR; i++) each(t * QUERIES + at + i, i, static_cast<std::int32_t>(t) <= own[i]);
+    for (Index i = 0; i < NR; i++) each(t * QUERIES + at + i, i, static_cast<std::int32_t>(t) <= own[i]);
   }
+  template <typename Each> void keys(Each each) const {
+    for (Index t = 0; t < seen; t++) key(t, each);
+  }
+};
+
+// A tile's numbers, rounded to T, as operands of products: by keys or by queries, of which as many as share a cell are
+// neighbours. If a cell holds one number, both are the tile itself.
+template <typename T> class Operand {
+  using W = Wide<T>;
+  static constexpr Index NR = COLUMNS<W>, P = PER<T>;
+
+ public:
+  Operand(const Room<T>& room, W* tile, bool by_keys, bool by_queries)
+      : tile_(tile), keys_(buffer<W>(P > 1 && by_keys ? room.tile_size() : 0)),
+        queries_(buffer<W>(P > 1 && by_queries ? room.tile_size() : 0)), by_keys_(by_keys), by_queries_(by_queries) {}
+  const W* by_keys() const { return P == 1 ? tile_ : keys_.get(); }
+  const W* by_queries() const { return P == 1 ? tile_ : queries_.get(); }
+
+  // The number at each place becomes of(place, i), or 0 in the future; those of `keys` keys.
+  template <typename Of> void set(const Panel<W>& panel, Index keys, Of of) {
+    for (Index t = 0; t < keys; t += P) {
+      W numbers[P][NR] = {};
+      for (Index u = 0; u < P; u++)
+        if (t + u < panel.seen)
+          panel.key(t + u, [&](Index place, Index i, bool sees) {
+            const W x = as_cell<T>(of(place, i));
+            numbers[u][i] = sees ? x : W(0);
+          });
+      if constexpr (P == 1) {
+        std::memcpy(tile_ + t * QUERIES + panel.at, numbers[0], sizeof numbers[0]);
+      } else {
+        auto pair = [](W first, W second) { return float_of(bits_of(first) | bits_of(second) >> 16); };
+        if (by_keys_)
+          for (Index i = 0; i < NR; i++) keys_[t / P * QUERIES + panel.at + i] = pair(numbers[0][i], numbers[1][i]);
+        if (by_queries_)
+          for (Index u = 0; u < P; u++)
+            for (Index i = 0; i < NR / P; i++)
+              queries_[((t + u) * QUERIES + panel.at) / P + i] = pair(numbers[u][P * i], numbers[u][P * i + 1]);
+      }
+    }
+  }
+
+ private:
+  W* tile_;
+  Buffer<W> keys_, queries_;
+  bool by_keys_, by_queries_;
 };
 
 // Of a panel of the tile s: top, each query's largest score, and inverse, 1 / Σ exp(scale (s − top)); s becomes what
@@ -161,11 +197,11 @@ template <typename W> struct Panel {
 template <typename W> void softmax_of(const Panel<W>& panel, W* s, W scale, W* top, W* inverse) {
   constexpr Index NR = Panel<W>::NR;
   for (Index i = 0; i < NR; i++) top[i] = s[panel.at + i], inverse[i] = W(0);
-  panel.keys(panel.seen, [&](Index at, Index i, bool sees) { top[i] = sees && s[at] > top[i] ? s[at] : top[i]; });
-  panel.keys(panel.seen, [&](Index at, Index i, bool sees) {
-    const W e = sees ? exp_of((s[at] - top[i]) * scale) : W(0);
-    s[at] = e;
-    inverse[i] += e;
+  panel.keys([&](Index at, Index i, bool sees) { top[i] = sees && s[at] > top[i] ? s[at] : top[i]; });
+  panel.keys([&](Index at, Index i, bool sees) {
+    const W e = exp_of((s[at] - top[i]) * scale);
+    s[at] = sees ? e : W(0);
+    inverse[i] += s[at];
   });
   for (Index i = 0; i < NR; i++) inverse[i] = panel.own[i] < 0 ? W(0) : W(1) / inverse[i];
 }
@@ -182,16 +218,17 @@ void attention_forward(const T* qkv /* B time heads K */, const W* bias /* heads
   const Sizes sizes{time, H, G, K};
   const Index R = sizes.shared(), rows = sizes.rows();
   const W scale = W(1) / std::sqrt(static_cast<W>(K));
+  Tasks pairs(omp_get_max_threads());
 #pragma omp parallel
   {
     arithmetic_as_defined();
     Pair<T, W> pair(sizes);
     Room<T> room(sizes);
-    const Buffer<W> k_rows = room.row_panels(), v_columns = room.column_panels(time), scores = room.tile_buffer(),
+    const Buffer<W> k_rows = room.row_panels(), v_columns = room.column_panels(time), scores = buffer<W>(room.tile_size()),
                     queries = buffer<W>(QUERIES * cells<T>(K));
     W* s = scores.get();
-#pragma omp for schedule(dynamic)
-    for (Index bg = 0; bg < B * G; bg++) {
+    Operand<T> operand(room, s, true, false);
+    pairs.share_out(B * G, [&](Index bg) {
       const Index b = bg / G, g = bg % G;
       pair.read(qkv, bias, turns, b, g);
       pack_rows<ROWS>(pair.k.get(), time, K, k_rows.get());
@@ -207,7 +244,10 @@ void attention_forward(const T* qkv /* B time heads K */, const W* bias /* heads
           softmax_of(panel, s, scale, top, inverse);
           const Index here = std::min(NR, tile.count - c);
           for (Index i = 0; i < here; i++) tops[place(c + i)] = top[i], inverses[place(c + i)] = inverse[i];
-          panel.keys(panel.seen, [&](Index at, Index i, bool) { s[at] *= inverse[i]; });
+          if (probabilities || keep) {
+            panel.keys([&](Index at, Index i, bool) { s[at] *= inverse[i]; });
+            std::fill_n(inverse, NR, W(1));
+          }
           if (probabilities)
             for (Index i = 0; i < here; i++)
               for (Index t = 0; t < time; t++)
@@ -218,16 +258,15 @@ void attention_forward(const T* qkv /* B time heads K */, const W* bias /* heads
                 W& p = s[t * QUERIES + c + i];
                 p = keep[place(c + i) * time + t] ? p * keep_scale : W(0);
               }
-          panel.keys(panel.seen, [&](Index at, Index, bool) { s[at] = as_cell<T>(s[at]); });
-          for (Index t = panel.seen; t < tile.keys; t++) std::fill_n(s + t * QUERIES + c, NR, W(0));
+          operand.set(panel, tile.keys, [&](Index at, Index i) { return s[at] * inverse[i]; });
         }
-        room.times_keys(s, v_columns.get(), tile, [&](Index c, const W* sums) {
+        room.times_keys(operand.by_keys(), v_columns.get(), tile, [&](Index c, const W* sums) {
           const Index n = first + c;
           T* to = y + ((b * time + n / R) * H + g * R + n % R) * K;
           for (Index i = 0; i < K; i++) store(&to[i], sums[i] + W(0));
         });
       }
-    }
+    });
   }
 }
 
@@ -243,6 +282,7 @@ void attention_backward(const T* dy /* B time H K */, const T* qkv /* B time hea
   const Index R = sizes.shared(), rows = sizes.rows();
   const W scale = W(1) / std::sqrt(static_cast<W>(K));
   std::vector<W> sums(dbias ? B * heads * K : 0);  // dbias, of each row of the batch
+  Tasks pairs(omp_get_max_threads());
 #pragma omp parallel
   {
     arithmetic_as_defined();
@@ -250,24 +290,24 @@ void attention_backward(const T* dy /* B time H K */, const T* qkv /* B time hea
     Room<T> room(sizes);
     const Index sums_of_keys = (time + ROWS) * room.ld;
     const Buffer<W> k_rows = room.row_panels(), v_rows = room.row_panels(), k_columns = room.column_panels(time),
-                    columns = room.column_panels(QUERIES), probabilities = room.tile_buffer(),
-                    d_scores = room.tile_buffer(), queries = buffer<W>(QUERIES * cells<T>(K)),
+                    columns = room.column_panels(QUERIES), probabilities = buffer<W>(room.tile_size()),
+                    d_scores = buffer<W>(room.tile_size()), queries = buffer<W>(QUERIES * cells<T>(K)),
                     dy_queries = buffer<W>(QUERIES * cells<T>(K)), dk = buffer<W>(sums_of_keys),
-                    dv = buffer<W>(sums_of_keys), turned_back = buffer<W>(K);
+                    dv = buffer<W>(sums_of_keys);
     const Buffer<T> dy_rows = buffer<T>(rows * K);
     W *p = probabilities.get(), *ds = d_scores.get();
+    Operand<T> of_p(room, p, false, true), of_ds(room, ds, true, true);
     // one head's gradient at one time to its place, turned back
     auto write = [&](Index b, Index t, Index head, bool turned, const W* from) {
-      W* row = turned_back.get();
-      for (Index i = 0; i < K; i++) row[i] = from[i] + W(0);
-      if (turns && turned) turn(row, turns + t * K, W(-1), K);
       T* to = dqkv + ((b * time + t) * heads + head) * K;
-      for (Index i = 0; i < K; i++) store(&to[i], row[i]);
+      if (turns && turned)
+        turn(from, turns + t * K, W(-1), K, to);
+      else
+        for (Index i = 0; i < K; i++) store(&to[i], from[i] + W(0));
       if (dbias)
         for (Index i = 0; i < K; i++) sums[(b * heads + head) * K + i] += load(to[i]);
     };
-#pragma omp for schedule(dynamic)
-    for (Index bg = 0; bg < B * G; bg++) {
+    pairs.share_out(B * G, [&](Index bg) {
       const Index b = bg / G, g = bg % G;
       pair.read(qkv, bias, turns, b, g);
       for (Index t = 0; t < time; t++)
@@ -283,11 +323,6 @@ void attention_backward(const T* dy /* B time H K */, const T* qkv /* B time hea
         pack_rows<NR>(&dy_rows[first * K], tile.count, K, dy_queries.get());
         auto place = [&](Index c) { return tile.place(c, bg, time); };
         for (Index c = 0; c < QUERIES; c += NR) {
-          if (c >= tile.count) {  // what pairs of queries and whole tiles of keys read beyond the rows
-            for (Index t = 0; t < tile.key_rows(); t++)
-              std::fill_n(p + t * QUERIES + c, NR, W(0)), std::fill_n(ds + t * QUERIES + c, NR, W(0));
-            continue;
-          }
           const Panel<W> panel(tile, c);
           const Index here = std::min(NR, tile.count - c);
           W top[NR] = {}, inverse[NR] = {}, inner[NR] = {};
@@ -302,32 +337,28 @@ void attention_backward(const T* dy /* B time H K */, const T* qkv /* B time hea
               }
           };
           if (keep) drop(ds);
-          panel.keys(panel.seen, [&](Index at, Index i, bool sees) {
-            const W e = sees ? exp_of((p[at] - top[i]) * scale) * inverse[i] : W(0);
-            p[at] = e;
-            inner[i] = sees ? mul_add(ds[at], e, inner[i]) : inner[i];
+          panel.keys([&](Index at, Index i, bool sees) {
+            const W e = exp_of((p[at] - top[i]) * scale) * inverse[i];
+            p[at] = sees ? e : W(0);
+            inner[i] = mul_add(ds[at], p[at], inner[i]);
           });
-          panel.keys(panel.seen, [&](Index at, Index i, bool sees) {
-            ds[at] = sees ? as_cell<T>(scale * p[at] * (ds[at] - inner[i])) : W(0);
-          });
+          of_ds.set(panel, tile.key_rows(), [&](Index at, Index i) { return scale * p[at] * (ds[at] - inner[i]); });
           if (keep) drop(p);
-          panel.keys(panel.seen, [&](Index at, Index, bool) { p[at] = as_cell<T>(p[at]); });
-          for (Index t = panel.seen; t < tile.key_rows(); t++)
-            std::fill_n(p + t * QUERIES + c, NR, W(0)), std::fill_n(ds + t * QUERIES + c, NR, W(0));
+          of_p.set(panel, tile.key_rows(), [&](Index at, Index) { return p[at]; });
         }
-        room.times_keys(ds, k_columns.get(), tile, [&](Index c, const W* dq) {
+        room.times_keys(of_ds.by_keys(), k_columns.get(), tile, [&](Index c, const W* dq) {
           write(b, tile.time(c), sizes.head(g, (first + c) % R), true, dq);
         });
         pack_columns(&pair.q[first * K], tile.count, K, QUERIES, columns.get());
-        room.add_times_queries(ds, columns.get(), tile, dk.get());
+        room.add_times_queries(of_ds.by_queries(), columns.get(), tile, dk.get());
         pack_columns(&dy_rows[first * K], tile.count, K, QUERIES, columns.get());
-        room.add_times_queries(p, columns.get(), tile, dv.get());
+        room.add_times_queries(of_p.by_queries(), columns.get(), tile, dv.get());
       }
       for (Index t = 0; t < time; t++) {
         write(b, t, H + g, true, &dk[t * room.ld]);
         write(b, t, H + G + g, false, &dv[t * room.ld]);
       }
-    }
+    });
   }
   if (dbias) {
     std::fill_n(dbias, heads * K, W(0));

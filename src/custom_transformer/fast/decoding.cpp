@@ -64,7 +64,7 @@ void attend_cached(const T* qkv /* B count heads K */, const W* bias /* heads K?
     auto read = [&](Index row, Index place, Index head, bool turned) {
       for (Index i = 0; i < K; i++)
         q[i] = load(qkv[(row * heads + head) * K + i]) + (bias ? bias[head * K + i] : W(0));
-      if (turns && turned) turn(q, turns + place * K, W(1), K);
+      if (turns && turned) turn(q, turns + place * K, W(1), K, q);
       for (Index i = 0; i < K; i++) q[i] = rounded<T>(q[i]);
     };
     for (Part part(B * G); part.first < part.last; part.first++) {

@@ -27,15 +27,16 @@
 #include "functions.h"
 #include "products.h"
 
-// Turns each pair (x_i, x_{i + K/2}) by its angle, whose cosine is turns[i] and whose sine is turns[i + K/2];
-// direction −1 turns back.
-template <typename T, typename W> inline void turn(T* x, const W* turns, W direction, Index K) {
+// y = x with each pair (x_i, x_{i + K/2}) turned by its angle, whose cosine is turns[i] and whose sine is
+// turns[i + K/2]; direction −1 turns back. −0 is read as 0. y may be x.
+template <typename From, typename W, typename To>
+inline void turn(const From* x, const W* turns, W direction, Index K, To* y) {
   const Index half = K / 2;
 #pragma omp simd
   for (Index i = 0; i < half; i++) {
-    const W a = load(x[i]), b = load(x[i + half]), cosine = turns[i], sine = direction * turns[i + half];
-    store(&x[i], mul_add(a, cosine, -(b * sine)));
-    store(&x[i + half], mul_add(a, sine, b * cosine));
+    const W a = load(x[i]) + W(0), b = load(x[i + half]) + W(0), cosine = turns[i], sine = direction * turns[i + half];
+    store(&y[i], mul_add(a, cosine, -(b * sine)));
+    store(&y[i + half], mul_add(a, sine, b * cosine));
   }
 }
 

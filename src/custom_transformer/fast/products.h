@@ -48,7 +48,10 @@ template <typename T> inline Vector<Wide<T>> link(Vector<Wide<T>> a, Vector<Wide
   return mul_add(a, b, sums);
 }
 template <typename T> inline Wide<T> cell(T x) { return x; }
-inline float cell(bfloat16 x) { return (x.bits & 0x7f80) < (127 - 55) << 7 ? 0.0f : load(x); }
+inline float cell(bfloat16 x) {
+  const std::uint32_t bits = bits_of(load(x));
+  return float_of((bits & 0x7f800000u) < (127u - 55u) << 23 ? 0 : bits);
+}
 // Intel's processors, which have AMX, take longer for the instruction than for two multiply-adds of widened operands.
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 template <> constexpr int PER<bfloat16> = 2;
@@ -146,12 +149,15 @@ template <int WIDTH, typename T> void pack(Matrix<T> rows, Index count, Index de
   if (count == WIDTH && rows.row == 1) {
     for (; k + P <= depth; k += P) {
       const T* from = rows.data + k * rows.column;
-      for (int w = 0; w < WIDTH; w++) {
-        if constexpr (P == 1)
-          to[k * WIDTH + w] = cell(from[w]);
-        else
-          to[k / P * WIDTH + w] = cell(from[w], from[rows.column + w]);
-      }
+      if constexpr (std::is_same_v<T, Wide<T>>)
+        std::memcpy(to + k * WIDTH, from, WIDTH * sizeof(T));
+      else
+        for (int w = 0; w < WIDTH; w++) {
+          if constexpr (P == 1)
+            to[k * WIDTH + w] = cell(from[w]);
+          else
+            to[k / P * WIDTH + w] = cell(from[w], from[rows.column + w]);
+        }
     }
   } else if (count == WIDTH && rows.column == 1) {
     if constexpr (sizeof(Wide<T>) == 4) {
@@ -169,15 +175,42 @@ template <int WIDTH, typename T> void pack(Matrix<T> rows, Index count, Index de
     for (int w = 0; w < WIDTH; w++) to[k / P * WIDTH + w] = w < count ? cell_at(w, k) : Wide<T>(0);
 }
 
+// Fetches a part of a matrix into the second cache, some lines at a time.
+template <typename T> class Prefetch {
+ public:
+  // in `calls` calls of some()
+  Prefetch(Matrix<T> part, Index rows, Index columns, Index calls) : at_(part.data) {
+    if (part.column != 1) std::swap(rows, columns), std::swap(part.row, part.column);
+    of_row_ = left_of_row_ = ceil_div(columns, LINE) + 1;  // a row may begin within a line
+    to_next_row_ = part.row - of_row_ * LINE;
+    left_ = rows * of_row_, each_ = ceil_div(left_, std::max<Index>(calls, 1));
+  }
+  void some() {
+    for (Index n = std::min(each_, left_); n > 0; n--, left_--, at_ += LINE) {
+      __builtin_prefetch(at_, 0, 2);
+      if (--left_of_row_ == 0) left_of_row_ = of_row_, at_ += to_next_row_;
+    }
+  }
+
+ private:
+  static constexpr Index LINE = 64 / sizeof(T);
+  const T* at_;
+  Index of_row_, left_of_row_, left_, each_, to_next_row_;
+};
+
 // All `count` rows, by panels of WIDTH: to[panel][k / PER][w]
 template <int WIDTH, typename T> void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
   const Index panel = cells<T>(depth) * WIDTH;
   // Rows that lie side by side: as many k at a time as have their lines in the cache until the last panel has read them.
   const Index stretch = rows.row == 1 ? 8 : depth;
-  for (Index k = 0; k < depth; k += stretch)
+  for (Index k = 0; k < depth; k += stretch) {
+    if (rows.row == 1)  // the processor does not foresee lines so far apart
+      for (Index next = k + 2 * stretch; next < k + 3 * stretch; next++)
+        for (Index i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(&rows.data[next * rows.column + i]);
     for (Index p = 0; p * WIDTH < count; p++)
       pack<WIDTH>(rows.from(p * WIDTH, k), std::min<Index>(WIDTH, count - p * WIDTH), std::min(stretch, depth - k),
                   to + p * panel + k / PER<T> * WIDTH);
+  }
 }
 
 // What a tile's sums begin with, and what becomes of them.
@@ -187,15 +220,16 @@ enum class Sums {
   CONTINUED  // to = the chains that stand in `before`, prolonged by these steps
 };
 
-// The chains of `steps` cells of k, for ROWS × COLUMNS sums: A's cell of row i and step s is a[i · ROW + s · STEP].
-template <typename T, Sums SUMS, Index ROW = 1, Index STEP = ROWS>
+// The chains of `steps` cells of k, for ROWS × WIDE vectors of sums: A's cell of row i and step s is
+// a[i · ROW + s · STEP], B's row of step s is b[s · COLUMNS] and what follows.
+template <typename T, Sums SUMS, Index ROW = 1, Index STEP = ROWS, int WIDE = VECTORS>
 __attribute__((noinline)) void tile(const Wide<T>* a, const Wide<T>* b, Index steps, const Wide<T>* before, Index ld_before, Wide<T>* to,
           Index ld) {
   using W = Wide<T>;
-  Vector<W> sums[ROWS][VECTORS] = {};
+  Vector<W> sums[ROWS][WIDE] = {};
   if constexpr (SUMS != Sums::NEW)
     for (int i = 0; i < ROWS; i++)
-      for (int v = 0; v < VECTORS; v++) {
+      for (int v = 0; v < WIDE; v++) {
         const W* at = before + i * ld_before + v * LANES<W>;
         if constexpr (SUMS == Sums::CONTINUED)
           sums[i][v] = load_vector(at);
@@ -203,8 +237,8 @@ __attribute__((noinline)) void tile(const Wide<T>* a, const Wide<T>* b, Index st
           __builtin_prefetch(at);
       }
   for (Index step = 0; step < steps; step++, a += STEP, b += COLUMNS<W>) {
-    Vector<W> of_b[VECTORS];
-    for (int v = 0; v < VECTORS; v++) {
+    Vector<W> of_b[WIDE];
+    for (int v = 0; v < WIDE; v++) {
       of_b[v] = load_vector(b + v * LANES<W>);
       __builtin_prefetch(b + AHEAD * COLUMNS<W> + v * LANES<W>);
     }
@@ -212,13 +246,13 @@ __attribute__((noinline)) void tile(const Wide<T>* a, const Wide<T>* b, Index st
     for (int i = 0; i < ROWS; i++) {
       const Vector<W> of_a = in_all_lanes(a[i * ROW]);
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; v++) sums[i][v] = link<T>(of_a, of_b[v], sums[i][v]);
+      for (int v = 0; v < WIDE; v++) sums[i][v] = link<T>(of_a, of_b[v], sums[i][v]);
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++) {
+    for (int v = 0; v < WIDE; v++) {
       Vector<W> sum = sums[i][v];
       if constexpr (SUMS == Sums::ADDED) sum = load_vector(before + i * ld_before + v * LANES<W>) + sum;
       store_vector(to + i * ld + v * LANES<W>, sum);
@@ -226,14 +260,14 @@ __attribute__((noinline)) void tile(const Wide<T>* a, const Wide<T>* b, Index st
 }
 
 // The chains over all of `depth`, chunk by chunk: a and b packed, the sums into `to`
-template <typename T, Index ROW = 1, Index STEP = ROWS>
+template <typename T, Index ROW = 1, Index STEP = ROWS, int WIDE = VECTORS>
 void tile_of_chunks(const Wide<T>* a, const Wide<T>* b, Index depth, Wide<T>* to, Index ld) {
   for (Index k = 0; k < depth; k += CHUNK) {
     const Index steps = cells<T>(std::min(CHUNK, depth - k)), at = k / PER<T>;
     if (k == 0)
-      tile<T, Sums::NEW, ROW, STEP>(a, b, steps, nullptr, 0, to, ld);
+      tile<T, Sums::NEW, ROW, STEP, WIDE>(a, b, steps, nullptr, 0, to, ld);
     else
-      tile<T, Sums::ADDED, ROW, STEP>(a + at * STEP, b + at * COLUMNS<Wide<T>>, steps, to, ld, to, ld);
+      tile<T, Sums::ADDED, ROW, STEP, WIDE>(a + at * STEP, b + at * COLUMNS<Wide<T>>, steps, to, ld, to, ld);
   }
 }
 
@@ -297,11 +331,12 @@ void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index l
     alignas(64) W out[ROWS * NR];
     auto depth = [&](Index k) { return std::min(CHUNK, K - k); };
     auto steps = [&](Index k) { return cells<T>(depth(k)); };
+    auto operand = [&](bool is_a, Index at, Index k) { return is_a ? A.from(at, k) : B.from(k, at).transposed(); };
     auto pack_operand = [&](bool is_a, Index at, Index count, Index k, W* to) {
       if (is_a)
-        pack_panels<ROWS>(A.from(at, k), count, depth(k), to);
+        pack_panels<ROWS>(operand(is_a, at, k), count, depth(k), to);
       else
-        pack_panels<NR>(B.from(k, at).transposed(), count, depth(k), to);
+        pack_panels<NR>(operand(is_a, at, k), count, depth(k), to);
     };
     // Chunk k of the tile (i, j), of packed a and b; `place` is the tile's in sums, whose rows are ld_sums apart.
     auto add_chunk = [&](Index i, Index j, Index k, const W* a, const W* b, Index place, Index ld_sums) {
@@ -345,10 +380,17 @@ void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index l
           for (Index k = begin; k < end || k == 0; k += CHUNK) {
             pack_operand(by_rows, at, count, k, own_packed.get());
             const W *a = by_rows ? own_packed.get() : chunk(k), *b = by_rows ? chunk(k) : own_packed.get();
+            // What is to be packed next: the next chunk, or the next task's first.
+            const bool task_goes_on = k + CHUNK < end;
+            const Index next = task_goes_on ? at : at + own, next_k = task_goes_on ? k + CHUNK : begin;
+            Prefetch<T> prefetch(operand(by_rows, next, next_k), std::clamp<Index>(own_extent - next, 0, own),
+                                 depth(next_k), ceil_div(i1 - i0, ROWS) * ceil_div(j1 - j0, NR));
             for (Index i = i0; i < i1; i += ROWS)
-              for (Index j = j0; j < j1; j += NR)
+              for (Index j = j0; j < j1; j += NR) {
+                prefetch.some();
                 add_chunk(i, j, k, a + (i - i0) * steps(k), b + (j - j0) * steps(k), (i - i0) * ld_sums + j - j0,
                           ld_sums);
+              }
           }
         });
 #pragma omp barrier
