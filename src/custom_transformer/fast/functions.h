@@ -80,6 +80,21 @@ template <typename W, typename Add> inline W row_sum(Index count, Add add) {
   for (int lane = 0; i < count; i++, lane++) add(i, lanes[lane]);
   return folded(lanes);
 }
+// The same, of terms that take some computing, in vectors as long as suit it: term(i)
+template <typename W, typename Term> inline W row_sum_of(Index count, Term term) {
+  constexpr Index MANY = 4 * WAYS;
+  W lanes[WAYS] = {}, terms[MANY];
+  Index i = 0;
+  for (; i + MANY <= count; i += MANY) {
+#pragma omp simd
+    for (Index j = 0; j < MANY; j++) terms[j] = term(i + j);
+    for (Index j = 0; j < MANY; j += WAYS)
+#pragma omp simd
+      for (int lane = 0; lane < WAYS; lane++) lanes[lane] += terms[j + lane];
+  }
+  for (; i < count; i++) lanes[i % WAYS] += term(i);
+  return folded(lanes);
+}
 // Two sums in one pass: add(i, first, second)
 template <typename W, typename Add> inline void row_sums(Index count, W& first, W& second, Add add) {
   W firsts[WAYS] = {}, seconds[WAYS] = {};

@@ -19,10 +19,10 @@ void loss_tile(T* logits /* rows width */, const Index* labels /* rows */, Index
     if (label >= 0 && label < width) label_logit[n] = load(z[label]);
     const W highest = row_max<W>(width, [&](Index v) { return load(z[v]); });
     const W reference = highest > top[n] ? highest : top[n];
-    const W tile_sum = row_sum<W>(width, [&](Index v, W& lane) {
+    const W tile_sum = row_sum_of<W>(width, [&](Index v) {
       const W e = exp_of(load(z[v]) - reference);
-      lane += e;
       store(&z[v], e);
+      return e;
     });
     rescale[n] = exp_of(top[n] - reference);
     sum[n] = mul_add(sum[n], rescale[n], tile_sum);
@@ -82,7 +82,7 @@ void score_rows(const T* logits /* rows V */, const Index* labels /* rows */, In
   for (Part part(rows); part.first < part.last; part.first++) {
     const T* z = logits + part.first * V;
     const W top = row_max<W>(V, [&](Index v) { return load(z[v]); });
-    const W sum = row_sum<W>(V, [&](Index v, W& lane) { lane += exp_of(load(z[v]) - top); });
+    const W sum = row_sum_of<W>(V, [&](Index v) { return exp_of(load(z[v]) - top); });
     losses[part.first] = top + log_of(sum) - load(z[labels[part.first]]);
     predicted[part.first] = std::find_if(z, z + V, [&](T x) { return load(x) == top; }) - z;
   }

@@ -66,11 +66,11 @@ def _chunk(
     for start, exponentials, tile_top in tiles:
         scaled = torch.empty_like(x)
         kernel("scale_rows", dtype)(x, tile_top, top, total, share, rows, d, scaled)
-        product = weight_gradient(exponentials, scaled)
+        part = dweight[start : start + exponentials.shape[1]]
         if is_first:
-            dweight[start : start + len(product)] = product
+            weight_gradient(exponentials, scaled, out=part)
         else:
-            dweight[start : start + len(product)] += product
+            part += weight_gradient(exponentials, scaled)
     losses = torch.empty_like(share)
     kernel("finish_rows", dtype)(top, total, label_logit, share, labels, weight, rows, vocab, d, losses, dx)
     return losses, dx

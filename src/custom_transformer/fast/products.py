@@ -107,22 +107,23 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return _product(a, b, a.dtype)
 
 
-def weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
-    """dW = xᵀ dy        x (N, D_in), dy (N, D_out) -> (D_in, D_out), float32 or wider"""
-    return _product(x.T, dy, torch.promote_types(x.dtype, torch.float32))
+def weight_gradient(x: Tensor, dy: Tensor, out: Tensor | None = None) -> Tensor:
+    """dW = xᵀ dy        x (N, D_in), dy (N, D_out) -> (D_in, D_out), float32 or wider; `out`, if that is given"""
+    return _product(x.T, dy, torch.promote_types(x.dtype, torch.float32), out)
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     if _portable.get() and not a.is_cuda:
-        return _by_kernel(a, b, dtype)
+        return _by_kernel(a, b, dtype, out)
     if a.dtype == torch.bfloat16 and not a.is_cuda and _float_products_only():
-        return torch.mm(a.float(), b.float()).to(dtype)
-    return torch.mm(a, b).to(dtype)
+        a, b = a.float(), b.float()
+    product = torch.mm(a, b)
+    return product.to(dtype) if out is None else out.copy_(product)
 
 
-def _by_kernel(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def _by_kernel(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
     (rows, depth), columns = a.shape, b.shape[1]
-    c = torch.empty(rows, columns, dtype=dtype, device="cpu")
+    c = torch.empty(rows, columns, dtype=dtype, device="cpu") if out is None else out
     if dtype == a.dtype:
         kernel("matrix_product", a.dtype)(*_operand(a), *_operand(b), rows, columns, depth, c)
     else:
