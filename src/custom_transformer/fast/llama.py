@@ -16,7 +16,7 @@ from custom_transformer.fast.attention import attention_backward, attention_forw
 from custom_transformer.fast.decoding import attend_cached, product
 from custom_transformer.fast.kernels import kernel
 from custom_transformer.fast.norm import Addend, add_rms_norm_forward, norm_again
-from custom_transformer.fast.products import matmul, weight_gradient
+from custom_transformer.fast.products import by_kernel, matmul, weight_gradient
 from custom_transformer.fast.stack import Block, Stream, StreamGradient, norm_backward, stack_of
 from custom_transformer.maths.cache import KeyValues
 from custom_transformer.maths.scope import Scope
@@ -26,6 +26,28 @@ def _swiglu(gate_up: Tensor) -> Tensor:
     rows, width = gate_up.shape
     y = gate_up.new_empty(rows, width // 2)
     kernel("swiglu_forward", gate_up.dtype)(gate_up, *y.shape, y)
+    return y
+
+
+def _matmul_swiglu(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """gate_up = x W (N, 2 F) and swiglu(gate_up) (N, F); x (N, D), W (D, 2 F)"""
+    if not by_kernel(x):
+        gate_up = matmul(x, weight)
+        return gate_up, _swiglu(gate_up)
+    (rows, d), width = x.shape, weight.shape[1]
+    gate_up, y = x.new_empty(rows, width), x.new_empty(rows, width // 2)
+    kernel("product_swiglu", x.dtype)(x, weight, rows, d, width // 2, gate_up, y)
+    return gate_up, y
+
+
+def _matmul_swiglu_backward(dh: Tensor, weight: Tensor, gate_up: Tensor) -> Tensor:
+    """swiglu(gate_up) (N, F) again, whose gradient is dh Wᵀ; gate_up (N, 2 F) becomes its own. dh (N, D), W (F, D)"""
+    if not by_kernel(dh):
+        y = matmul(dh, weight.T)
+        kernel("swiglu_backward", y.dtype)(y, gate_up, *y.shape)
+        return y
+    y = dh.new_empty(len(dh), len(weight))
+    kernel("product_swiglu_backward", y.dtype)(dh, weight, *dh.shape, len(weight), gate_up, y)
     return y
 
 
@@ -56,9 +78,9 @@ def block_forward(stream: Stream, at: Scope, config: CustomTransformerConfig) ->
 
     weight = at["gate_up.weight"]
     x, y = _norm(x, addend, at, "norm_2", config, weight.dtype)
-    gate_up = matmul(y, weight)
+    gate_up, y = _matmul_swiglu(y, weight)
     at.save("swiglu", (gate_up,))
-    return Stream(batch, x, Addend(matmul(_swiglu(gate_up), at["down.weight"]), None, *dropped_2))
+    return Stream(batch, x, Addend(matmul(y, at["down.weight"]), None, *dropped_2))
 
 
 def block_backward(gradient: StreamGradient, at: Scope) -> StreamGradient:
@@ -66,9 +88,8 @@ def block_backward(gradient: StreamGradient, at: Scope) -> StreamGradient:
     dx, dh, _ = gradient
     weight = at["down.weight"]
     dh = dh.to(weight.dtype)
-    y = matmul(dh, weight.T)
     (gate_up,) = at.take("swiglu")
-    kernel("swiglu_backward", y.dtype)(y, gate_up, *y.shape)  # dy becomes y, and gate_up its gradient
+    y = _matmul_swiglu_backward(dh, weight, gate_up)
     at.give("down.weight", weight_gradient(y, dh))
     norm_2 = at.take("norm_2")
     at.give("gate_up.weight", weight_gradient(norm_again(norm_2, gate_up.dtype), gate_up))

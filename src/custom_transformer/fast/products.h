@@ -300,8 +300,10 @@ class Tasks {
 // The operand with fewer rows or columns in C is shared: it is packed once for all threads, strip by strip, some chunks of
 // a strip at a time. A task is a part of the other operand, which it packs itself, and of C. So a thread seldom reads what
 // another has written, which takes long where they have no cache in common.
-template <typename T, typename To>
-void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {
+//
+// done(first, last) is called once these rows of C are complete, if possible by the thread that has them in its cache.
+template <typename T, typename To, typename Done>
+void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld, Done done) {
   using W = Wide<T>;
   constexpr Index NR = COLUMNS<W>, STRIP = 4096, PACKED = 1 << 20, TASKS_PER_THREAD = 12, WIDEST_TASK = 96;
   constexpr bool SUMS_IN_C = std::is_same_v<To, W>;
@@ -322,6 +324,7 @@ void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index l
 
   const Index shared_extent = by_rows ? N : M, own_extent = by_rows ? M : N;
   const Buffer<W> shared = buffer<W>(strip * cells<T>(std::min(K, together)));
+  const bool whole_rows = by_rows && strip >= N;  // a task has all of its rows
   Tasks packing(threads), computing(threads);
 #pragma omp parallel if (M * N * K >= 32768)
   {
@@ -385,16 +388,24 @@ void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index l
             const Index next = task_goes_on ? at : at + own, next_k = task_goes_on ? k + CHUNK : begin;
             Prefetch<T> prefetch(operand(by_rows, next, next_k), std::clamp<Index>(own_extent - next, 0, own),
                                  depth(next_k), ceil_div(i1 - i0, ROWS) * ceil_div(j1 - j0, NR));
-            for (Index i = i0; i < i1; i += ROWS)
+            for (Index i = i0; i < i1; i += ROWS) {
               for (Index j = j0; j < j1; j += NR) {
                 prefetch.some();
                 add_chunk(i, j, k, a + (i - i0) * steps(k), b + (j - j0) * steps(k), (i - i0) * ld_sums + j - j0,
                           ld_sums);
               }
+              if (whole_rows && k + CHUNK >= K) done(i, std::min(i + ROWS, i1));
+            }
           }
         });
 #pragma omp barrier
         computing.begin_again();
       }
+    const Index thread = omp_get_thread_num(), team = omp_get_num_threads();
+    if (!whole_rows) done(M * thread / team, M * (thread + 1) / team);
   }
+}
+template <typename T, typename To>
+void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index ld) {
+  product<T, To>(M, N, K, A, B, C, ld, [](Index, Index) {});
 }

@@ -112,8 +112,13 @@ def weight_gradient(x: Tensor, dy: Tensor, out: Tensor | None = None) -> Tensor:
     return _product(x.T, dy, torch.promote_types(x.dtype, torch.float32), out)
 
 
+def by_kernel(a: Tensor) -> bool:
+    """Whether products of `a` are computed by the kernel of products.h."""
+    return _portable.get() and not a.is_cuda
+
+
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    if _portable.get() and not a.is_cuda:
+    if by_kernel(a):
         return _by_kernel(a, b, dtype, out)
     if a.dtype == torch.bfloat16 and not a.is_cuda and _float_products_only():
         a, b = a.float(), b.float()

@@ -51,38 +51,60 @@ void gelu_backward(T* dy /* rows F */, T* h /* rows F */, const W* bias /* F? */
   sums.write(dbias, 0, F);
 }
 
-// From a gate a and b side by side, y = a σ(a) ∘ b.
+// From a gate a and b side by side, a row's y = a σ(a) ∘ b.
+template <typename T, typename W> void swiglu_row(const T* gate, Index F, T* y) {
+  const T* up = gate + F;
+#pragma omp simd
+  for (Index i = 0; i < F; i++) {
+    const W a = load(gate[i]);
+    W rest;
+    store(&y[i], a * sigmoid_of(a, rest) * load(up[i]));
+  }
+}
+// y = swiglu(gate_up)
 template <typename T, typename W>
 void swiglu_forward(const T* gate_up /* rows 2 F */, Index rows, Index F, T* y /* rows F */) {
 #pragma omp parallel
-  for (Part part(rows); part.first < part.last; part.first++) {
-    const T *ar = gate_up + part.first * 2 * F, *br = ar + F;
-    T* yr = y + part.first * F;
-#pragma omp simd
-    for (Index i = 0; i < F; i++) {
-      const W a = load(ar[i]);
-      W rest;
-      store(&yr[i], a * sigmoid_of(a, rest) * load(br[i]));
-    }
-  }
+  for (Part part(rows); part.first < part.last; part.first++)
+    swiglu_row<T, W>(gate_up + part.first * 2 * F, F, y + part.first * F);
 }
 
-// dy becomes y = a σ(a) ∘ b again, a and b become their gradients: da = dy ∘ b ∘ σ (1 + a (1 − σ)), db = dy ∘ a σ.
-template <typename T, typename W> void swiglu_backward(T* dy /* rows F */, T* gate_up /* rows 2 F */, Index rows,
-                                                       Index F) {
-#pragma omp parallel
-  for (Part part(rows); part.first < part.last; part.first++) {
-    T *dyr = dy + part.first * F, *ar = gate_up + part.first * 2 * F, *br = ar + F;
+// The same, of gate_up = x · weight: each row while it is in the cache
+template <typename T, typename W>
+void product_swiglu(const T* x /* rows D */, const T* weight /* D 2 F */, Index rows, Index D, Index F,
+                    T* gate_up /* rows 2 F */, T* y /* rows F */) {
+  product<T, T>(rows, 2 * F, D, {x, D, 1}, {weight, 2 * F, 1}, gate_up, 2 * F, [&](Index first, Index last) {
+    for (Index n = first; n < last; n++) swiglu_row<T, W>(gate_up + n * 2 * F, F, y + n * F);
+  });
+}
+
+// A row's dy becomes y = a σ(a) ∘ b again, a and b become their gradients: da = dy ∘ b ∘ σ (1 + a (1 − σ)), db = dy ∘ a σ.
+template <typename T, typename W> void swiglu_backward_row(T* dy, T* gate, Index F) {
+  T* up = gate + F;
 #pragma omp simd
-    for (Index i = 0; i < F; i++) {
-      const W a = load(ar[i]), b = load(br[i]), d = load(dyr[i]);
-      W rest;
-      const W gate = sigmoid_of(a, rest);
-      store(&dyr[i], a * gate * b);
-      store(&ar[i], d * b * gate * mul_add(a, rest, W(1)));
-      store(&br[i], d * (a * gate));
-    }
+  for (Index i = 0; i < F; i++) {
+    const W a = load(gate[i]), b = load(up[i]), d = load(dy[i]);
+    W rest;
+    const W sigmoid = sigmoid_of(a, rest);
+    store(&dy[i], a * sigmoid * b);
+    store(&gate[i], d * b * sigmoid * mul_add(a, rest, W(1)));
+    store(&up[i], d * (a * sigmoid));
   }
+}
+// dy becomes swiglu(gate_up) again, gate_up its gradient.
+template <typename T, typename W>
+void swiglu_backward(T* dy /* rows F */, T* gate_up /* rows 2 F */, Index rows, Index F) {
+#pragma omp parallel
+  for (Part part(rows); part.first < part.last; part.first++)
+    swiglu_backward_row<T, W>(dy + part.first * F, gate_up + part.first * 2 * F, F);
+}
+// The same, of dy = dh · weightᵀ, which y holds before it is y
+template <typename T, typename W>
+void product_swiglu_backward(const T* dh /* rows D */, const T* weight /* F D */, Index rows, Index D, Index F,
+                             T* gate_up /* rows 2 F */, T* y /* rows F */) {
+  product<T, T>(rows, F, D, {dh, D, 1}, {weight, 1, D}, y, F, [&](Index first, Index last) {
+    for (Index n = first; n < last; n++) swiglu_backward_row<T, W>(y + n * F, gate_up + n * 2 * F, F);
+  });
 }
 
 // y = max(x, 0)²
@@ -118,4 +140,5 @@ template <typename T, typename W> void relu_squared_backward(T* dy /* count */, 
 extern "C" {
 EXPORT(relu_squared_forward) EXPORT(relu_squared_backward)
 EXPORT(gelu_forward) EXPORT(gelu_backward) EXPORT(swiglu_forward) EXPORT(swiglu_backward)
+EXPORT(product_swiglu) EXPORT(product_swiglu_backward)
 }
