@@ -97,7 +97,7 @@ def attention(numbers: Numbers, dtype: torch.dtype) -> Iterator[Tensor]:
         (2, 61, 3, 3, 14),
         (1, 201, 4, 2, 32),
         (2, 1, 2, 1, 8),
-        (1, 61, 2, 1, 68),
+        (1, 523, 1, 1, 68),
     ]:
         qkv = numbers(batch, time, (n_heads + 2 * n_kv_heads) * size, spread=1, dtype=dtype)
         dy = numbers(batch, time, n_heads * size, dtype=dtype)

@@ -3,10 +3,11 @@
 // neighbouring rows of one product: row n is query head n mod R at the time n / R.
 //
 // A tile of QUERIES rows stands transposed, the scores of a key next to each other. So softmax and its gradient go over
-// keys in order, in vectors of queries, and a tile is an operand of the next product as it lies. Products are those of
-// products.h. Exception: the gradients of keys and values are one chain over all queries. Scores of the future are not
-// computed, or are zeros at the beginning or the end of a chain. How many zeros there are depends on the tiles' sizes. Of
-// a chain of finite numbers they change nothing but −0 to 0, so 0 is added to each result, which does so everywhere.
+// keys in order, in vectors of queries, and a tile is an operand of the next product as it lies, or once its numbers
+// share cells. Products are those of products.h. Exception: the gradients of keys and values are one chain over all
+// queries. Scores of the future are not computed, or are zeros at the beginning or the end of a chain. How many zeros
+// there are depends on the tiles' sizes. Of a chain of finite numbers they change nothing but −0 to 0, so 0 is added to
+// each result, which does so everywhere.
 
 #include "kernels.h"
 
@@ -125,7 +126,8 @@ template <typename T> struct Room {
   void add_times_queries(const W* s, const W* right, Tile tile, W* to) const {
     constexpr Index ROW = cells<T>(QUERIES);
     for (Index t = 0; t < tile.keys; t += ROWS) {
-      const Index first = std::max<Index>(0, t * tile.shared - tile.first) / PER<T>, steps = cells<T>(tile.count) - first;
+      const Index first = std::max<Index>(0, t * tile.shared - tile.first) / PER<T>;
+      const Index steps = cells<T>(tile.count) - first;
       for (Index i = 0; i < K; i += NR) {
         const W *rows = s + t * ROW + first, *columns = right + i * ROW + first * NR;
         W* sums = to + t * ld + i;
@@ -143,11 +145,12 @@ template <typename W> struct Panel {
   static constexpr Index NR = COLUMNS<W>;
   Index at, seen;
   std::int32_t own[NR];  // each query's time; what lies beyond the rows sees nothing
-  Panel(Tile tile, Index c) : at(c), seen(c < tile.count ? tile.seen(c + NR) : 0) {
+  Panel(Tile tile, Index c) : at(c), seen(tile.seen(c + NR)) {
     for (Index i = 0; i < NR; i++) own[i] = c + i < tile.count ? static_cast<std::int32_t>(tile.time(c + i)) : -1;
   }
 
-  // each(place in the tile, i, whether query i sees the key t) of one key
+  // each(place in the tile, i, whether query i sees the key t) of one key. What a query does not see is computed, too,
+  // and then left out: a condition around it would keep the compiler from vectors.
   template <typename Each> void key(Index t, Each each) const {
 #pragma omp simd
     for (Index i = 0; i < NR; i++) each(t * QUERIES + at + i, i, static_cast<std::int32_t>(t) <= own[i]);
@@ -170,7 +173,8 @@ template <typename T> class Operand {
   const W* by_keys() const { return P == 1 ? tile_ : keys_.get(); }
   const W* by_queries() const { return P == 1 ? tile_ : queries_.get(); }
 
-  // The number at each place becomes of(place, i), or 0 in the future; those of `keys` keys.
+  // Of the first `keys` keys, each number of the operand: of(place, i), or 0 in the future. With one number to a cell,
+  // it overwrites the tile's.
   template <typename Of> void set(const Panel<W>& panel, Index keys, Of of) {
     for (Index t = 0; t < keys; t += P) {
       W numbers[P][NR] = {};
@@ -232,8 +236,8 @@ void attention_forward(const T* qkv /* B time heads K */, const W* bias /* heads
     arithmetic_as_defined();
     Pair<T, W> pair(sizes);
     Room<T> room(sizes);
-    const Buffer<W> k_rows = room.row_panels(), v_columns = room.column_panels(time), scores = buffer<W>(room.tile_size()),
-                    queries = buffer<W>(QUERIES * cells<T>(K));
+    const Buffer<W> k_rows = room.row_panels(), v_columns = room.column_panels(time),
+                    scores = buffer<W>(room.tile_size()), queries = buffer<W>(QUERIES * cells<T>(K));
     W* s = scores.get();
     Operand<T> operand(room, s, true, false);
     pairs.share_out(B * G, [&](Index bg) {
@@ -334,7 +338,7 @@ void attention_backward(const T* dy /* B time H K */, const T* qkv /* B time hea
         pack_rows<NR>(&pair.q[first * K], tile.count, K, queries.get());
         pack_rows<NR>(&dy_rows[first * K], tile.count, K, dy_queries.get());
         auto place = [&](Index c) { return tile.place(c, bg, time); };
-        for (Index c = 0; c < QUERIES; c += NR) {
+        for (Index c = 0; c < tile.count; c += NR) {
           const Panel<W> panel(tile, c);
           const Index here = std::min(NR, tile.count - c);
           W top[NR] = {}, inverse[NR] = {}, inner[NR] = {};

@@ -80,7 +80,8 @@ template <typename W, typename Add> inline W row_sum(Index count, Add add) {
   for (int lane = 0; i < count; i++, lane++) add(i, lanes[lane]);
   return folded(lanes);
 }
-// The same, of terms that take some computing, in vectors as long as suit it: term(i)
+// The same bits, of terms that take long to compute: many at a time, so that the compiler may choose longer vectors
+// than the lanes. term(i)
 template <typename W, typename Term> inline W row_sum_of(Index count, Term term) {
   constexpr Index MANY = 4 * WAYS;
   W lanes[WAYS] = {}, terms[MANY];

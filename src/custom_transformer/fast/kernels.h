@@ -28,7 +28,8 @@
 #include "products.h"
 
 // y = x with each pair (x_i, x_{i + K/2}) turned by its angle, whose cosine is turns[i] and whose sine is
-// turns[i + K/2]; direction −1 turns back. −0 is read as 0. y may be x.
+// turns[i + K/2]; direction −1 turns back. −0 is read as 0, since the sign of a chain's zero depends on the
+// tiles' sizes (attention.cpp). y may be x.
 template <typename From, typename W, typename To>
 inline void turn(const From* x, const W* turns, W direction, Index K, To* y) {
   const Index half = K / 2;

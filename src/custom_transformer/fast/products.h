@@ -183,7 +183,7 @@ template <typename T> class Prefetch {
     if (part.column != 1) std::swap(rows, columns), std::swap(part.row, part.column);
     of_row_ = left_of_row_ = ceil_div(columns, LINE) + 1;  // a row may begin within a line
     to_next_row_ = part.row - of_row_ * LINE;
-    left_ = rows * of_row_, each_ = ceil_div(left_, std::max<Index>(calls, 1));
+    left_ = columns > 0 ? rows * of_row_ : 0, each_ = ceil_div(left_, std::max<Index>(calls, 1));
   }
   void some() {
     for (Index n = std::min(each_, left_); n > 0; n--, left_--, at_ += LINE) {
@@ -205,7 +205,7 @@ template <int WIDTH, typename T> void pack_panels(Matrix<T> rows, Index count, I
   const Index stretch = rows.row == 1 ? 8 : depth;
   for (Index k = 0; k < depth; k += stretch) {
     if (rows.row == 1)  // the processor does not foresee lines so far apart
-      for (Index next = k + 2 * stretch; next < k + 3 * stretch; next++)
+      for (Index next = k + 2 * stretch; next < std::min(k + 3 * stretch, depth); next++)
         for (Index i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(&rows.data[next * rows.column + i]);
     for (Index p = 0; p * WIDTH < count; p++)
       pack<WIDTH>(rows.from(p * WIDTH, k), std::min<Index>(WIDTH, count - p * WIDTH), std::min(stretch, depth - k),
@@ -221,7 +221,7 @@ enum class Sums {
 };
 
 // The chains of `steps` cells of k, for ROWS × WIDE vectors of sums: A's cell of row i and step s is
-// a[i · ROW + s · STEP], B's row of step s is b[s · COLUMNS] and what follows.
+// a[i · ROW + s · STEP]. Panels of B stay COLUMNS wide; a tile of fewer vectors computes their first columns.
 template <typename T, Sums SUMS, Index ROW = 1, Index STEP = ROWS, int WIDE = VECTORS>
 __attribute__((noinline)) void tile(const Wide<T>* a, const Wide<T>* b, Index steps, const Wide<T>* before, Index ld_before, Wide<T>* to,
           Index ld) {

@@ -78,7 +78,8 @@ void product_swiglu(const T* x /* rows D */, const T* weight /* D 2 F */, Index 
   });
 }
 
-// A row's dy becomes y = a σ(a) ∘ b again, a and b become their gradients: da = dy ∘ b ∘ σ (1 + a (1 − σ)), db = dy ∘ a σ.
+// A row's dy becomes y = a σ(a) ∘ b again, a and b become their gradients: da = dy ∘ b ∘ σ (1 + a (1 − σ)) and
+// db = dy ∘ a σ.
 template <typename T, typename W> void swiglu_backward_row(T* dy, T* gate, Index F) {
   T* up = gate + F;
 #pragma omp simd
