@@ -108,7 +108,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def weight_gradient(x: Tensor, dy: Tensor, out: Tensor | None = None) -> Tensor:
-    """dW = xᵀ dy        x (N, D_in), dy (N, D_out) -> (D_in, D_out), float32 or wider; written to `out` if it is given"""
+    """dW = xᵀ dy        x (N, D_in), dy (N, D_out) -> (D_in, D_out), float32 or wider; into `out` if that is given"""
     return _product(x.T, dy, torch.promote_types(x.dtype, torch.float32), out)
 
 
