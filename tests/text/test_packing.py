@@ -251,6 +251,27 @@ def test_a_process_that_ends_ends_all_with_one_line(task: str, words: str) -> No
     assert done.stderr.count("\n") == 1
 
 
+FED_SLOWLY = """
+import threading, time
+from joblib.externals.loky.backend.queues import Queue
+from custom_transformer.text.workers import shared_out
+from tests.text.worker_tasks import same
+feed = Queue._feed
+def slow(*arguments):
+    feed(*arguments)
+    time.sleep(1)
+Queue._feed = staticmethod(slow)
+assert sorted(shared_out(same, range(5))) == [0, 1, 2, 3, 4]
+print([thread.name for thread in threading.enumerate()])
+"""
+
+
+@pytest.mark.processes
+def test_no_thread_is_left_that_holds_what_the_processes_shared() -> None:
+    done = run("-c", FED_SLOWLY, env=os.environ | {WORKERS: "2"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['MainThread']\n", "")
+
+
 @pytest.mark.processes
 def test_no_process_outlives_the_one_that_started_it() -> None:
     command = [sys.executable, "-c", KILLED.format(task="slow")]

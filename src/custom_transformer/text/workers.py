@@ -43,6 +43,15 @@ def shared_out(run: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Itera
         ) from None
     finally:
         pool.shutdown(kill_workers=True)  # they would wait for more
+        _join_feeders()
+
+
+def _join_feeders() -> None:
+    """joblib does not wait for the thread that fed its queue. If the interpreter ended while that thread lets go of the
+    queue's semaphores, joblib would warn of semaphores that were left behind."""
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join()
 
 
 def _wanted() -> int:
