@@ -1,8 +1,9 @@
-"""Tokens per second with the key-value cache, compared with transformers' `generate` on the same weights:
-python -m benchmarks.generation"""
+"""Tokens per second with the key-value cache, compared with transformers' `generate` on the same weights, both in
+float32 and both in bfloat16: python -m benchmarks.generation"""
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from benchmarks.workloads import SIZES, Workload
+from benchmarks.workloads import DEFAULT, Workload
 from custom_transformer import CustomTransformer
 from custom_transformer.errors import run_main
 from custom_transformer.fast.choose import choose_engine
@@ -43,21 +44,28 @@ def seconds_theirs(model: Any, prompt: torch.Tensor) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__.splitlines()[0])
+    parser.add_argument("--workloads", nargs="+", choices=DEFAULT, default=DEFAULT, metavar="NAME")
+    workloads = parser.parse_args().workloads
     logging.set_verbosity_error()
     engine = choose_engine(True, torch.device("cpu"), flops=0)
-    table = Table("model", "batch", "ours, tokens/s", "transformers, tokens/s", "ratio")
-    for name in SIZES:
-        config = Workload(name, "float32", "sgd", tied=True).config
-        model = CustomTransformer(config, engine=engine)
-        peer = to_huggingface(model)
-        for batch in (1, 8):
-            prompt = torch.randint(0, config.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
-            ours, theirs = [], []
-            for _ in range(ROUNDS + 1):  # the first is a warm-up
-                ours.append(seconds_ours(model, prompt))
-                theirs.append(seconds_theirs(peer, prompt))
-            a, b = statistics.median(ours[1:]), statistics.median(theirs[1:])
-            table.add_row(name, f"{batch}", f"{batch * NEW / a:,.0f}", f"{batch * NEW / b:,.0f}", f"{b / a:.2f}")
+    table = Table("model", "weights", "batch", "ours, tokens/s", "transformers, tokens/s", "ratio")
+    for name in workloads:
+        for precision in ("float32", "bfloat16"):
+            dtype = getattr(torch, precision)
+            config = Workload(name, precision, "sgd", tied=True).config
+            model = CustomTransformer(config, dtype=dtype, engine=engine)
+            peer = to_huggingface(model).to(dtype)
+            for batch in (1, 8):
+                shape, generator = (batch, PROMPT), torch.Generator().manual_seed(0)
+                prompt = torch.randint(0, config.vocab_size, shape, generator=generator)
+                ours, theirs = [], []
+                for _ in range(ROUNDS + 1):  # the first is a warm-up
+                    ours.append(seconds_ours(model, prompt))
+                    theirs.append(seconds_theirs(peer, prompt))
+                a, b = statistics.median(ours[1:]), statistics.median(theirs[1:])
+                rates = (f"{batch * NEW / a:,.0f}", f"{batch * NEW / b:,.0f}", f"{b / a:.2f}")
+                table.add_row(name, precision, f"{batch}", *rates)
     Console(width=100).print(table)
 
 

@@ -27,18 +27,20 @@ from custom_transformer.config import TrainingParams
 from custom_transformer.errors import run_main
 from custom_transformer.fast.choose import choose_engine
 from custom_transformer.fast.memory import keep_freed_memory
+from custom_transformer.maths.ops import IGNORE_INDEX
 from custom_transformer.maths.optim import build_optimizer, learning_rate_at
 from custom_transformer.runs.step import training_step
 
 Batch = tuple[Tensor, Tensor]
 VALIDATIONS = 20  # of a run
-TOKENS, TOKENS_AT_ONCE = 32_768, 4096  # of a validation, at most
+TOKENS_AT_ONCE = 4096  # of a validation, at most
 
 
 @dataclass(frozen=True)
 class Contestant:
     """kind: "ours"; or the twin in autograd, "eager" or "compiled". model, training: keys of params.yaml. variant: of
-    the architecture modern, a key of VARIANTS."""
+    the architecture modern, a key of VARIANTS. averaged: if not 0, an average of ours' parameters is validated, of
+    which this share stays at each step."""
 
     name: str
     kind: str
@@ -46,6 +48,7 @@ class Contestant:
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ""
+    averaged: float = 0.0
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
@@ -53,17 +56,19 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Task:
-    """tokens: file of the arrays `train` and `validation`; model: sizes; batch: windows per step."""
+    """tokens: file of the arrays `train` (n,), and `input_ids` and `labels` (N, T) to validate on, labels that do not
+    count being -100; model: sizes; batch: windows per step; goals: losses in nats per token to reach, by name."""
 
     name: str
     tokens: str
     model: Mapping[str, Any]
     batch: int
+    goals: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
 
-    def split(self, name: str) -> Tensor:
+    def array(self, name: str) -> Tensor:
         return torch.from_numpy(np.load(self.tokens)[name].astype(np.int64))
 
 
@@ -71,7 +76,7 @@ class Batches:
     """Random windows of the training tokens, the same for every contestant with this seed."""
 
     def __init__(self, task: Task, seed: int):
-        self.tokens, self.length, self.size = task.split("train"), task.model["max_seq_len"], task.batch
+        self.tokens, self.length, self.size = task.array("train"), task.model["max_seq_len"], task.batch
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self) -> Batch:
@@ -85,7 +90,7 @@ def params_of(contestant: Contestant, task: Task) -> TrainingParams:
 
 
 def ours(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch, float], float], Callable[..., Any]]:
-    """A step by a batch and a learning rate, and the mean loss of windows."""
+    """A step by a batch and a learning rate, and the mean loss of the labels that count."""
     params, engine = params_of(contestant, task), choose_engine(True, torch.device("cpu"), 0)
     config = CustomTransformerConfig(**dict(task.model) | dict(contestant.model))
     architecture = None
@@ -94,10 +99,21 @@ def ours(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch
     model = CustomTransformer(config, seed=seed, engine=engine, architecture=architecture)
     optimizer = build_optimizer(params, model.parameters, model.table, config.head_size, engine.rules)
 
-    def step(batch: Batch, learning_rate: float) -> float:
-        return training_step(model, optimizer, [batch], learning_rate, params.max_grad_norm).loss
+    validated = model
+    if contestant.averaged:
+        validated = CustomTransformer(config, seed=seed, engine=engine, architecture=architecture)
 
-    return step, lambda input_ids, labels: model.scores(input_ids, labels)[0].mean()
+    def step(batch: Batch, learning_rate: float) -> float:
+        loss = training_step(model, optimizer, [batch], learning_rate, params.max_grad_norm).loss
+        if contestant.averaged:
+            for average, parameter in zip(validated.parameters.values(), model.parameters.values(), strict=True):
+                average.lerp_(parameter, 1 - contestant.averaged)
+        return loss
+
+    def mean_loss(input_ids: Tensor, labels: Tensor) -> Tensor:
+        return validated.scores(input_ids, labels)[0].sum() / (labels != IGNORE_INDEX).sum()
+
+    return step, mean_loss
 
 
 def twin(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch, float], float], Callable[..., Any]]:
@@ -123,12 +139,13 @@ def twin(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch
     return step, torch.no_grad()(plain)
 
 
-def validation_loss(mean_loss: Callable[..., Any], tokens: Tensor, length: int) -> float:
-    """Of the first windows of the split, one behind the other."""
-    count = min(TOKENS, len(tokens) - 1) // length
-    input_ids, labels = (tokens[i : i + count * length].view(count, length) for i in (0, 1))
-    parts = zip(input_ids.split(TOKENS_AT_ONCE // length), labels.split(TOKENS_AT_ONCE // length), strict=True)
-    return sum(float(mean_loss(x.contiguous(), y.contiguous())) * len(x) for x, y in parts) / count
+def validation_loss(mean_loss: Callable[..., Any], input_ids: Tensor, labels: Tensor) -> float:
+    """The mean over all labels that count."""
+    rows = TOKENS_AT_ONCE // input_ids.shape[1]
+    parts = [
+        (x, y, int((y != IGNORE_INDEX).sum())) for x, y in zip(input_ids.split(rows), labels.split(rows), strict=True)
+    ]
+    return sum(float(mean_loss(x, y)) * count for x, y, count in parts) / sum(count for _, _, count in parts)
 
 
 def main() -> None:
@@ -137,7 +154,7 @@ def main() -> None:
     build = ours if contestant.kind == "ours" else twin
     step, mean_loss = build(contestant, task, int(seed))
     params, batches = params_of(contestant, task), Batches(task, int(seed))
-    validate = partial(validation_loss, mean_loss, task.split("validation"), task.model["max_seq_len"])
+    validate = partial(validation_loss, mean_loss, task.array("input_ids"), task.array("labels"))
     every = max(1, contestant.steps // VALIDATIONS)
     not_counted = float(began)
     for number in range(contestant.steps):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from custom_transformer.config import CustomTransformerConfig
 from custom_transformer.fast.choose import NATIVE
@@ -86,9 +87,10 @@ def soft_capped_loss_backward(dloss: Tensor | float, saved: Saved) -> tuple[Tens
 
 
 def soft_capped_scores(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Each label's loss and the likeliest token, (B, T); every label counts"""
+    """Each label's loss, 0 where it does not count, and the likeliest token, (B, T)"""
     y = CAP * (x @ weight.T / CAP).tanh()
-    return y.logsumexp(-1) - y.gather(-1, labels[..., None])[..., 0], y.argmax(-1)
+    losses = cross_entropy(y.flatten(0, -2), labels.flatten(), ignore_index=ops.IGNORE_INDEX, reduction="none")
+    return losses.view(labels.shape), y.argmax(-1)
 
 
 # ----------------------------------------------------------------------------------------------- embeddings
@@ -120,7 +122,73 @@ def pairs_backward(dx: Tensor, at: Scope, d_head: Tensor | None) -> None:
     at.backward("token_embedding", ops.lookup, dx, d_head)
 
 
+# Value embeddings: each block adds an embedding of the token to its values (Jordan et al. 2024, "modded-nanogpt", after
+# Zhou et al. 2024, "Value residual learning"). The stream that the stack is given carries them behind x.
+
+_QK_NORM = NATIVE.equals.get(ops.qk_norm, ops.qk_norm)
+
+
+def qk_norm_and_values_forward(
+    qkv: Tensor, values: Tensor, n_heads: int, n_kv_heads: int, eps: float
+) -> tuple[Tensor, Saved]:
+    """qkv (B, T, 3·D), values (B, T, D) -> (B, T, 3·D)"""
+    y, saved = _QK_NORM.forward(qkv, n_heads, n_kv_heads, eps)
+    q_and_k, v = y.split([2 * values.shape[-1], values.shape[-1]], -1)
+    return torch.cat([q_and_k, v + values], -1), saved
+
+
+def qk_norm_and_values_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+    return _QK_NORM.backward(dy, saved), dy.chunk(3, -1)[2].clone()
+
+
+QK_NORM_AND_VALUES = Op(qk_norm_and_values_forward, qk_norm_and_values_backward, ("values",))
+
+
+def with_value_tables(name: str, parameter: Parameter, config: CustomTransformerConfig) -> Table:
+    table = {name: parameter}
+    if name.endswith(".qkv.weight"):
+        table[name.replace("qkv.weight", "value_embedding")] = Parameter((config.vocab_size, config.d_model), "table")
+    return table
+
+
+def _value_tables(at: Scope) -> list[str]:
+    return [name for name in at.parameters if name.endswith(".value_embedding")]
+
+
+def with_values_forward(input_ids: Tensor, at: Scope, start: int = 0) -> Tensor:
+    """x, and the values of each of n blocks behind it        (B, T) -> (B, T, (1 + n)·D)"""
+    x = modern.embedding_forward(input_ids, at, start)
+    return torch.cat([x, *(at.forward(name, ops.lookup, input_ids) for name in _value_tables(at))], -1)
+
+
+def with_values_backward(dx: Tensor, at: Scope, d_head: Tensor | None) -> None:
+    tables = _value_tables(at)
+    dx, *d_values = dx.chunk(1 + len(tables), -1)
+    for name, dv in zip(tables, d_values, strict=True):
+        at.backward(name, ops.lookup, dv)
+    modern.embedding_backward(dx, at, d_head)
+
+
 # -------------------------------------------------------------------------------------------------- streams
+
+
+def valued_forward(x: Tensor, at: Scope, config: CustomTransformerConfig) -> Tensor:
+    """(B, T, (1 + n)·D) -> (B, T, D)"""
+    x, *values = x.chunk(1 + config.n_blocks, -1)
+    for i, of_block in enumerate(values):
+        given = {**at.parameters, f"blocks.{i}.qk_norm.values": of_block}
+        x = modern.block_forward(x.contiguous(), replace(at, parameters=given) / f"blocks.{i}", config)
+    return modern.final_norm_forward(x, at, config)
+
+
+def valued_backward(dx: Tensor, at: Scope, config: CustomTransformerConfig) -> Tensor:
+    """(B, T, D) -> (B, T, (1 + n)·D)"""
+    d_values: list[Tensor] = []
+    dx = modern.final_norm_backward(dx, at)
+    for i in reversed(range(config.n_blocks)):
+        dx = modern.block_backward(dx, at / f"blocks.{i}")
+        d_values.insert(0, at.gradients.pop(f"blocks.{i}.qk_norm.values"))
+    return torch.cat([dx, *d_values], -1)
 
 
 def with_shares(name: str, parameter: Parameter, config: CustomTransformerConfig) -> Table:
@@ -187,6 +255,13 @@ VARIANTS = {
     ),
     "with soft-capped logits": _variant(
         head=Head(Op(soft_capped_loss_forward, soft_capped_loss_backward), soft_capped_scores)
+    ),
+    "with value embeddings": _variant(
+        {ops.qk_norm: QK_NORM_AND_VALUES},
+        stack=Stack(valued_forward, valued_backward, readable_stack(MODERN).cached_block),
+        parameters=_roles(with_value_tables),
+        embedding_forward=with_values_forward,
+        embedding_backward=with_values_backward,
     ),
     "with the first stream mixed in": _variant(
         stack=Stack(mixing_forward, mixing_backward, readable_stack(MODERN).cached_block),

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,12 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.race import Run, ablations, contestants, table_rows, targets, task_of
-from benchmarks.racer import Contestant
+from benchmarks.race import Run, ablations, contestants, table_rows, targets
+from benchmarks.racer import Batches, Contestant, Task, ours, validation_loss
+from benchmarks.tasks import ABOVE_FLOOR, task_of_primer, task_of_text
 from benchmarks.variants import VARIANTS
 from custom_transformer import CustomTransformer, CustomTransformerConfig
+from custom_transformer.config import load_params
 from custom_transformer.errors import UserError
 from custom_transformer.maths.gradcheck import derivative_at_0
+from custom_transformer.runs.evaluation import evaluate
+from custom_transformer.text.tokens import load_tokens
 from tests.helpers import ROOT, SIZES, random_tokens
 
 SHIPPED, TUNED = "nanoGPT, compiled", "nanoGPT, compiled, tuned"
@@ -30,7 +35,10 @@ def run_of(name: str, seed: int, *losses: float) -> Run:
 
 def test_every_run_of_the_slowest_reaches_its_own_target() -> None:
     runs = [run_of(SHIPPED, 0, 3.0, 2.0), run_of(SHIPPED, 1, 3.0, 2.0004), run_of(TUNED, 0, 2.5, 1.5)]
-    assert targets(runs) == {"as shipped": 2.001, "with a tuned learning rate": 1.5}
+    on_text = Task("a text", "", {}, 1)
+    ends = {"nanoGPT as shipped": 2.001, "nanoGPT with a tuned learning rate": 1.5}
+    assert targets(on_text, runs) == ends
+    assert targets(Task("the primer", "", {}, 1, {"a goal": 1.2}), runs) == {"a goal": 1.2}
     rows = {name: words for name, *words in table_rows(runs, 2.001)}
     assert rows[SHIPPED] == ["2.000", "20", "4.0 (4.0–4.0)", 4.0]
     assert rows[TUNED] == ["1.500", "20", "4.0 (4.0–4.0)", 4.0]
@@ -40,7 +48,35 @@ def test_every_run_of_the_slowest_reaches_its_own_target() -> None:
 def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("too short")
     with pytest.raises(UserError, match="too few for a race"):
-        task_of(tmp_path / "a.txt", "bytes", tmp_path)
+        task_of_text(tmp_path / "a.txt", "bytes", tmp_path)
+
+
+def test_the_primer_is_validated_as_the_stage_does(tmp_path: Path) -> None:
+    task = task_of_primer(load_params(ROOT / "configs/smoke.yaml"), tmp_path)
+    _, mean_loss = ours(Contestant("a", "ours", 1), task, seed=3)
+    found = validation_loss(mean_loss, task.array("input_ids"), task.array("labels"))
+    model = CustomTransformer(CustomTransformerConfig(**task.model), seed=3)
+    metrics, _ = evaluate(model, load_tokens(tmp_path / "tokens", "validation"), batch_size=32)
+    assert found == pytest.approx(metrics["loss"], rel=1e-5)
+    nats_per_token = metrics["loss"] / metrics["bits_per_byte"]
+    (goal,) = task.goals.values()
+    assert goal == pytest.approx((metrics["bits_per_byte_floor"] + ABOVE_FLOOR) * nats_per_token)
+
+
+def test_an_average_of_the_parameters_is_validated(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes((ROOT / "README.md").read_bytes())
+    task = task_of_text(tmp_path / "a.txt", "bytes", tmp_path)
+    (whole,) = (c for c in ablations("bytes") if c.name == "ours, modern")
+    windows = task.array("input_ids"), task.array("labels")
+    found = {}
+    for averaged in (0.0, 1e-9, 1 - 1e-9):  # the parameters; hardly an average; hardly moved
+        step, mean_loss = ours(replace(whole, averaged=averaged), task, seed=0)
+        before = validation_loss(mean_loss, *windows)
+        for _ in range(3):
+            step(Batches(task, 0)(), 0.01)
+        found[averaged] = before, validation_loss(mean_loss, *windows)
+    assert found[0.0][1] == pytest.approx(found[1e-9][1], rel=1e-6)
+    assert found[1 - 1e-9][1] == pytest.approx(found[0.0][0], rel=1e-6) != found[0.0][1]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -64,7 +100,7 @@ def test_every_gradient_of_a_variant_is_right(name: str) -> None:
             p.copy_(before + distance * direction)
             return model.loss(*batch).item()
 
-        measured = derivative_at_0(moved, 1e-5)
+        measured = derivative_at_0(moved, 1e-6)  # hardly a unit passes the kink of ReLU² on that way
         p.copy_(before)
         assert (model.gradients[key] * direction).sum().item() == pytest.approx(measured, rel=1e-5, abs=1e-8), key
 
@@ -74,13 +110,14 @@ def test_ablations_are_of_the_whole_recipe_with_one_change() -> None:
     assert {c.steps for c in changed} == {whole.steps}
     for c in changed:
         model = {k for k in {**whole.model, **c.model} if whole.model.get(k) != c.model.get(k)}
-        assert bool(c.variant) + bool(model) + (c.training != whole.training) == 1, c.name
+        of_training = c.name == "weights averaged" or c.training != whole.training
+        assert bool(c.variant) + bool(model) + of_training == 1, c.name
 
 
 @pytest.mark.processes
 def test_contestants_train_and_the_same_configuration_does_the_same_by_autograd(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes((ROOT / "README.md").read_bytes())
-    task, ends = task_of(tmp_path / "a.txt", "bytes", tmp_path), {}
+    task, ends = task_of_text(tmp_path / "a.txt", "bytes", tmp_path), {}
     for given in contestants("bytes", 5e-3):
         if given.kind == "compiled":
             continue

@@ -4,32 +4,131 @@
 
 namespace {
 
-// A product of a few rows is as fast as its matrix is read.
+// A product of a few rows is as fast as its matrix is read. What a thread reads of one row of the matrix is short, so
+// that the processor does not foresee the next: it is fetched ahead.
+
+template <typename W> inline Vector<W> widened(const W* from) { return load_vector(from); }
+inline Vector<float> widened(const bfloat16* from) {
+  typedef std::uint16_t Halves __attribute__((vector_size(REGISTER_BYTES / 2)));
+  typedef std::uint32_t Bits __attribute__((vector_size(REGISTER_BYTES)));
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return reinterpret_cast<Vector<float>>(__builtin_convertvector(halves, Bits) << 16);
+}
+
+// The chains of ROWS rows of x and WIDE vectors of columns, prolonged by `steps` values of k
+template <int ROWS, int WIDE, typename T, typename W>
+inline void prolong(const T* x, Index K, const T* weight, Index N, Index steps, W* chains, Index width) {
+  Vector<W> sums[ROWS][WIDE];
+#pragma GCC unroll 8
+  for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 8
+    for (int v = 0; v < WIDE; v++) sums[row][v] = load_vector(chains + row * width + v * LANES<W>);
+  for (Index k = 0; k < steps; k++, weight += N) {
+    Vector<W> w[WIDE];
+#pragma GCC unroll 8
+    for (int v = 0; v < WIDE; v++) w[v] = widened(weight + v * LANES<W>);
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++) {
+      const Vector<W> xk = in_all_lanes(load(x[row * K + k]));
+#pragma GCC unroll 8
+      for (int v = 0; v < WIDE; v++) sums[row][v] = mul_add(xk, w[v], sums[row][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 8
+    for (int v = 0; v < WIDE; v++) store_vector(chains + row * width + v * LANES<W>, sums[row][v]);
+}
 
 // y (rows, N) = x (rows, K) · weight (K, N): a chain over k in order
 template <typename T, typename W>
 void few_rows_product(const T* x /* rows K */, const T* weight /* K N */, Index rows, Index K, Index N,
                       T* y /* rows N */) {
-  constexpr Index WIDTH = 256;  // columns for a thread: a stretch of each row of the matrix
+  constexpr int ROWS = 4, WIDE = 4;
+  constexpr Index GROUP = WIDE * LANES<W>;
+  constexpr Index WIDTH = 8 * GROUP;  // columns at a time: a stretch of each row of the matrix
+  constexpr Index STEPS = 8;          // rows of the matrix at a time: in the cache until each row of x has met them
+  constexpr Index FETCHED = 16;       // rows ahead
 #pragma omp parallel
   {
     std::vector<W> room(rows * WIDTH);
-    for (Part part(ceil_div(N, WIDTH)); part.first < part.last; part.first++) {
-      const Index first = part.first * WIDTH, wide = std::min(WIDTH, N - first);
-      W* sums = room.data();
+    W* chains = room.data();
+    const Part part(ceil_div(N, GROUP));
+    const Index end = std::min(part.last * GROUP, N);
+    for (Index first = part.first * GROUP; first < end; first += WIDTH) {
+      const Index wide = std::min(WIDTH, end - first);
       std::fill(room.begin(), room.end(), W(0));
-      for (Index k = 0; k < K; k++) {
+      for (Index k = 0; k < K; k += STEPS) {
+        const Index steps = std::min(STEPS, K - k);
         const T* w = weight + k * N + first;
-        for (Index b = 0; b < rows; b++) {
-          const W xb = load(x[b * K + k]);
-          W* sum = sums + b * WIDTH;
+        for (Index next = FETCHED; next < std::min(FETCHED + STEPS, K - k); next++)
+          for (Index i = 0; i < wide; i += 64 / sizeof(T)) __builtin_prefetch(&w[next * N + i], 0, 2);
+        for (Index column = 0; column < wide; column += GROUP) {
+          Index b = 0;
+          if (column + GROUP <= wide) {
+            for (; b + ROWS <= rows; b += ROWS)
+              prolong<ROWS, WIDE>(x + b * K + k, K, w + column, N, steps, chains + b * WIDTH + column, WIDTH);
+            for (; b < rows; b++)
+              prolong<1, WIDE>(x + b * K + k, K, w + column, N, steps, chains + b * WIDTH + column, WIDTH);
+          }
+          for (; b < rows; b++)  // the last columns
+            for (Index step = 0; step < steps; step++)
 #pragma omp simd
-          for (Index i = 0; i < wide; i++) sum[i] = mul_add(xb, load(w[i]), sum[i]);
+              for (Index i = column; i < wide; i++) {
+                W& sum = chains[b * WIDTH + i];
+                sum = mul_add(load(x[b * K + k + step]), load(w[step * N + i]), sum);
+              }
         }
       }
       for (Index b = 0; b < rows; b++)
-        for (Index i = 0; i < wide; i++) store(&y[b * N + first + i], sums[b * WIDTH + i]);
+        for (Index i = 0; i < wide; i++) store(&y[b * N + first + i], chains[b * WIDTH + i]);
     }
+  }
+}
+
+// to (OUTPUTS) of each of ROWS rows of x (ROWS, D) = x · weight (OUTPUTS, D) transposed, each the row_sum of its
+// products: as many at a time as are needed so that none waits for its last multiply-add
+template <int ROWS, int OUTPUTS, typename T, typename W>
+inline void dot_products(const T* x, const T* weight, Index D, T* to, Index ld) {
+  constexpr int PARTS = WAYS / LANES<W>;
+  Vector<W> sums[ROWS][OUTPUTS][PARTS] = {};
+  Index i = 0;
+  for (; i + WAYS <= D; i += WAYS)
+#pragma GCC unroll 8
+    for (int part = 0; part < PARTS; part++) {
+      Vector<W> w[OUTPUTS];
+#pragma GCC unroll 8
+      for (int v = 0; v < OUTPUTS; v++) w[v] = widened(weight + v * D + i + part * LANES<W>);
+#pragma GCC unroll 8
+      for (int row = 0; row < ROWS; row++) {
+        const Vector<W> of_x = widened(x + row * D + i + part * LANES<W>);
+#pragma GCC unroll 8
+        for (int v = 0; v < OUTPUTS; v++) sums[row][v][part] = mul_add(of_x, w[v], sums[row][v][part]);
+      }
+    }
+#pragma GCC unroll 8
+  for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 8
+    for (int v = 0; v < OUTPUTS; v++) {
+      W lanes[WAYS];
+#pragma GCC unroll 8
+      for (int part = 0; part < PARTS; part++) store_vector(lanes + part * LANES<W>, sums[row][v][part]);
+      for (Index j = i; j < D; j++) lanes[j - i] = mul_add(load(x[row * D + j]), load(weight[v * D + j]), lanes[j - i]);
+      store(&to[row * ld + v], folded(lanes));
+    }
+}
+
+// The logits from part.first on, OUTPUTS at a time
+template <int OUTPUTS, typename T, typename W>
+inline void logits_of(const T* x, const T* weight, Index rows, Index D, Index V, Part& part, T* logits) {
+  constexpr int ROWS = 4;
+  for (; part.first + OUTPUTS <= part.last; part.first += OUTPUTS) {
+    const T* w = weight + part.first * D;
+    T* to = logits + part.first;
+    Index b = 0;
+    for (; b + ROWS <= rows; b += ROWS) dot_products<ROWS, OUTPUTS, T, W>(x + b * D, w, D, to + b * V, V);
+    for (; b < rows; b++) dot_products<1, OUTPUTS, T, W>(x + b * D, w, D, to + b * V, V);
   }
 }
 
@@ -38,13 +137,10 @@ template <typename T, typename W>
 void few_rows_logits(const T* x /* rows D */, const T* weight /* V D */, Index rows, Index D, Index V,
                      T* logits /* rows V */) {
 #pragma omp parallel
-  for (Part part(V); part.first < part.last; part.first++) {
-    const T* w = weight + part.first * D;
-    for (Index b = 0; b < rows; b++) {
-      const T* xb = x + b * D;
-      store(&logits[b * V + part.first],
-            row_sum<W>(D, [&](Index i, W& sum) { sum = mul_add(load(xb[i]), load(w[i]), sum); }));
-    }
+  {
+    Part part(V);
+    if (rows > 1) logits_of<4, T, W>(x, weight, rows, D, V, part, logits);  // one row is read fastest by itself
+    logits_of<1, T, W>(x, weight, rows, D, V, part, logits);
   }
 }
 
