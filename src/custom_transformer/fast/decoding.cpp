@@ -91,8 +91,8 @@ void few_rows_product(const T* x /* rows K */, const T* weight /* K N */, Index 
 // products: as many at a time as are needed so that none waits for its last multiply-add
 template <int ROWS, int OUTPUTS, typename T, typename W>
 inline void dot_products(const T* x, const T* weight, Index D, T* to, Index ld) {
-  constexpr int PARTS = WAYS / LANES<W>;
-  Vector<W> sums[ROWS][OUTPUTS][PARTS] = {};
+  constexpr int PARTS = WAYS / LANES<W>, COUNT = ROWS * OUTPUTS;
+  Vector<W> sums[COUNT][PARTS] = {};
   Index i = 0;
   for (; i + WAYS <= D; i += WAYS)
 #pragma GCC unroll 8
@@ -104,19 +104,19 @@ inline void dot_products(const T* x, const T* weight, Index D, T* to, Index ld) 
       for (int row = 0; row < ROWS; row++) {
         const Vector<W> of_x = widened(x + row * D + i + part * LANES<W>);
 #pragma GCC unroll 8
-        for (int v = 0; v < OUTPUTS; v++) sums[row][v][part] = mul_add(of_x, w[v], sums[row][v][part]);
+        for (int v = 0; v < OUTPUTS; v++)
+          sums[row * OUTPUTS + v][part] = mul_add(of_x, w[v], sums[row * OUTPUTS + v][part]);
       }
     }
+#pragma GCC unroll 16
+  for (int output = 0; output < COUNT; output++) {
+    W lanes[WAYS];
 #pragma GCC unroll 8
-  for (int row = 0; row < ROWS; row++)
-#pragma GCC unroll 8
-    for (int v = 0; v < OUTPUTS; v++) {
-      W lanes[WAYS];
-#pragma GCC unroll 8
-      for (int part = 0; part < PARTS; part++) store_vector(lanes + part * LANES<W>, sums[row][v][part]);
-      for (Index j = i; j < D; j++) lanes[j - i] = mul_add(load(x[row * D + j]), load(weight[v * D + j]), lanes[j - i]);
-      store(&to[row * ld + v], folded(lanes));
-    }
+    for (int part = 0; part < PARTS; part++) store_vector(lanes + part * LANES<W>, sums[output][part]);
+    const T *row = x + output / OUTPUTS * D, *w = weight + output % OUTPUTS * D;
+    for (Index j = i; j < D; j++) lanes[j - i] = mul_add(load(row[j]), load(w[j]), lanes[j - i]);
+    store(&to[output / OUTPUTS * ld + output % OUTPUTS], folded(lanes));
+  }
 }
 
 // The logits from part.first on, OUTPUTS at a time
@@ -139,7 +139,7 @@ void few_rows_logits(const T* x /* rows D */, const T* weight /* V D */, Index r
 #pragma omp parallel
   {
     Part part(V);
-    if (rows > 1) logits_of<4, T, W>(x, weight, rows, D, V, part, logits);  // one row is read fastest by itself
+    if (rows >= 4) logits_of<4, T, W>(x, weight, rows, D, V, part, logits);  // fewer: as fast as it is read
     logits_of<1, T, W>(x, weight, rows, D, V, part, logits);
   }
 }
