@@ -87,7 +87,7 @@ docs: $(VENV)/.docs
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
 
-# TEXT: a file, such as tinyshakespeare
+# TEXT, where given: a file, such as tinyshakespeare, in place of the primer
 race: $(READY)
 	@$(BIN)/python -m benchmarks.race $(if $(TEXT),--text '$(TEXT)')
 

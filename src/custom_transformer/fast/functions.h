@@ -38,8 +38,8 @@ inline double exp_of(double x) {
   return p * power;
 }
 
-// ln x to 2 units in the last place for a normal x > 0, NaN for what is not above 0 or not a number: x = 2ⁿ m with √½ ≤ m < √2, and
-// ln m = 2 artanh s = 2 (s + s³/3 + s⁵/5 + …) with s = (m − 1) / (m + 1), |s| < 0.172.
+// ln x to 2 units in the last place for a normal x > 0, NaN for what is not above 0 or not a number: x = 2ⁿ m with
+// √½ ≤ m < √2, and ln m = 2 artanh s = 2 (s + s³/3 + s⁵/5 + …) with s = (m − 1) / (m + 1), |s| < 0.172.
 inline double log_of(double x) {
   if (!(x > 0 && x < HUGE_VAL)) return x > 0 ? x : std::nan("");
   std::int64_t bits;

@@ -4,7 +4,7 @@
 // The formulas stand in ops.py and optim.py, whose functions these equal; here only what is fused is said.
 //
 // A kernel's results have the same bits on every processor and for every number of threads. That rests on these rules:
-// - of IEEE 754 only +, −, ·, /, √, comparisons and mul_add are used, and the compiler may neither fuse nor reorder them
+// - of IEEE 754 only +, −, ·, /, √, comparisons and mul_add are used; the compiler may neither fuse nor reorder them
 //   (-ffp-contract=off, no -ffast-math);
 // - functions are the polynomials of functions.h, and products of many rows are those of products.h. Where it says so,
 //   decoding.cpp and attention.cpp have other orders of a sum: one chain, or key after key;

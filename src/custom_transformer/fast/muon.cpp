@@ -1,7 +1,7 @@
 // Muon's updates, one matrix per thread at a time.
 //
-// x ← a x + (b A + c A²) x with A = x xᵀ is done on the small side alone (s rows): x_k = Q_k x₀ and A_k = Q_k A₀ Q_kᵀ, where
-// Q_k is a polynomial of A₀. With P = a + b A + c A², the next Q is P Q and the next A is P A P. All of these are
+// x ← a x + (b A + c A²) x with A = x xᵀ is done on the small side alone (s rows): x_k = Q_k x₀ and A_k = Q_k A₀ Q_kᵀ,
+// where Q_k is a polynomial of A₀. With P = a + b A + c A², the next Q is P Q and the next A is P A P. All of these are
 // symmetric and commute, so that of each product only the half on and above the diagonal is computed. The long side
 // is part of two products, the first A and the last Q x.
 
@@ -39,8 +39,8 @@ template <typename W> struct Workspace {
 
 enum class Half { BOTH, UPPER };
 
-// c = a · b of three Tiles or their transposes, in this thread, with the bits of products.h. UPPER: only tiles that touch
-// the diagonal or lie above it.
+// c = a · b of three Tiles or their transposes, in this thread, with the bits of products.h. UPPER: only tiles that
+// touch the diagonal or lie above it.
 template <Half HALF, typename W>
 void product_here(Index M, Index N, Index K, Matrix<W> a, Matrix<W> b, const Tiles<W>& c, Workspace<W>& w) {
   constexpr Index NR = COLUMNS<W>;
@@ -170,12 +170,13 @@ void take_gradient(const W* gradient, Index ld_gradient, W* momentum, Index ld_m
   }
 }
 
-// muon.py's `muon_update` of each matrix. addresses: of its parameter, gradient and momentum, in which the numbers of a row
-// lie side by side. sizes: D_in, D_out, and how far apart the rows of each of the three are. constants: 1 − lr λ, and lr
-// times the shape's factor.
+// muon.py's `muon_update` of each matrix. addresses: of its parameter, gradient and momentum, in which the numbers of a
+// row lie side by side. sizes: D_in, D_out, and how far apart the rows of each of the three are. constants: 1 − lr λ,
+// and lr times the shape's factor.
 template <typename W>
-void muon_updates(const Index* addresses /* count 3 */, const Index* sizes /* count 5 */, const W* constants /* count 2 */,
-                  const W* quintics /* iterations 3 */, Index iterations, W scale, W beta, W one_minus_beta, Index count) {
+void muon_updates(const Index* addresses /* count 3 */, const Index* sizes /* count 5 */,
+                  const W* constants /* count 2 */, const W* quintics /* iterations 3 */, Index iterations, W scale,
+                  W beta, W one_minus_beta, Index count) {
 #pragma omp parallel if (count > 1)
   {
     arithmetic_as_defined();

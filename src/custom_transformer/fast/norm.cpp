@@ -29,7 +29,8 @@ void add_norm_forward(const W* x /* rows D */, const T* h /* rows D? */, const W
       if (mean) mean[n] = m;
       const W squares = row_sum<W>(D, [&](Index i, W& sum) { sum = mul_add(v[i] - m, v[i] - m, sum); });
       const W r = W(1) / std::sqrt(squares / D + eps);
-      for (Index i = 0; i < D; i++) store(&y[n * D + i], mul_add((v[i] - m) * r, weight ? weight[i] : W(1), bias ? bias[i] : W(0)));
+      for (Index i = 0; i < D; i++)
+        store(&y[n * D + i], mul_add((v[i] - m) * r, weight ? weight[i] : W(1), bias ? bias[i] : W(0)));
       rstd[n] = r;
     }
   }
@@ -37,8 +38,8 @@ void add_norm_forward(const W* x /* rows D */, const T* h /* rows D? */, const W
 
 // y again, from the saved mean and rstd
 template <typename T, typename W>
-void norm_again(const W* x_sum /* rows D */, const W* weight /* D? */, const W* bias /* D? */, const W* mean /* rows? */,
-                const W* rstd /* rows */, Index rows, Index D, T* y /* rows D */) {
+void norm_again(const W* x_sum /* rows D */, const W* weight /* D? */, const W* bias /* D? */,
+                const W* mean /* rows? */, const W* rstd /* rows */, Index rows, Index D, T* y /* rows D */) {
 #pragma omp parallel
   for (Part part(rows); part.first < part.last; part.first++) {
     Index n = part.first;
@@ -94,7 +95,8 @@ void add_norm_backward(const T* dy /* rows D */, const W* d_residual /* rows D? 
   sums.write(dh_bias, 2 * D, D);
 }
 
-// Of the first `normed` heads, y = gain x̂ of x (rows heads K); y of the others is x. See ops.qk_norm_forward. y may be x.
+// Of the first `normed` heads, y = gain x̂ of x (rows heads K); y of the others is x. See ops.qk_norm_forward.
+// y may be x.
 template <typename T, typename W>
 void qk_norm_forward(const T* x /* rows heads K */, Index rows, Index heads, Index K, Index normed, W eps, W gain,
                      T* y /* rows heads K */, W* rms_inverse /* rows normed */) {

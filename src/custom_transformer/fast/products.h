@@ -59,7 +59,9 @@ template <> inline Vector<float> link<bfloat16>(Vector<float> a, Vector<float> b
   return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));  // upper halves first
 }
 #endif
-inline float cell(bfloat16 first, bfloat16 second) { return float_of(bits_of(cell(first)) | bits_of(cell(second)) >> 16); }
+inline float cell(bfloat16 first, bfloat16 second) {
+  return float_of(bits_of(cell(first)) | bits_of(cell(second)) >> 16);
+}
 
 // x as a cell holds it once it is rounded to T
 template <typename T> inline Wide<T> as_cell(Wide<T> x) {
@@ -201,7 +203,7 @@ template <typename T> class Prefetch {
 // All `count` rows, by panels of WIDTH: to[panel][k / PER][w]
 template <int WIDTH, typename T> void pack_panels(Matrix<T> rows, Index count, Index depth, Wide<T>* to) {
   const Index panel = cells<T>(depth) * WIDTH;
-  // Rows that lie side by side: as many k at a time as have their lines in the cache until the last panel has read them.
+  // Rows that lie side by side: as many k at a time as stay in the cache until the last panel has read them.
   const Index stretch = rows.row == 1 ? 8 : depth;
   for (Index k = 0; k < depth; k += stretch) {
     if (rows.row == 1)  // the processor does not foresee lines so far apart
@@ -223,8 +225,8 @@ enum class Sums {
 // The chains of `steps` cells of k, for ROWS × WIDE vectors of sums: A's cell of row i and step s is
 // a[i · ROW + s · STEP]. Panels of B stay COLUMNS wide; a tile of fewer vectors computes their first columns.
 template <typename T, Sums SUMS, Index ROW = 1, Index STEP = ROWS, int WIDE = VECTORS>
-__attribute__((noinline)) void tile(const Wide<T>* a, const Wide<T>* b, Index steps, const Wide<T>* before, Index ld_before, Wide<T>* to,
-          Index ld) {
+__attribute__((noinline)) void tile(const Wide<T>* a, const Wide<T>* b, Index steps, const Wide<T>* before,
+                                    Index ld_before, Wide<T>* to, Index ld) {
   using W = Wide<T>;
   Vector<W> sums[ROWS][WIDE] = {};
   if constexpr (SUMS != Sums::NEW)
@@ -297,9 +299,9 @@ class Tasks {
 
 // C (M, N), its rows `ld` apart, = A (M, K) · B (K, N), rounded to C's type. Called outside of parallel regions.
 //
-// The operand with fewer rows or columns in C is shared: it is packed once for all threads, strip by strip, some chunks of
-// a strip at a time. A task is a part of the other operand, which it packs itself, and of C. So a thread seldom reads what
-// another has written, which takes long where they have no cache in common.
+// The operand with fewer rows or columns in C is shared: it is packed once for all threads, strip by strip, some chunks
+// of a strip at a time. A task is a part of the other operand, which it packs itself, and of C. So a thread seldom
+// reads what another has written, which takes long where they have no cache in common.
 //
 // done(first, last) is called once these rows of C are complete, if possible by the thread that has them in its cache.
 template <typename T, typename To, typename Done>
@@ -312,8 +314,8 @@ void product(Index M, Index N, Index K, Matrix<T> A, Matrix<T> B, To* C, Index l
   const bool by_rows = M >= N || ceil_div(N, NR) < threads;  // a task has rows of A; otherwise columns of B
   const Index shared_panel = by_rows ? NR : ROWS, shared_panels = ceil_div(by_rows ? N : M, shared_panel);
   const Index own_panel = by_rows ? ROWS : NR, own_panels = ceil_div(by_rows ? M : N, own_panel);
-  // Strips of about the same size. The chunks packed at once have some PACKED numbers. Where C cannot hold the sums so far,
-  // they are all chunks, and strips are narrower for it.
+  // Strips of about the same size. The chunks packed at once have some PACKED numbers. Where C cannot hold the sums so
+  // far, they are all chunks, and strips are narrower for it.
   const Index whole_depth = ceil_div(std::max<Index>(K, 1), CHUNK) * CHUNK;
   const Index widest = SUMS_IN_C ? STRIP : std::clamp(4 * PACKED / whole_depth, shared_panel, STRIP);
   const Index strip = ceil_div(shared_panels, ceil_div(shared_panels, widest / shared_panel)) * shared_panel;

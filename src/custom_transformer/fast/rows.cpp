@@ -17,8 +17,8 @@ void column_sums(const T* x /* rows width */, Index rows, Index width, W* y /* w
 
 // table[index[n]] += scale[n] · x[n], in the order of n; without scale, x[n]
 template <typename T, typename W>
-void add_rows(const T* x /* rows D */, const Index* index /* rows */, const W* scale /* rows? */, Index rows, [[maybe_unused]] Index V,
-              Index D, W* table /* V D */) {
+void add_rows(const T* x /* rows D */, const Index* index /* rows */, const W* scale /* rows? */, Index rows,
+              [[maybe_unused]] Index V, Index D, W* table /* V D */) {
 #pragma omp parallel if (rows * D >= FEW)
   for (Part part(ceil_div(D, 16)); part.first < part.last; part.first++) {  // a cache line of every row
     const Index first = part.first * 16, last = std::min(first + 16, D);

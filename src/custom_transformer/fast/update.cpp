@@ -29,7 +29,8 @@ template <typename W> void sgd_update(W* parameter /* count */, const W* gradien
   }
 }
 
-// AdamW on scale · g. The β come from Python as they are used: 1 − β in float would lose digits. rate = lr / (1 − β₁ᵗ), correction = (1 − β₂ᵗ)^½.
+// AdamW on scale · g. The β come from Python as they are used: 1 − β in float would lose digits. rate = lr / (1 − β₁ᵗ),
+// correction = (1 − β₂ᵗ)^½.
 template <typename W>
 void adamw_update(W* parameter /* count */, const W* gradient /* count */, W* m /* count */, W* v /* count */, W scale,
                   W one_minus_beta1, W beta2, W one_minus_beta2, W eps, W shrink, W rate, W correction, Index count) {
