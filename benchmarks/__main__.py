@@ -27,7 +27,7 @@ from benchmarks.contestants import ABLATIONS
 from benchmarks.peers import ARCHITECTURES, FUSED_PEERS, PEERS
 from benchmarks.plot import save_plot
 from benchmarks.workloads import DEFAULT, SIZES, Workload
-from custom_transformer.errors import run_main
+from custom_transformer.errors import ArgumentParser, run_main
 from custom_transformer.files import write_json
 from custom_transformer.runs.summary import memory_bytes
 
@@ -149,7 +149,7 @@ def show(workload: Workload, results: Sequence[Result], console: Console) -> Non
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=SIZES, default=DEFAULT)
     parser.add_argument("--precisions", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
     parser.add_argument("--optimizers", nargs="+", choices=["sgd", "adamw", "muon"], default=["adamw"])

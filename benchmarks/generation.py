@@ -1,9 +1,11 @@
-"""Tokens per second with the key-value cache, compared with transformers' `generate` on the same weights, both in
-float32 and both in bfloat16: python -m benchmarks.generation"""
+"""Generated tokens per second, compared with transformers' `generate` on the same weights.
+
+python -m benchmarks.generation: with the key-value cache, in float32 and with bfloat16 weights. Then all of
+transformers' arithmetic is in bfloat16, and ours except for the residual stream and the norms.
+"""
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from typing import Any
@@ -15,7 +17,7 @@ from transformers.utils import logging
 
 from benchmarks.workloads import DEFAULT, Workload
 from custom_transformer import CustomTransformer
-from custom_transformer.errors import run_main
+from custom_transformer.errors import ArgumentParser, run_main
 from custom_transformer.fast.choose import choose_engine
 from custom_transformer.fast.products import fast_products
 from custom_transformer.interchange import to_huggingface
@@ -44,7 +46,7 @@ def seconds_theirs(model: Any, prompt: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks.generation", description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=DEFAULT, default=DEFAULT, metavar="NAME")
     workloads = parser.parse_args().workloads
     logging.set_verbosity_error()

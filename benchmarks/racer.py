@@ -39,8 +39,8 @@ TOKENS_AT_ONCE = 4096  # of a validation, at most
 @dataclass(frozen=True)
 class Contestant:
     """kind: "ours"; or the twin in autograd, "eager" or "compiled". model, training: keys of params.yaml. variant: of
-    the architecture modern, a key of VARIANTS. averaged: if not 0, an average of ours' parameters is validated, of
-    which this share stays at each step."""
+    the architecture modern, a key of VARIANTS. ema_decay: decay per step of the exponential moving average of ours'
+    parameters that is validated; 0: the parameters are."""
 
     name: str
     kind: str
@@ -48,7 +48,7 @@ class Contestant:
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ""
-    averaged: float = 0.0
+    ema_decay: float = 0.0
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
@@ -100,14 +100,14 @@ def ours(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch
     optimizer = build_optimizer(params, model.parameters, model.table, config.head_size, engine.rules)
 
     validated = model
-    if contestant.averaged:
+    if contestant.ema_decay:
         validated = CustomTransformer(config, seed=seed, engine=engine, architecture=architecture)
 
     def step(batch: Batch, learning_rate: float) -> float:
         loss = training_step(model, optimizer, [batch], learning_rate, params.max_grad_norm).loss
-        if contestant.averaged:
+        if contestant.ema_decay:
             for average, parameter in zip(validated.parameters.values(), model.parameters.values(), strict=True):
-                average.lerp_(parameter, 1 - contestant.averaged)
+                average.lerp_(parameter, 1 - contestant.ema_decay)
         return loss
 
     def mean_loss(input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -141,11 +141,12 @@ def twin(contestant: Contestant, task: Task, seed: int) -> tuple[Callable[[Batch
 
 def validation_loss(mean_loss: Callable[..., Any], input_ids: Tensor, labels: Tensor) -> float:
     """The mean over all labels that count."""
-    rows = TOKENS_AT_ONCE // input_ids.shape[1]
-    parts = [
-        (x, y, int((y != IGNORE_INDEX).sum())) for x, y in zip(input_ids.split(rows), labels.split(rows), strict=True)
-    ]
-    return sum(float(mean_loss(x, y)) * count for x, y, count in parts) / sum(count for _, _, count in parts)
+    rows = max(1, TOKENS_AT_ONCE // input_ids.shape[1])
+    total, counted = 0.0, int((labels != IGNORE_INDEX).sum())
+    for x, y in zip(input_ids.split(rows), labels.split(rows), strict=True):
+        if count := int((y != IGNORE_INDEX).sum()):
+            total += float(mean_loss(x, y)) * count
+    return total / counted
 
 
 def main() -> None:

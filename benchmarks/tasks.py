@@ -22,7 +22,7 @@ from custom_transformer.text.packing import tokenize
 from custom_transformer.text.tokens import load_tokens
 
 ABOVE_FLOOR = 0.02  # bits per byte: the loss that the primer's contestants are to reach
-VALIDATED = 32_768  # tokens of a text
+VALIDATION_TOKENS = 32_768  # of a text
 
 # nanoGPT's: 4 blocks of width 128, windows of 64, 12 at a time; and about 2 million parameters over a BPE of 2,048.
 SIZES: dict[str, dict[str, Any]] = {
@@ -33,8 +33,8 @@ BATCH = {"bytes": 12, "bpe": 4}
 
 
 def task_of_text(text: Path, vocabulary: str, folder: Path) -> Task:
-    """The first nine tenths of the text to train on, the last to validate, as nanoGPT divides it. Validated are the
-    first windows of it, one behind the other."""
+    """The first nine tenths of the text to train on, the last to validate, as nanoGPT divides it. Validation takes the
+    first VALIDATION_TOKENS of that last tenth, in windows that do not overlap."""
     content = text.read_bytes()
     if len(content) < 10_000:
         raise UserError(f"{text}: {len(content)} bytes are too few for a race; give a text of 100 kB or more")
@@ -50,7 +50,7 @@ def task_of_text(text: Path, vocabulary: str, folder: Path) -> Task:
     if min(map(len, ids.values())) <= length:
         raise UserError(f"{text}: its last tenth has not one window of {length} tokens; give a longer text")
     validation = torch.from_numpy(ids["validation"].astype(np.int64))
-    count = min(VALIDATED, len(validation) - 1) // length
+    count = min(VALIDATION_TOKENS, len(validation) - 1) // length
     windows = [validation[i : i + count * length].view(count, length) for i in (0, 1)]
     return _task(text.name, folder, ids["train"], windows, sizes, BATCH[vocabulary])
 
@@ -76,8 +76,8 @@ def task_of_primer(params: Params, folder: Path) -> Task:
     parts: list[tuple[Tensor, Tensor]] = []
     for input_ids, labels in document_windows(validation, length, params.evaluation.batch_size):
         labels = labels.masked_fill(labels == validation.end_id, IGNORE_INDEX)
-        rest = (0, length - input_ids.shape[1])
-        parts.append((pad(input_ids, rest), pad(labels, rest, value=IGNORE_INDEX)))
+        padding = (0, length - input_ids.shape[1])
+        parts.append((pad(input_ids, padding), pad(labels, padding, value=IGNORE_INDEX)))
     windows = [torch.cat(column) for column in zip(*parts, strict=True)]
     bytes_per_token = validation.meta["bytes"] / validation.n_text_tokens
     floor = -validation.meta["log2_prob"] / validation.meta["bytes"]
@@ -96,5 +96,5 @@ def _task(
 ) -> Task:
     input_ids, labels = (part.numpy() for part in windows)
     file = folder / "tokens.npz"
-    np.savez(file, train=train.astype(np.uint16), input_ids=input_ids, labels=labels)
+    np.savez(file, train=train, input_ids=input_ids, labels=labels)
     return Task(name, str(file), sizes, batch, goals or {})

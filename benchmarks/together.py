@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.timeline import Recorder, Span, save_timeline
 from benchmarks.workloads import Workload
 from custom_transformer import CustomTransformer
-from custom_transformer.errors import run_main
+from custom_transformer.errors import ArgumentParser, run_main
 from custom_transformer.fast.choose import NATIVE
 from custom_transformer.fast.memory import keep_freed_memory
 from custom_transformer.maths.optim import AdamW, Optimizer
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace, count: int, threads: int) -> list[Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.together", description=__doc__)
+    parser = ArgumentParser(prog="python -m benchmarks.together", description=__doc__)
     parser.add_argument("--workload", choices=WORKLOADS, default=WORKLOADS[0])
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--processes", type=int, default=2)

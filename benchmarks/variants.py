@@ -23,6 +23,7 @@ from custom_transformer.maths.parameters import Parameter, Table, layer
 from custom_transformer.maths.scope import Op, Saved, Scope
 from custom_transformer.maths.stack import Stack, readable_stack
 
+PAIRS = "with a table of pairs of tokens"  # the square of the vocabulary's size in rows: for bytes only
 CAP = 15.0  # of soft-capped logits (Gemma Team 2024, section 2, has 30)
 
 
@@ -125,7 +126,7 @@ def pairs_backward(dx: Tensor, at: Scope, d_head: Tensor | None) -> None:
 # Value embeddings: each block adds an embedding of the token to its values (Jordan et al. 2024, "modded-nanogpt", after
 # Zhou et al. 2024, "Value residual learning"). The stream that the stack is given carries them behind x.
 
-_QK_NORM = NATIVE.equals.get(ops.qk_norm, ops.qk_norm)
+_QK_NORM = NATIVE.equals[ops.qk_norm]
 
 
 def qk_norm_and_values_forward(
@@ -138,17 +139,16 @@ def qk_norm_and_values_forward(
 
 
 def qk_norm_and_values_backward(dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-    return _QK_NORM.backward(dy, saved), dy.chunk(3, -1)[2].clone()
+    return _QK_NORM.backward(dy, saved), dy.chunk(3, -1)[2]
 
 
 QK_NORM_AND_VALUES = Op(qk_norm_and_values_forward, qk_norm_and_values_backward, ("values",))
 
 
-def with_value_tables(name: str, parameter: Parameter, config: CustomTransformerConfig) -> Table:
-    table = {name: parameter}
-    if name.endswith(".qkv.weight"):
-        table[name.replace("qkv.weight", "value_embedding")] = Parameter((config.vocab_size, config.d_model), "table")
-    return table
+def with_value_tables(config: CustomTransformerConfig) -> Table:
+    """The tables come last, so that all other parameters begin as they do without them."""
+    table = Parameter((config.vocab_size, config.d_model), "table")
+    return modern.parameters(config) | {f"blocks.{i}.value_embedding": table for i in range(config.n_blocks)}
 
 
 def _value_tables(at: Scope) -> list[str]:
@@ -250,16 +250,14 @@ VARIANTS = {
     ),
     "projections begin drawn, not 0": _variant(parameters=_roles(_drawn)),
     "blocks' norms with gains": _variant(parameters=_roles(_with_gains)),
-    "with a table of pairs of tokens": _variant(
-        parameters=_roles(with_pairs), embedding_forward=pairs_forward, embedding_backward=pairs_backward
-    ),
+    PAIRS: _variant(parameters=_roles(with_pairs), embedding_forward=pairs_forward, embedding_backward=pairs_backward),
     "with soft-capped logits": _variant(
         head=Head(Op(soft_capped_loss_forward, soft_capped_loss_backward), soft_capped_scores)
     ),
     "with value embeddings": _variant(
         {ops.qk_norm: QK_NORM_AND_VALUES},
         stack=Stack(valued_forward, valued_backward, readable_stack(MODERN).cached_block),
-        parameters=_roles(with_value_tables),
+        parameters=with_value_tables,
         embedding_forward=with_values_forward,
         embedding_backward=with_values_backward,
     ),

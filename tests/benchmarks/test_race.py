@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.race import Run, ablations, contestants, table_rows, targets
 from benchmarks.racer import Batches, Contestant, Task, ours, validation_loss
 from benchmarks.tasks import ABOVE_FLOOR, task_of_primer, task_of_text
-from benchmarks.variants import VARIANTS
+from benchmarks.variants import PAIRS, VARIANTS
 from custom_transformer import CustomTransformer, CustomTransformerConfig
 from custom_transformer.config import load_params
 from custom_transformer.errors import UserError
@@ -36,7 +36,7 @@ def run_of(name: str, seed: int, *losses: float) -> Run:
 def test_every_run_of_the_slowest_reaches_its_own_target() -> None:
     runs = [run_of(SHIPPED, 0, 3.0, 2.0), run_of(SHIPPED, 1, 3.0, 2.0004), run_of(TUNED, 0, 2.5, 1.5)]
     on_text = Task("a text", "", {}, 1)
-    ends = {"nanoGPT as shipped": 2.001, "nanoGPT with a tuned learning rate": 1.5}
+    ends = {"the loss of nanoGPT as shipped": 2.001, "the loss of nanoGPT with a tuned learning rate": 1.5}
     assert targets(on_text, runs) == ends
     assert targets(Task("the primer", "", {}, 1, {"a goal": 1.2}), runs) == {"a goal": 1.2}
     rows = {name: words for name, *words in table_rows(runs, 2.001)}
@@ -69,12 +69,12 @@ def test_an_average_of_the_parameters_is_validated(tmp_path: Path) -> None:
     (whole,) = (c for c in ablations("bytes") if c.name == "ours, modern")
     windows = task.array("input_ids"), task.array("labels")
     found = {}
-    for averaged in (0.0, 1e-9, 1 - 1e-9):  # the parameters; hardly an average; hardly moved
-        step, mean_loss = ours(replace(whole, averaged=averaged), task, seed=0)
+    for decay in (0.0, 1e-9, 1 - 1e-9):  # the parameters; hardly an average; hardly moved
+        step, mean_loss = ours(replace(whole, ema_decay=decay), task, seed=0)
         before = validation_loss(mean_loss, *windows)
         for _ in range(3):
             step(Batches(task, 0)(), 0.01)
-        found[averaged] = before, validation_loss(mean_loss, *windows)
+        found[decay] = before, validation_loss(mean_loss, *windows)
     assert found[0.0][1] == pytest.approx(found[1e-9][1], rel=1e-6)
     assert found[1 - 1e-9][1] == pytest.approx(found[0.0][0], rel=1e-6) != found[0.0][1]
 
@@ -110,8 +110,10 @@ def test_ablations_are_of_the_whole_recipe_with_one_change() -> None:
     assert {c.steps for c in changed} == {whole.steps}
     for c in changed:
         model = {k for k in {**whole.model, **c.model} if whole.model.get(k) != c.model.get(k)}
-        of_training = c.name == "weights averaged" or c.training != whole.training
-        assert bool(c.variant) + bool(model) + of_training == 1, c.name
+        averaged, training = c.ema_decay != whole.ema_decay, c.training != whole.training
+        changes = bool(c.variant) + bool(model) + training + averaged
+        assert changes == (2 if c.name == "rate stays, weights averaged" else 1), c.name
+    assert PAIRS in {c.name for c in changed} and PAIRS not in {c.name for c in ablations("primer")}
 
 
 @pytest.mark.processes

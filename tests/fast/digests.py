@@ -69,9 +69,11 @@ def products(numbers: Numbers, dtype: torch.dtype) -> Iterator[Tensor]:
                     a, b = (a.T if transposed_a else a), (b.T if transposed_b else b)
                     yield matmul(a, b)
                     yield weight_gradient(a.T, b)
-    x, weight = numbers(3, 300, dtype=dtype), numbers(300, 270, dtype=dtype)
-    yield product(x, weight)
-    yield last_logits(x.unsqueeze(1), numbers(270, 300, dtype=dtype))
+    weight, head = numbers(300, 270, dtype=dtype), numbers(270, 300, dtype=dtype)
+    for few in (3, 7):
+        x = numbers(few, 300, dtype=dtype)
+        yield product(x, weight)
+        yield last_logits(x.unsqueeze(1), head)
 
 
 def rows(numbers: Numbers, dtype: torch.dtype) -> Iterator[Tensor | None]:

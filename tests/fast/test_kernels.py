@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from custom_transformer.fast import kernels
+from custom_transformer.fast.decoding import MANY_ROWS, last_logits, product
 
 
 def test_a_kernel_refuses_tensors_it_would_misread() -> None:
@@ -164,3 +165,16 @@ def test_with_a_cache_that_cannot_be_written_too(tmp_path: Path) -> None:
     assert done.stdout == "fused\n"
     assert "Not a directory" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("rows", range(1, MANY_ROWS))
+@pytest.mark.parametrize(("depth", "width"), [(300, 270), (5, 64), (17, 1100), (1, 1)])
+def test_products_of_few_rows_are_products(rows: int, depth: int, width: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*n, generator=generator).to(dtype) for n in ((rows, depth), (depth, width)))
+    exact = x.double() @ weight.double()
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float64: 1e-13}[dtype]
+    bounds = tolerance * (x.double().abs() @ weight.double().abs())
+    for found in (product(x, weight), last_logits(x.unsqueeze(1), weight.T.contiguous())):
+        assert ((found - exact).abs() <= bounds).all()

@@ -198,7 +198,7 @@ def test_two_native_runs_give_identical_bits(dtype: torch.dtype, changes: dict[s
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("batch", [1, 3, 17])
+@pytest.mark.parametrize("batch", [1, 3, 7, 17])
 @pytest.mark.parametrize(
     "config",
     [

@@ -4,10 +4,11 @@
 
 namespace {
 
-// A product of a few rows is as fast as its matrix is read. What a thread reads of one row of the matrix is short, so
-// that the processor does not foresee the next: it is fetched ahead.
+// A product of a few rows is as fast as its matrix is read. A thread reads a short stretch of each row of the matrix,
+// which the processor does not foresee, so the next rows are fetched ahead.
 
-template <typename W> inline Vector<W> widened(const W* from) { return load_vector(from); }
+inline Vector<float> widened(const float* from) { return load_vector(from); }
+inline Vector<double> widened(const double* from) { return load_vector(from); }
 inline Vector<float> widened(const bfloat16* from) {
   typedef std::uint16_t Halves __attribute__((vector_size(REGISTER_BYTES / 2)));
   typedef std::uint32_t Bits __attribute__((vector_size(REGISTER_BYTES)));
@@ -87,8 +88,8 @@ void few_rows_product(const T* x /* rows K */, const T* weight /* K N */, Index 
   }
 }
 
-// to (OUTPUTS) of each of ROWS rows of x (ROWS, D) = x · weight (OUTPUTS, D) transposed, each the row_sum of its
-// products: as many at a time as are needed so that none waits for its last multiply-add
+// to (ROWS, OUTPUTS), whose rows are ld apart, = x (ROWS, D) · weight (OUTPUTS, D) transposed, summed in row_sum's order.
+// Several sums at a time, so that their multiply-adds overlap.
 template <int ROWS, int OUTPUTS, typename T, typename W>
 inline void dot_products(const T* x, const T* weight, Index D, T* to, Index ld) {
   constexpr int PARTS = WAYS / LANES<W>, COUNT = ROWS * OUTPUTS;
@@ -119,7 +120,7 @@ inline void dot_products(const T* x, const T* weight, Index D, T* to, Index ld) 
   }
 }
 
-// The logits from part.first on, OUTPUTS at a time
+// The logits from part.first on, OUTPUTS at a time; part.first is then the first that is left.
 template <int OUTPUTS, typename T, typename W>
 inline void logits_of(const T* x, const T* weight, Index rows, Index D, Index V, Part& part, T* logits) {
   constexpr int ROWS = 4;
@@ -139,7 +140,7 @@ void few_rows_logits(const T* x /* rows D */, const T* weight /* V D */, Index r
 #pragma omp parallel
   {
     Part part(V);
-    if (rows >= 4) logits_of<4, T, W>(x, weight, rows, D, V, part, logits);  // fewer: as fast as it is read
+    if (rows > 3) logits_of<4, T, W>(x, weight, rows, D, V, part, logits);  // with fewer rows, reading is the limit
     logits_of<1, T, W>(x, weight, rows, D, V, part, logits);
   }
 }

@@ -12,6 +12,7 @@ from custom_transformer.errors import UserError, shown
 
 WORKERS = "CUSTOM_TRANSFORMER_WORKERS"  # how many processes
 PARENT_CHECKED_EVERY = 0.5  # seconds
+FEEDER_PATIENCE = 5.0  # seconds
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -47,11 +48,11 @@ def shared_out(run: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Itera
 
 
 def _join_feeders() -> None:
-    """joblib does not wait for the thread that fed its queue. If the interpreter ended while that thread lets go of the
-    queue's semaphores, joblib would warn of semaphores that were left behind."""
+    """joblib does not join the thread that feeds its queue. If the interpreter exits while that thread still holds the
+    queue's semaphores, joblib warns of leaked semaphores. A thread that waits for room in the queue never ends."""
     for thread in threading.enumerate():
         if thread.name == "QueueFeederThread":
-            thread.join()
+            thread.join(FEEDER_PATIENCE)
 
 
 def _wanted() -> int:
