@@ -6,6 +6,7 @@ transformers' arithmetic is in bfloat16, and ours except for the residual stream
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from typing import Any
@@ -45,6 +46,17 @@ def seconds_theirs(model: Any, prompt: torch.Tensor) -> float:
     return seconds
 
 
+def median_seconds(model: CustomTransformer, peer: Any, batch: int) -> tuple[float, float]:
+    """Ours and theirs, in turns."""
+    shape, generator = (batch, PROMPT), torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, model.config.vocab_size, shape, generator=generator)
+    ours, theirs = [], []
+    for _ in range(ROUNDS + 1):  # the first is a warm-up
+        ours.append(seconds_ours(model, prompt))
+        theirs.append(seconds_theirs(peer, prompt))
+    return statistics.median(ours[1:]), statistics.median(theirs[1:])
+
+
 def main() -> None:
     parser = ArgumentParser(prog="python -m benchmarks.generation", description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=DEFAULT, default=DEFAULT, metavar="NAME")
@@ -52,22 +64,14 @@ def main() -> None:
     logging.set_verbosity_error()
     engine = choose_engine(True, torch.device("cpu"), flops=0)
     table = Table("model", "weights", "batch", "ours, tokens/s", "transformers, tokens/s", "ratio")
-    for name in workloads:
-        for precision in ("float32", "bfloat16"):
-            dtype = getattr(torch, precision)
-            config = Workload(name, precision, "sgd", tied=True).config
-            model = CustomTransformer(config, dtype=dtype, engine=engine)
-            peer = to_huggingface(model).to(dtype)
-            for batch in (1, 8):
-                shape, generator = (batch, PROMPT), torch.Generator().manual_seed(0)
-                prompt = torch.randint(0, config.vocab_size, shape, generator=generator)
-                ours, theirs = [], []
-                for _ in range(ROUNDS + 1):  # the first is a warm-up
-                    ours.append(seconds_ours(model, prompt))
-                    theirs.append(seconds_theirs(peer, prompt))
-                a, b = statistics.median(ours[1:]), statistics.median(theirs[1:])
-                rates = (f"{batch * NEW / a:,.0f}", f"{batch * NEW / b:,.0f}", f"{b / a:.2f}")
-                table.add_row(name, precision, f"{batch}", *rates)
+    for name, precision in itertools.product(workloads, ("float32", "bfloat16")):
+        dtype = getattr(torch, precision)
+        model = CustomTransformer(Workload(name, precision, "sgd", tied=True).config, dtype=dtype, engine=engine)
+        peer = to_huggingface(model).to(dtype)
+        for batch in (1, 8):
+            a, b = median_seconds(model, peer, batch)
+            rates = (f"{batch * NEW / a:,.0f}", f"{batch * NEW / b:,.0f}", f"{b / a:.2f}")
+            table.add_row(name, precision, f"{batch}", *rates)
     Console(width=100).print(table)
 
 

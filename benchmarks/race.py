@@ -265,12 +265,13 @@ def main() -> None:
         else:
             taking_part = contestants(kind, args.rate or tuned_rate(task, kind, console))
         runs: list[Run] = []
+        results = args.out / ("ablations.json" if args.ablate else "race.json")
         for seed in range(args.seeds):
             for contestant in taking_part:
                 runs.append(train(contestant, task, seed))
                 console.print(f"seed {seed}, {contestant.name}: {runs[-1].end:.3f} in {runs[-1].rows[-1][1]:.1f} s")
-    results = args.out / ("ablations.json" if args.ablate else "race.json")
-    write_json(results, [{"contestant": r.contestant, "seed": r.seed, "rows": r.rows} for r in runs])
+                # Each time, since an error of a later run would lose hours.
+                write_json(results, [{"contestant": r.contestant, "seed": r.seed, "rows": r.rows} for r in runs])
     if args.ablate:
         show_ablations(runs, console)
     else:
