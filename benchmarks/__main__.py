@@ -171,6 +171,7 @@ def main() -> None:
         args.precisions = [p for p in args.precisions if p != "bfloat16"]
         if not args.precisions:
             raise SystemExit("error: nothing to compare; add --precisions float32")
+    args.out.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     for name in args.workloads:
         for precision in args.precisions:
@@ -182,8 +183,7 @@ def main() -> None:
                 found = [r for group in groups(workload, contestants) for r in compare(workload, group, args.steps)]
                 show(workload, found, console)
                 results += found
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "results.json", [asdict(r) for r in results])
+                write_json(args.out / "results.json", [asdict(r) for r in results])
     save_plot(results, args.out / "results.png")
     console.print(f"written: {args.out}/results.json, {args.out}/results.png")
 
