@@ -31,9 +31,10 @@ repro: in-git $(READY)
 	@$(BIN)/python -m stages.show
 
 # Several processes of one thread each at once, each with one of the given selections of tests; the last one's words come
-# first. More than there are cores, since tests of servers, of the Hub and of processes wait.
+# first. More than there are cores, since tests of servers, of the Hub and of processes wait. A thread that waits for
+# another one must not keep a core from the other processes.
 define at_once
-	@mkdir -p .pytest_cache; rm -f .pytest_cache/[12345]; export PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1; trap 'kill $$others' INT; others=; \
+	@mkdir -p .pytest_cache; rm -f .pytest_cache/[12345]; export PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE; trap 'kill $$others' INT; others=; \
 	run() { $(BIN)/python -m pytest "$$@"; }; \
 	$(foreach n,1 2 3 4 5,$(if $($(1)_$(n)),run $($(1)_$(n)) >.pytest_cache/$(n) 2>&1 & others="$$others $$!"; )) \
 	run $($(1)); failed=$$?; \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,3 +34,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = run("-m", f"stages.{stage}", cwd=folder, env=PIPELINE_ENVIRONMENT)
         assert done.returncode == 0, done.stderr
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look through it again and again."""
+    gc.set_threshold(10_000)
+    gc.collect()
+    gc.freeze()
