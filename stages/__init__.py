@@ -9,10 +9,10 @@ from pathlib import Path
 # to the original's code: the copy's own comes first.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-# Nearly all that a stage imports stays. A tenth of its start went into looking for garbage among it, at the default 700.
-gc.set_threshold(10_000)
-
 import custom_transformer  # noqa: F401 - before PyTorch: it says how long idle threads wait
+
+# Nearly all that a stage imports stays: with the default, 700, a tenth of its start went into looking for garbage.
+gc.set_threshold(10_000)
 
 try:
     tempfile.gettempdir()  # PyTorch's import asks for it, and with the disk full there is none
