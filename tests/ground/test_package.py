@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -31,6 +32,20 @@ def test_the_ground_floor_does_without_pytorch() -> None:
     program = f"import sys; {imports}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("package", ["custom_transformer", "stages"])
+@pytest.mark.parametrize(
+    ("chosen", "count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_idle_threads_wait_shortly_unless_the_user_has_chosen(package: str, chosen: dict[str, str], count: str) -> None:
+    """The library reads the variable when PyTorch loads it, so PyTorch comes later."""
+    program = f"import os, sys, {package}; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    unset = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=unset | chosen, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{count} False\n"
 
 
 def test_no_stage_waits_for_the_compiler_of_graphs() -> None:
