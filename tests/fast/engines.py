@@ -14,11 +14,16 @@ from custom_transformer.maths.engine import READABLE, Engine
 
 
 @functools.cache
+def whole_graphs(backend: str = "inductor") -> Engine:
+    """The compiled engine, which with GPT-2 raises an error where a graph would be cut in two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend, fullgraph=True))
+        return compiled_engine.__wrapped__()
+
+
 def captured_engine() -> Engine:
     """torch.compile's graphs without its generated code, which takes long to make; test_stacks.py has the whole."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-        return compiled_engine.__wrapped__()
+    return whole_graphs("eager")
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {
