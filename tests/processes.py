@@ -2,19 +2,29 @@
 
 To the module that runs it is as if `python -m MODULE` or `python -c CODE` had started it, in a process of its own that
 can be killed; but importing what every stage imports takes longer than most stages do, and is done once for all tests.
+The stages of a `dvc repro` start so too, in an environment whose `python` is the one of `quick_environment()`.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import multiprocessing
 import os
 import resource
 import runpy
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +37,19 @@ ENVIRONMENT = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.preload"])
 _READERS = ThreadPoolExecutor(64)  # of what each process says: two at a time for each
+# Who starts a process hears of those that have ended; of each end only one thread may hear.
+_STARTS = threading.Lock()
+
+# Hands its arguments, folder, variables and streams over, and ends as the process that was forked for it.
+_QUICK_PYTHON = """#!{python} -IS
+import json, os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+socket.send_fds(server, [b"."], [1, 2])
+server.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode())
+server.shutdown(socket.SHUT_WR)
+sys.exit(int(server.recv(16)) & 255)
+"""
 
 
 class Process:
@@ -38,10 +61,7 @@ class Process:
         pipes = [_FORKS.Pipe(duplex=False) for _ in range(2)]
         writers = [writer for _, writer in pipes]
         program = ([str(a) for a in arguments], str(cwd), dict(env or os.environ), largest)
-        self._process = _FORKS.Process(target=_run, args=(*program, *writers))
-        self._process.start()
-        for writer in writers:
-            writer.close()
+        self._process = _started(*program, *writers)
         self._said = [_READERS.submit(_read, reader) for reader, _ in pipes]
 
     @property
@@ -50,15 +70,16 @@ class Process:
         return self._process.pid
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        with _STARTS:
+            return self._process.exitcode
 
     def kill(self) -> None:
         self._process.kill()
 
     def wait(self, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """How it ended, and all that it said."""
-        self._process.join(timeout)
-        code = self._process.exitcode
+        wait_for([self._process.sentinel], timeout)
+        code = self.poll()
         assert code is not None, f"{self.pid} still runs after {timeout} s"
         output, errors = (text.result() for text in self._said)
         return subprocess.CompletedProcess([], code, output, errors)
@@ -79,6 +100,52 @@ def run(
     *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, largest: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     return Process(*arguments, cwd=cwd, env=env, largest=largest).wait()
+
+
+@functools.cache
+def quick_python() -> Path:
+    """A program that does as `python -m MODULE` or `python -c CODE` would, but has a fork do it."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{folder}/socket")
+    listener.listen()
+    threading.Thread(target=_serve, args=(listener,), daemon=True).start()
+    python = Path(folder) / "python"
+    python.write_text(_QUICK_PYTHON.format(python=sys.executable, address=listener.getsockname()))
+    python.chmod(0o755)
+    return python
+
+
+def quick_environment() -> dict[str, str]:
+    """ENVIRONMENT, in which `python` is the quick one."""
+    return ENVIRONMENT | {"PATH": f"{quick_python().parent}{os.pathsep}{ENVIRONMENT['PATH']}"}
+
+
+def _serve(listener: socket.socket) -> None:
+    while True:
+        threading.Thread(target=_answer, args=listener.accept()[:1], daemon=True).start()
+
+
+def _answer(connection: socket.socket) -> None:
+    with connection:
+        _, streams, _, _ = socket.recv_fds(connection, 1, 2)
+        arguments, cwd, env = json.loads(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
+        process = _started(arguments, cwd, env, None, *(Connection(stream) for stream in streams))
+        wait_for([process.sentinel])
+        with _STARTS:
+            code = process.exitcode
+        connection.sendall(str(code).encode())
+
+
+def _started(*program: Any) -> BaseProcess:
+    """A fork that runs `program`, the arguments of `_run`; the last two, its streams, are closed here."""
+    process = _FORKS.Process(target=_run, args=program)
+    with _STARTS:
+        process.start()
+    for stream in program[-2:]:
+        stream.close()
+    return process
 
 
 def _read(pipe: Connection) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +23,7 @@ from custom_transformer.maths.gradcheck import derivative_at_0
 from custom_transformer.runs.evaluation import evaluate
 from custom_transformer.text.tokens import load_tokens
 from tests.helpers import ROOT, SIZES, random_tokens
+from tests.processes import run
 
 SHIPPED, TUNED = "nanoGPT, compiled", "nanoGPT, compiled, tuned"
 
@@ -125,9 +124,9 @@ def test_contestants_train_and_the_same_configuration_does_the_same_by_autograd(
             continue
         training = {**given.training, "learning_rate": 5e-3, "min_learning_rate": 0.0}
         short = Contestant(given.name, given.kind, 4, given.model, training)
-        command = [sys.executable, "-m", "benchmarks.racer", short.as_json(), task.as_json(), "0", "0"]
-        lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-        rows = [json.loads(line) for line in lines]
+        done = run("-m", "benchmarks.racer", short.as_json(), task.as_json(), 0, 0)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
         assert [step for step, _, _ in rows] == [1, 2, 3, 4]
         assert all(earlier[1] < later[1] for earlier, later in pairwise(rows))
         ends[given.name] = [loss for _, _, loss in rows]

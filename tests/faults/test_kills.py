@@ -68,7 +68,7 @@ def test_a_run_goes_on_with_another_number_of_threads_to_the_same_end(
     interrupt(pipeline)
     monkeypatch.setitem(pipeline.environment, "OMP_NUM_THREADS", "2")
     monkeypatch.setitem(pipeline.environment, "ATEN_CPU_CAPABILITY", "default")
-    pipeline.finish()
+    assert pipeline.start().wait(300) == 0, pipeline.log()
     assert "going on after step" in pipeline.log()
     assert pipeline.differences() == []
 

@@ -11,6 +11,7 @@ import pytest
 from custom_transformer.errors import UserError
 from stages.compare import main
 from tests.helpers import PIPELINE_ENVIRONMENT
+from tests.processes import quick_python, run
 
 pytestmark = pytest.mark.processes
 
@@ -40,27 +41,27 @@ open("curve.csv", "w").write("step,loss\\n" + "".join(f"{step},{1 - rate * step}
 EVALUATE = 'open("eval.json", "w").write("{\\"loss\\": %s}" % open("curve.csv").read().split(",")[-1])\n'
 
 
-def run(*command: str) -> None:
-    done = subprocess.run(command, env=PIPELINE_ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def git(*arguments: str) -> None:
+    subprocess.run(["git", *arguments], check=True)
 
 
 def dvc(*arguments: str) -> None:
-    run(sys.executable, "-m", "dvc", *arguments)
+    done = run("-m", "dvc", *arguments, cwd=Path.cwd(), env=PIPELINE_ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pipeline of two quick stages: run and committed on main, run again with another rate."""
     monkeypatch.chdir(tmp_path)
-    run("git", "init", "--initial-branch", "main")
+    git("init", "--quiet", "--initial-branch", "main")
     dvc("init", "--quiet")
     files = {"dvc.yaml": PIPELINE, "params.yaml": PARAMS, "train.py": TRAIN, "evaluate.py": EVALUATE}
     for name, content in files.items():
         Path(name).write_text(content)
     dvc("repro", "--quiet")
-    run("git", "add", "--all")
-    run("git", "-c", "user.name=a", "-c", "user.email=a@localhost", "commit", "--message", "first")
+    git("add", "--all")
+    git("-c", "user.name=a", "-c", "user.email=a@localhost", "commit", "--quiet", "--message", "first")
     Path("params.yaml").write_text("rate: 0.2\nprompt: 'a | b <!-- **c**'\n")
     dvc("repro", "--quiet")
     return tmp_path
@@ -68,6 +69,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def compare(monkeypatch: pytest.MonkeyPatch, base: str) -> str:
     monkeypatch.setattr(sys, "argv", ["compare", base])
+    monkeypatch.setattr(sys, "executable", str(quick_python()))
     main()
     return Path("comparison/report.md").read_text()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 from tests.helpers import PIPELINE_ENVIRONMENT, copy_repository
-from tests.processes import run
+from tests.processes import quick_environment, run
 
 pytestmark = pytest.mark.processes
 
@@ -43,10 +42,7 @@ class Project:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
 
     def dvc(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", *arguments], cwd=self.folder, env=PIPELINE_ENVIRONMENT,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = run("-m", "dvc", *arguments, cwd=self.folder, env=quick_environment())
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

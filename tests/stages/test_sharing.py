@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers import PIPELINE_ENVIRONMENT, copy_repository
+from tests import processes
+from tests.helpers import copy_repository
 
 pytestmark = pytest.mark.processes
 
 
 def run(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, env=PIPELINE_ENVIRONMENT, capture_output=True, text=True, check=False)
+    if command[0] == "git":
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    else:
+        done = processes.run("-m", *command, cwd=folder, env=processes.quick_environment())
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -53,7 +57,7 @@ def clones(tmp_path: Path) -> tuple[Path, Path]:
     run(first, "git", "config", "user.email", "t@localhost")
     run(first, "git", "remote", "add", "origin", str(tmp_path / "team.git"))
     write_outputs(first, "of the pipeline")
-    run(first, "python", "-m", "stages.inputs")  # which runs in every clone
+    run(first, "stages.inputs")  # which runs in every clone
     run(first, "dvc", "commit", "--force")
     run(first, "dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
     run(first, "git", "add", "--all")
@@ -72,7 +76,7 @@ def test_a_clone_has_everything_by_pulling(clones: tuple[Path, Path]) -> None:
     assert run(second, "git", "status", "--porcelain") == ""
     # An experiment, with the outputs that only it has.
     write_outputs(first, "of an experiment")
-    run(first, "python", "-m", "stages.inputs")
+    run(first, "stages.inputs")
     run(first, "dvc", "commit", "--force")
     run(first, "dvc", "exp", "save", "--name", "tried")
     run(first, "dvc", "exp", "push", "origin", "tried")

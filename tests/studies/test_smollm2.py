@@ -25,6 +25,7 @@ from custom_transformer.text.tokenization import build_tokenizer
 from studies import fine_tuning, llama_cpp, smollm2
 from studies.fine_tuning import Result, fine_tuning_params
 from tests.helpers import ROOT, copy_repository, random_model
+from tests.processes import quick_python
 from tests.text.making import TEXTS, data
 
 LLAMA = {"architecture": "llama", "d_model": 24, "n_heads": 4, "n_kv_heads": 2, "rope_base": 500.0}
@@ -165,6 +166,7 @@ def test_the_whole_study_by_dvc(
 
     # The stages, in processes that DVC starts, are the copy's; the study itself runs here, which starts fewer.
     monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "executable", str(quick_python()))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project / "src"), str(project)]))
     monkeypatch.setattr(smollm2, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(llama_cpp, "check", no_llama_cpp)
