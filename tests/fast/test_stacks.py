@@ -23,7 +23,7 @@ from custom_transformer.maths.scope import Dropout, Scope
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.step import training_step
 from tests.fast.closeness import BOUNDS, assert_close, wide
-from tests.fast.engines import whole_graphs
+from tests.fast.engines import ENGINES, whole_graphs
 from tests.helpers import LLAMA, MODERN, SIZES, random_model, random_tokens
 
 # B, T, D, F, H: all odd and different; several tiles of queries; one of everything.
@@ -95,10 +95,6 @@ def test_the_fast_stacks_equal_the_readable_one(
     assert torch.equal(dy, given[1])
 
 
-def engine_of(name: str) -> Engine:
-    return {"native": NATIVE, "fused": FUSED}.get(name) or whole_graphs()
-
-
 @ARCHITECTURES
 @pytest.mark.parametrize("engine", [READABLE, NATIVE, FUSED], ids=lambda engine: engine.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -125,7 +121,7 @@ def test_no_result_depends_on_what_new_memory_holds(
 @pytest.mark.parametrize("engine", ["native", "fused", "compiled"])
 def test_every_fast_gradient_is_right(tie_embeddings: bool, bias: bool, dropout: float, engine: str) -> None:
     config = random_model(tie_embeddings=tie_embeddings, bias=bias, dropout=dropout).config
-    assert [check for check in check_gradients(config, engine=engine_of(engine)) if not check.ok] == []
+    assert [check for check in check_gradients(config, engine=ENGINES[engine]()) if not check.ok] == []
 
 
 @pytest.mark.parametrize(
@@ -141,7 +137,7 @@ def test_a_training_step_is_the_same_by_every_engine(
     ends = []
     # torch.compile compiles again for each shape, which takes long.
     tokens = random_tokens(batch=4 if engine == "compiled" else 3)
-    for functions in (READABLE, engine_of(engine)):
+    for functions in (READABLE, whole_graphs() if engine == "compiled" else ENGINES[engine]()):
         model = random_model(dtype, tie_embeddings=tie_embeddings, engine=functions, **changes)
         before, optimizer = model.state_dict(), SGD({}, functions.rules.sgd)
         results = [
