@@ -1,4 +1,4 @@
-"""A program: digests of what the kernels compute from made-up numbers, by name, as JSON.
+"""A program: threads and ATen's capability, and digests of what the kernels compute from made-up numbers, as JSON.
 
 It is run under one setting after another; see test_portable.py. Everything that goes in is made of integers.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -152,6 +153,8 @@ def training(numbers: Numbers, dtype: torch.dtype, name: str) -> Iterator[Tensor
 
 
 def main() -> None:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # which a fork does not read anew
+    setting = [torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]  # type: ignore[no-untyped-call]
     found = {}
     with NATIVE.products():
         for dtype in DTYPES:
@@ -163,7 +166,7 @@ def main() -> None:
     for dtype in DTYPES:
         for name in MODELS:
             found[f"training {name} {dtype}"] = digest(training(Numbers(), dtype, name))
-    print(json.dumps(found))
+    print(json.dumps([setting, found]))
 
 
 if __name__ == "__main__":

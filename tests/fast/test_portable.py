@@ -6,8 +6,6 @@ import json
 import math
 import os
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -18,6 +16,7 @@ from torch import Tensor
 from custom_transformer.fast.choose import NATIVE
 from custom_transformer.fast.kernels import MARCH, kernel
 from custom_transformer.fast.products import matmul, weight_gradient
+from tests.processes import run
 
 # Instructions by g++'s name for them, threads, ATen's capability if it is not to choose itself.
 ANY = [("native", 1, "default"), ("native", 5, "")]
@@ -27,17 +26,13 @@ AVX512_BF16 = [("cooperlake", 2, "")]  # with that instruction, which a processo
 
 
 def digests(march: str, threads: int, capability: str) -> dict[str, str]:
+    """What the program finds, in a fork, which heeds all of these."""
     environment = {MARCH: march, "OMP_NUM_THREADS": str(threads)}
     environment |= {"ATEN_CPU_CAPABILITY": capability} if capability else {}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fast.digests"],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("-m", "tests.fast.digests", env=os.environ | environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, str] = json.loads(done.stdout)
+    setting, found = json.loads(done.stdout)
+    assert setting == [threads, capability.upper() or torch.backends.cpu.get_cpu_capability()]  # type: ignore[no-untyped-call]
     return found
 
 
