@@ -32,6 +32,7 @@ LENGTH, HALF_WAY = 9, 7
 FOUR = {"batch_size": 2, "grad_accumulation": 4}
 EIGHT = {"batch_size": 1, "grad_accumulation": 8}
 BF16 = torch.bfloat16
+SMOKE = load_params("configs/smoke.yaml")
 
 # Engine, dtype, and what is otherwise of the model and of the training.
 CASES: dict[str, tuple[Any, torch.dtype, dict[str, Any], dict[str, Any]]] = {
@@ -60,7 +61,7 @@ def trainer(name: str, folder: Path, processes: Processes) -> Trainer:
     """43 windows, of which an epoch's last step has three: fewer shards than others, and some processes have none."""
     engine, dtype, model_changes, changes = CASES[name]
     settings = {"num_epochs": 2, "max_steps": None, "eval_every": 5, "save_every": 4, "log_every": 3} | changes
-    params = TrainingParams.model_validate(load_params("configs/smoke.yaml").training.model_dump() | settings)
+    params = TrainingParams.model_validate(SMOKE.training.model_dump() | settings)
     model = CustomTransformer({**SIZES, **model_changes}, dtype=dtype, seed=3, engine=engine)
     t = Trainer(
         model, params, split(390, 0), split(150, 1), max_length=LENGTH, seed=5, checkpoints=folder,
