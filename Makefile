@@ -41,9 +41,9 @@ define at_once
 	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[123]; exit $$failed
 endef
 
-tests_1 = tests/fast tests/book tests/exercises
-tests_2 = tests/maths tests/runs tests/benchmarks tests/tracking tests/studies
-tests_3 = tests/text tests/ground tests/pages
+tests_1 = tests/fast tests/book tests/exercises tests/studies tests/benchmarks
+tests_2 = tests/maths tests/runs tests/pages
+tests_3 = tests/text tests/ground tests/stages
 tests = tests $(addprefix --ignore=,$(tests_1) $(tests_2) $(tests_3))
 proofs = tests/maths --ignore=tests/maths/test_architecture.py --ignore=tests/maths/test_gradcheck.py
 proofs_1 = tests/maths/test_architecture.py tests/maths/test_gradcheck.py
