@@ -7,7 +7,6 @@ import math
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from custom_transformer.fast import kernels
 from custom_transformer.fast.decoding import MANY_ROWS, last_logits, product
+from tests.processes import run
 
 
 def test_a_kernel_refuses_tensors_it_would_misread() -> None:
@@ -111,13 +111,9 @@ def choose_in_a_process(cache: Path, **environment: str) -> subprocess.Completed
         "import torch; from custom_transformer.fast.choose import choose_engine\n"
         "print(choose_engine(True, torch.device('cpu'), 0).name)"
     )
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"XDG_CACHE_HOME": str(cache)} | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run("-c", program, env=os.environ | {"XDG_CACHE_HOME": str(cache)} | environment)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_kernels_are_compiled_once_and_found_again(tmp_path: Path) -> None:
