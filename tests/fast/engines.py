@@ -15,7 +15,7 @@ from custom_transformer.maths.engine import READABLE, Engine
 
 @functools.cache
 def whole_graphs(backend: str = "inductor") -> Engine:
-    """The compiled engine, which with GPT-2 raises an error where a graph would be cut in two."""
+    """The compiled engine, which raises an error where the graph of a block would be cut in two."""
     torch._dynamo.reset()  # which limits how often a function is compiled, however many engines have it compiled
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend, fullgraph=True))

@@ -23,7 +23,7 @@ from custom_transformer.maths.scope import Dropout, Scope
 from custom_transformer.runs.generation import generate
 from custom_transformer.runs.step import training_step
 from tests.fast.closeness import BOUNDS, assert_close, wide
-from tests.fast.engines import ENGINES, whole_graphs
+from tests.fast.engines import ENGINES, captured_engine, whole_graphs
 from tests.helpers import LLAMA, MODERN, SIZES, random_model, random_tokens
 
 # B, T, D, F, H: all odd and different; several tiles of queries; one of everything.
@@ -124,28 +124,37 @@ def test_every_fast_gradient_is_right(tie_embeddings: bool, bias: bool, dropout:
     assert [check for check in check_gradients(config, engine=ENGINES[engine]()) if not check.ok] == []
 
 
-@pytest.mark.parametrize(
-    ("engine", "changes"),
-    [*((e, a) for e in ("native", "fused") for a in ({}, LLAMA, MODERN)), ("compiled", {})],
-    ids=["native", "native llama", "native modern", "fused", "fused llama", "fused modern", "compiled"],
-)
+@ARCHITECTURES
+@pytest.mark.parametrize("engine", [NATIVE, FUSED], ids=["native", "fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_a_training_step_is_the_same_by_every_engine(
-    tie_embeddings: bool, dtype: torch.dtype, engine: str, changes: dict[str, Any]
+    tie_embeddings: bool, dtype: torch.dtype, engine: Engine, changes: dict[str, Any]
 ) -> None:
+    check_step(engine, dtype, [2, 1], tie_embeddings=tie_embeddings, **changes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_generated_code_takes_the_same_training_step(tie_embeddings: bool, dtype: torch.dtype) -> None:
+    """Of batches of one size, since torch.compile compiles again for each shape, which takes long."""
+    check_step(whole_graphs(), dtype, [2, 2], tie_embeddings=tie_embeddings)
+
+
+@pytest.mark.parametrize("changes", [LLAMA, MODERN], ids=["llama", "modern"])
+def test_the_other_architectures_graphs_do_too(changes: dict[str, Any]) -> None:
+    check_step(captured_engine(), torch.float32, [2, 2], **changes)
+
+
+def check_step(engine: Engine, dtype: torch.dtype, batches: list[int], **changes: Any) -> None:
+    """Three steps by `engine` and by the readable functions, over batches of so many rows each."""
     ends = []
-    # torch.compile compiles again for each shape, which takes long.
-    tokens = random_tokens(batch=4 if engine == "compiled" else 3)
-    for functions in (READABLE, whole_graphs() if engine == "compiled" else ENGINES[engine]()):
-        model = random_model(dtype, tie_embeddings=tie_embeddings, engine=functions, **changes)
+    tokens = random_tokens(batch=sum(batches)).split(batches)
+    for functions in (READABLE, engine):
+        model = random_model(dtype, engine=functions, **changes)
         before, optimizer = model.state_dict(), SGD({}, functions.rules.sgd)
-        results = [
-            training_step(
-                model, optimizer, [(tokens[:2, :-1], tokens[:2, 1:]), (tokens[2:, :-1], tokens[2:, 1:])], 1e-2, 0.5
-            )
-            for _ in range(3)
-        ]
+        pairs = [(rows[:, :-1], rows[:, 1:]) for rows in tokens]
+        results = [training_step(model, optimizer, pairs, 1e-2, 0.5) for _ in range(3)]
         ends.append((results, {name: p - before[name] for name, p in model.parameters.items()}))
     for a, b in zip(ends[1][0], ends[0][0], strict=True):
         assert a.status == "ok"

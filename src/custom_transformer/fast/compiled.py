@@ -9,7 +9,9 @@ generator, blocks stay uncompiled.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +27,28 @@ from custom_transformer.maths.stack import Stack, readable_stack
 
 @functools.cache
 def compiled_engine() -> Engine:
-    # torch.compile would look into its cache, and into NumPy. A decorator there would import the compiler, which takes
-    # more than a second, in every process.
-    ops.turns = torch.compiler.disable(ops.turns)
+    ops.turns = _turns_of_a_graph()  # type: ignore[assignment]
     loss = Op(torch.compile(ops.linear_cross_entropy_forward), torch.compile(ops.linear_cross_entropy_backward))
     stacks = {name: _compiled_stack(architecture) for name, architecture in ARCHITECTURES.items()}
     return Engine("compiled", EQUALS, stacks, Head(loss=loss))
+
+
+@functools.cache
+def _turns_of_a_graph() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`turns` as an operation that torch.compile does not look into: neither its cache nor NumPy is for a graph."""
+    of_cache = ops.turns
+    schema = "(int start, SymInt time, int half, float base, ScalarType dtype, Device device) -> (Tensor, Tensor)"
+
+    def fresh(*given: Any) -> tuple[Tensor, Tensor]:  # a graph may write into what it has been given
+        cos, sin = of_cache(*given)
+        return cos.clone(), sin.clone()
+
+    def shaped(_start: int, time: int, half: int, _base: float, dtype: torch.dtype, device: torch.device) -> Any:
+        return tuple(torch.empty(time, half, dtype=dtype, device=device) for _ in range(2))
+
+    turns = torch.library.custom_op("custom_transformer::turns", fresh, mutates_args=(), schema=schema)
+    turns.register_fake(shaped)
+    return turns
 
 
 def _compiled_stack(architecture: Architecture) -> Stack:
