@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import custom_transformer  # noqa: F401 - before PyTorch: it says how long idle threads wait
 
-# Nearly all that a stage imports stays: with the default, 700, a tenth of its start went into looking for garbage.
+# Nearly all that a stage imports stays: with Python's default, a tenth of its start went into looking for garbage.
 gc.set_threshold(10_000)
 
 try:

@@ -2,7 +2,8 @@
 
 To the module that runs it is as if `python -m MODULE` or `python -c CODE` had started it, in a process of its own that
 can be killed; but importing what every stage imports takes longer than most stages do, and is done once for all tests.
-The stages of a `dvc repro` start so too, in an environment whose `python` is the one of `quick_environment()`.
+The stages of a `dvc repro` start so too, in an environment whose `python` is that of `quick_environment()`. In a copy
+of the repository `stages` is the copy's, but the package custom_transformer is this repository's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import shlex
 import shutil
 import socket
 import subprocess
@@ -37,17 +39,17 @@ ENVIRONMENT = PIPELINE_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.preload"])
 _READERS = ThreadPoolExecutor(64)  # of what each process says: two at a time for each
-# Who starts a process hears of those that have ended; of each end only one thread may hear.
+# To start a process is also to collect the exit codes of those that have ended: one thread at a time.
 _STARTS = threading.Lock()
 
 # Hands its arguments, folder, variables and streams over, and ends as the process that was forked for it.
-_QUICK_PYTHON = """#!{python} -IS
+_CLIENT = """
 import json, os, socket, sys
+address, *arguments = sys.argv[1:]
 server = socket.socket(socket.AF_UNIX)
-server.connect({address!r})
+server.connect(address)
 socket.send_fds(server, [b"."], [1, 2])
-server.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode())
-server.shutdown(socket.SHUT_WR)
+server.sendall(json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode() + b"\\n")
 sys.exit(int(server.recv(16)) & 255)
 """
 
@@ -104,17 +106,18 @@ def run(
 
 @functools.cache
 def quick_python() -> Path:
-    """A program that does as `python -m MODULE` or `python -c CODE` would, but has a fork do it."""
-    folder = tempfile.mkdtemp()
+    """A program that does as `python -m MODULE` or `python -c CODE` would; but a fork does it, and reads no input."""
+    folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"{folder}/socket")
+    listener.bind(str(folder / "socket"))
     listener.listen()
     threading.Thread(target=_serve, args=(listener,), daemon=True).start()
-    python = Path(folder) / "python"
-    python.write_text(_QUICK_PYTHON.format(python=sys.executable, address=listener.getsockname()))
-    python.chmod(0o755)
-    return python
+    (folder / "client.py").write_text(_CLIENT)
+    command = shlex.join([sys.executable, "-IS", str(folder / "client.py"), str(folder / "socket")])
+    (folder / "python").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    (folder / "python").chmod(0o755)
+    return folder / "python"
 
 
 def quick_environment() -> dict[str, str]:
@@ -130,9 +133,11 @@ def _serve(listener: socket.socket) -> None:
 def _answer(connection: socket.socket) -> None:
     with connection:
         _, streams, _, _ = socket.recv_fds(connection, 1, 2)
-        arguments, cwd, env = json.loads(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
+        arguments, cwd, env = json.loads(connection.makefile().readline())
         process = _started(arguments, cwd, env, None, *(Connection(stream) for stream in streams))
-        wait_for([process.sentinel])
+        if process.sentinel not in wait_for([process.sentinel, connection]):
+            process.kill()  # as the client has been
+            return
         with _STARTS:
             code = process.exitcode
         connection.sendall(str(code).encode())

@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.processes import quick_environment
 
+# A fork has imported what preload.py names, to the last.
 PROGRAM = """
 import os, sys
+assert sys.modules["tests.preload"].MODULES[-1] in sys.modules
 print(os.getcwd(), os.environ["SAID"])
 sys.exit({!r})
 """
@@ -29,6 +32,17 @@ def test_a_quick_python_has_streams_folder_variables_and_code(
 
 
 @pytest.mark.processes
-def test_a_quick_python_that_is_killed_has_failed() -> None:
+def test_a_quick_python_whose_fork_is_killed_has_failed() -> None:
     program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert subprocess.run(["python", "-c", program], env=quick_environment(), check=False).returncode != 0
+
+
+@pytest.mark.processes
+def test_a_quick_python_that_is_killed_takes_its_fork_along() -> None:
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
+    started = subprocess.Popen(["python", "-c", program], env=quick_environment(), stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    fork = psutil.Process(int(started.stdout.readline()))
+    started.kill()
+    started.communicate()
+    assert psutil.wait_procs([fork], timeout=60)[1] == []

@@ -1,4 +1,4 @@
-"""A program: threads and ATen's capability, and digests of what the kernels compute from made-up numbers, as JSON.
+"""A program: its kernels, threads and capability, and digests of what they compute from made-up numbers, as JSON.
 
 It is run under one setting after another; see test_portable.py. Everything that goes in is made of integers.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from custom_transformer.fast import operations
 from custom_transformer.fast.choose import NATIVE
 from custom_transformer.fast.decoding import last_logits, product
-from custom_transformer.fast.kernels import kernel
+from custom_transformer.fast.kernels import kernel, kernels_name
 from custom_transformer.fast.norm import Addend, add_layer_norm_forward, add_norm_backward, add_rms_norm_forward
 from custom_transformer.fast.products import matmul, weight_gradient
 from custom_transformer.maths.model import CustomTransformer
@@ -154,7 +154,8 @@ def training(numbers: Numbers, dtype: torch.dtype, name: str) -> Iterator[Tensor
 
 def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # which a fork does not read anew
-    setting = [torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]  # type: ignore[no-untyped-call]
+    capability = torch.backends.cpu.get_cpu_capability()  # type: ignore[no-untyped-call]
+    setting = [kernels_name(), torch.get_num_threads(), capability]
     found = {}
     with NATIVE.products():
         for dtype in DTYPES:

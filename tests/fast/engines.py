@@ -16,7 +16,7 @@ from custom_transformer.maths.engine import READABLE, Engine
 @functools.cache
 def whole_graphs(backend: str = "inductor") -> Engine:
     """The compiled engine, which raises an error where the graph of a block would be cut in two."""
-    torch._dynamo.reset()  # which limits how often a function is compiled, however many engines have it compiled
+    torch._dynamo.reset()  # it counts how often each function is compiled, for all engines together, up to a limit
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend, fullgraph=True))
         return compiled_engine.__wrapped__()

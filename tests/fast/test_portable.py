@@ -25,15 +25,15 @@ AVX512 = [("x86-64-v4", 3, "avx512"), ("x86-64-v3", 2, "avx2")]  # without bfloa
 AVX512_BF16 = [("cooperlake", 2, "")]  # with that instruction, which a processor with AMX does without
 
 
-def digests(march: str, threads: int, capability: str) -> dict[str, str]:
-    """What the program finds, in a fork, which heeds all of these."""
+def digests(march: str, threads: int, capability: str) -> tuple[str, dict[str, str]]:
+    """The kernels' name, and what the program finds by them, in a fork that heeds all of these."""
     environment = {MARCH: march, "OMP_NUM_THREADS": str(threads)}
     environment |= {"ATEN_CPU_CAPABILITY": capability} if capability else {}
     done = run("-m", "tests.fast.digests", env=os.environ | environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    setting, found = json.loads(done.stdout)
+    (kernels, *setting), found = json.loads(done.stdout)
     assert setting == [threads, capability.upper() or torch.backends.cpu.get_cpu_capability()]  # type: ignore[no-untyped-call]
-    return found
+    return kernels, found
 
 
 @pytest.mark.processes
@@ -44,7 +44,8 @@ def test_every_processor_and_number_of_threads_computes_the_same_bits() -> None:
         settings += AVX512
     if torch.cpu._is_avx512_bf16_supported():
         settings += AVX512_BF16
-    first, *others = (digests(*setting) for setting in settings)
+    names, (first, *others) = zip(*(digests(*setting) for setting in settings), strict=True)
+    assert len(set(names)) == len({march for march, *_ in settings})
     assert len(first) > 10
     for (march, threads, _), found in zip(settings[1:], others, strict=True):
         different = [name for name in first if found[name] != first[name]]

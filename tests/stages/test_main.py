@@ -22,7 +22,7 @@ from custom_transformer.pages.report import PICTURES
 from custom_transformer.runs.checkpoint import save_checkpoint
 from custom_transformer.runs.summary import memory_bytes
 from tests import processes
-from tests.helpers import ROOT, SIZES, random_model
+from tests.helpers import ROOT, SIZES, copy_repository, random_model
 
 ENVIRONMENT = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
 
@@ -189,6 +189,15 @@ def test_results_are_shown_whatever_the_encoding(tmp_path: Path, encoding: str) 
     )
     assert done.returncode == 0, done.stderr
     assert "第0章 naïve 🚀 …".encode(encoding, "backslashreplace") in done.stdout
+
+
+@pytest.mark.processes
+def test_a_copy_of_the_repository_runs_its_own_code(tmp_path: Path) -> None:
+    """As DVC's experiments in temporary copies do; by python itself, since a fork has imported the package before."""
+    copy_repository(tmp_path)
+    program = "import stages, custom_transformer; print(custom_transformer.__file__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'src/custom_transformer/__init__.py'}\n"
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

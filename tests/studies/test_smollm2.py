@@ -4,7 +4,6 @@ exported and compared. llama.cpp itself runs in .ci/validate-interchange."""
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,10 +163,9 @@ def test_the_whole_study_by_dvc(
     def no_llama_cpp(folders: object) -> bool:
         raise llama_cpp.NotInstalled("it is not here")
 
-    # The stages, in processes that DVC starts, are the copy's; the study itself runs here, which starts fewer.
+    # The stages run in processes that DVC starts; the study itself runs here, which starts fewer.
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "executable", str(quick_python()))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project / "src"), str(project)]))
     monkeypatch.setattr(smollm2, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(llama_cpp, "check", no_llama_cpp)
     arguments = ["--gguf", f"models/gguf/{FILE}", "--text", "texts.txt", "--steps", "4"]

@@ -114,18 +114,18 @@ def weight_gradient(x: Tensor, dy: Tensor, out: Tensor | None = None) -> Tensor:
 
 def by_kernel(a: Tensor) -> bool:
     """Whether products of `a` are computed by the kernel of products.h."""
-    return not _by_cuda(a) and _portable.get()
+    return not _by_torch(a) and _portable.get()
 
 
-def _by_cuda(a: Tensor) -> bool:
-    """Whether `a` is on a GPU, or part of a graph that torch.compile makes for one: what a CPU needs would cut it."""
+def _by_torch(a: Tensor) -> bool:
+    """Whether PyTorch multiplies `a` in any case: on a GPU, or in a graph, which what a CPU needs to know would cut."""
     return a.is_cuda or torch.compiler.is_compiling()
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     if by_kernel(a):
         return _by_kernel(a, b, dtype, out)
-    if a.dtype == torch.bfloat16 and not _by_cuda(a) and _float_products_only():
+    if a.dtype == torch.bfloat16 and not _by_torch(a) and _float_products_only():
         a, b = a.float(), b.float()
     product = torch.mm(a, b)
     return product.to(dtype) if out is None else out.copy_(product)
