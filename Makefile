@@ -41,7 +41,7 @@ define at_once
 	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[1234]; exit $$failed
 endef
 
-tests_1 = tests/fast tests/book tests/exercises
+tests_1 = tests/fast tests/book tests/exercises tests/tracking
 tests_2 = tests/maths tests/runs tests/benchmarks
 tests_3 = tests/text tests/ground
 tests_4 = tests/stages tests/studies tests/pages
