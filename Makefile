@@ -34,17 +34,16 @@ repro: in-git $(READY)
 # first. More than there are cores, since tests of servers, of the Hub and of processes wait. A thread that waits for
 # another one must not keep a core from the other processes.
 define at_once
-	@mkdir -p .pytest_cache; rm -f .pytest_cache/[123]; export PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE; trap 'kill $$others' INT; others=; \
+	@mkdir -p .pytest_cache; rm -f .pytest_cache/[12]; export PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE; trap 'kill $$others' INT; others=; \
 	run() { $(BIN)/python -m pytest "$$@"; }; \
-	$(foreach n,1 2 3,$(if $($(1)_$(n)),run $($(1)_$(n)) >.pytest_cache/$(n) 2>&1 & others="$$others $$!"; )) \
+	$(foreach n,1 2,$(if $($(1)_$(n)),run $($(1)_$(n)) >.pytest_cache/$(n) 2>&1 & others="$$others $$!"; )) \
 	run $($(1)); failed=$$?; \
-	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[123]; exit $$failed
+	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[12]; exit $$failed
 endef
 
-tests_1 = tests/fast tests/book tests/exercises tests/pages tests/studies
-tests_2 = tests/maths tests/runs tests/ground
-tests_3 = tests/text tests/stages
-tests = tests $(addprefix --ignore=,$(tests_1) $(tests_2) $(tests_3))
+tests_1 = tests/fast tests/book tests/exercises tests/text tests/ground
+tests_2 = tests/maths tests/runs tests/stages
+tests = tests $(addprefix --ignore=,$(tests_1) $(tests_2))
 proofs = tests/maths --ignore=tests/maths/test_architecture.py --ignore=tests/maths/test_gradcheck.py
 proofs_1 = tests/maths/test_architecture.py tests/maths/test_gradcheck.py
 
