@@ -41,8 +41,8 @@ define at_once
 	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[12]; exit $$failed
 endef
 
-tests_1 = tests/fast tests/book tests/exercises tests/text tests/ground
-tests_2 = tests/maths tests/runs tests/stages
+tests_1 = tests/fast tests/book tests/exercises tests/text
+tests_2 = tests/maths tests/runs tests/stages tests/pages tests/ground
 tests = tests $(addprefix --ignore=,$(tests_1) $(tests_2))
 proofs = tests/maths --ignore=tests/maths/test_architecture.py --ignore=tests/maths/test_gradcheck.py
 proofs_1 = tests/maths/test_architecture.py tests/maths/test_gradcheck.py
