@@ -41,7 +41,7 @@ define at_once
 	for other in $$others; do wait $$other || failed=1; done; cat .pytest_cache/[12]; exit $$failed
 endef
 
-tests_1 = tests/fast tests/book tests/exercises tests/text
+tests_1 = tests/text tests/fast tests/book tests/exercises
 tests_2 = tests/maths tests/runs tests/stages tests/pages tests/ground
 tests = tests $(addprefix --ignore=,$(tests_1) $(tests_2))
 proofs = tests/maths --ignore=tests/maths/test_architecture.py --ignore=tests/maths/test_gradcheck.py
