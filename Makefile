@@ -42,7 +42,7 @@ define at_once
 endef
 
 tests_1 = tests/text tests/fast tests/book tests/exercises
-tests_2 = tests/maths tests/runs tests/stages tests/pages tests/ground
+tests_2 = tests/maths tests/runs tests/stages tests/pages
 tests = tests $(addprefix --ignore=,$(tests_1) $(tests_2))
 proofs = tests/maths --ignore=tests/maths/test_architecture.py --ignore=tests/maths/test_gradcheck.py
 proofs_1 = tests/maths/test_architecture.py tests/maths/test_gradcheck.py

@@ -141,6 +141,10 @@ def test_generated_code_takes_the_same_training_step(tie_embeddings: bool, dtype
     check_step(whole_graphs(), dtype, [2, 2], tie_embeddings=tie_embeddings)
 
 
+def test_generated_code_does_for_batches_of_two_sizes_without_biases_too() -> None:
+    check_step(whole_graphs(), torch.float64, [2, 1], tie_embeddings=False, bias=False)
+
+
 @pytest.mark.parametrize("changes", [LLAMA, MODERN], ids=["llama", "modern"])
 def test_the_other_architectures_graphs_do_too(changes: dict[str, Any]) -> None:
     check_step(captured_engine(), torch.float32, [2, 2], **changes)

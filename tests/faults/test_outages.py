@@ -22,7 +22,7 @@ from tests.servers import MlflowServer, Way
 
 pytestmark = pytest.mark.processes
 
-STEPS = 200
+STEPS = 400
 PAUSE = STEPS // 4  # the step at which a training stops until the test lets it go on
 # A request may take longer than a test waits for any process: whoever waits for an answer does not end in time.
 ENVIRONMENT = PIPELINE_ENVIRONMENT | {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(10 * PATIENCE))}

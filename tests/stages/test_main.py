@@ -167,7 +167,7 @@ def test_a_stage_without_its_input_says_which_stage_to_run(tmp_path: Path, stage
 
 
 @pytest.mark.processes
-def test_no_import_says_anything(tmp_path: Path) -> None:
+def test_no_import_says_anything() -> None:
     """By python itself, since where stages are forked the libraries have been imported before."""
     program = "from custom_transformer.tracking import store\nstore.import_mlflow()\n"
     program += "".join(f"import stages.{stage}\n" for stage in WITHOUT_INPUT)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.processes
 
 
 def run(folder: Path, *command: str) -> str:
+    """A command of git; or a module, as `python -m` runs it. Returns what it says."""
     if command[0] == "git":
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     else:
